@@ -1,0 +1,35 @@
+"""Every error of this project that a person may meet.
+
+GuardError
+├── BundleError        a probe bundle that is missing, corrupt, or for another model
+├── UnsupportedError   an engine, model or option that cannot be guarded
+├── TapError           the taps are not where they should be, or do not answer: refuse to serve
+└── RequestError       a request that cannot be carried out; names the field
+"""
+
+from __future__ import annotations
+
+
+class GuardError(Exception):
+    """Base of all errors raised by this project."""
+
+
+class BundleError(GuardError):
+    """A probe bundle cannot be used; the message says why and what to do."""
+
+
+class UnsupportedError(GuardError):
+    """What was asked for cannot be guarded; the message names it and what is supported."""
+
+
+class TapError(GuardError):
+    """The taps inside the engine do not work; serving would be silently unguarded."""
+
+
+class RequestError(GuardError):
+    """A request is wrong: ``param`` names the field, ``status`` is the HTTP status to answer with."""
+
+    def __init__(self, message: str, param: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.param = param
+        self.status = status

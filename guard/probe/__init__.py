@@ -1,0 +1,1 @@
+"""The probe bundle and its arithmetic. Imports neither vLLM nor FastAPI."""

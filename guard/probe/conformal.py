@@ -1,0 +1,33 @@
+"""Thresholds with a finite-sample guarantee (split conformal prediction).
+
+With m calibration answers that are right, flagging a new right answer when its risk reaches the k-th smallest of
+theirs, k = ceil((m + 1)(1 - alpha)), has a false-positive probability of at most alpha when right answers are
+exchangeable (Vovk et al., Algorithmic Learning in a Random World, 2005).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.errors import RequestError
+
+
+def threshold(right_risks: NDArray[np.float32], target_fpr: float) -> float:
+    """The risk at which to flag for a false-positive rate of at most ``target_fpr``.
+
+    right_risks: float32 [m], risks of calibration answers that were right, ascending.
+    Raises RequestError when m is too small for so low a rate.
+    """
+    m = len(right_risks)
+    rank = math.ceil((m + 1) * (1 - target_fpr))
+    if rank > m:
+        raise RequestError(
+            f"target_fpr {target_fpr:g} is below what this probe's {m} calibration answers can guarantee; "
+            f"the smallest is {1 / (m + 1):.4g}",
+            param="hallucination.target_fpr",
+        )
+    # The next float up: an answer as risky as the k-th calibration answer is not yet flagged.
+    return float(np.nextafter(np.float32(right_risks[max(rank, 1) - 1]), np.float32(2.0)))

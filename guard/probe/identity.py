@@ -1,0 +1,90 @@
+"""Which model is this? Read from its folder, without loading it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from guard.errors import BundleError
+from guard.probe.card import ModelIdentity
+
+_SAMPLE = 64 << 10  # bytes read of each block
+_BLOCK = 16 << 20  # a weights file is sampled once in each block of this size
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """sha256 over every safetensors file's name, size, header, and 64 KiB of each 16 MiB of data.
+
+    Any re-save, fine-tune or quantisation changes it, and a 140 GB checkpoint is read in seconds.
+    Raises BundleError when the folder holds no safetensors weights.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise BundleError(f"{folder} holds no .safetensors weights to identify the model by")
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size};".encode())
+        with file.open("rb") as stream:
+            header = int.from_bytes(stream.read(8), "little")
+            digest.update(stream.read(min(header, 100 << 20)))
+            for offset in range(8 + header, size, _BLOCK):
+                stream.seek(offset)
+                digest.update(stream.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+def chat_template_hash(folder: Path) -> str:
+    """sha256 of the chat template in the folder, or of nothing when it has none."""
+    separate = folder / "chat_template.jinja"
+    if separate.is_file():
+        text = separate.read_text(encoding="utf-8")
+    else:
+        config = folder / "tokenizer_config.json"
+        text = str(json.loads(config.read_text(encoding="utf-8")).get("chat_template") or "") if config.is_file() else ""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def model_config(folder: Path) -> dict[str, Any]:
+    """The text part of ``config.json``. Raises BundleError when there is none."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise BundleError(f"{folder} is not a model folder: config.json is missing")
+    config = json.loads(file.read_text(encoding="utf-8"))
+    return cast("dict[str, Any]", config.get("text_config", config))
+
+
+def identify(folder: Path, model_id: str, engine: str, dtype: str | None = None, revision: str | None = None) -> ModelIdentity:
+    """The identity of the model in ``folder``, to be written into a bundle."""
+    config = model_config(folder)
+    quantization = config.get("quantization_config", {}).get("quant_method")
+    stored = dtype or config.get("dtype") or config.get("torch_dtype") or "float32"
+    return ModelIdentity(
+        id=model_id,
+        revision=revision,
+        fingerprint=weights_fingerprint(folder),
+        dtype=cast("Literal['float32', 'bfloat16', 'float16']", stored),
+        quantization=quantization,
+        chat_template_sha256=chat_template_hash(folder),
+        layers=config["num_hidden_layers"],
+        neurons_per_layer=config["intermediate_size"],
+        engine=engine,
+    )
+
+
+def differences(expected: ModelIdentity, folder: Path) -> tuple[list[str], list[str]]:
+    """(fatal, tolerable) differences between the model a bundle names and the one in ``folder``, as phrases."""
+    actual = identify(folder, expected.id, expected.engine, expected.dtype, expected.revision)
+    fatal = [
+        f"{name.replace('_', ' ')} is {getattr(actual, name)}, the probe's is {getattr(expected, name)}"
+        for name in ("layers", "neurons_per_layer", "quantization")
+        if getattr(actual, name) != getattr(expected, name)
+    ]
+    if actual.fingerprint != expected.fingerprint:
+        fatal.append(f"its weights differ (fingerprint {actual.fingerprint[:12]}, the probe's {expected.fingerprint[:12]})")
+    tolerable = []
+    if actual.chat_template_sha256 != expected.chat_template_sha256:
+        tolerable.append("its chat template differs")
+    return fatal, tolerable

@@ -1,0 +1,133 @@
+"""From what was measured at each token to a calibrated risk, per token and per answer.
+
+The answer's risk is that of its worst window of ``window`` tokens (a shorter answer is one window): over a long answer
+the truth signal averages away and length dominates. Three features describe a window: the mean neuron score, the
+highest entropy and the highest surprise (negative log-probability) of its tokens. The first window also counts the
+neuron score of the last prompt token, the state from which the answer sets out. A logistic stack turns features into
+a logit, Platt scaling on held-out answers turns the highest logit into a probability.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FEATURES = ("neurons", "entropy", "surprise")
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What was measured on one answer of n tokens (the end-of-sequence token is not one of them).
+
+    lead: neuron score of the last prompt token.
+    neurons: float32 [n], neuron score of each token; NaN where its activation does not exist (an answer that stops at
+        a length limit never feeds its last token back).
+    entropy, logprob: float32 [n], nats, of the distribution that each token was drawn from, before any sampling option.
+    """
+
+    lead: float
+    neurons: Array
+    entropy: Array
+    logprob: Array
+
+    def __len__(self) -> int:
+        return len(self.neurons)
+
+    def flaw(self) -> str | None:
+        """Why these signals cannot be scored, or None."""
+        if len(self) == 0:
+            return "the answer has no tokens"
+        missing = np.flatnonzero(~np.isfinite(self.neurons[:-1]))
+        if not np.isfinite(self.lead) or missing.size:
+            return "the neuron score of a token is missing or not finite"
+        if not (np.isfinite(self.entropy).all() and np.isfinite(self.logprob).all()):
+            return "the entropy or log-probability of a token is missing or not finite"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A logistic regression on standardised features: bias + sum_k weight_k (x_k - mean_k) / scale_k."""
+
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    weight: tuple[float, ...]
+    bias: float
+
+    def logit(self, features: Array) -> NDArray[np.float64]:
+        """features [m, 3] -> logits [m]."""
+        standard = (features.astype(np.float64) - np.array(self.mean)) / np.array(self.scale)
+        return standard @ np.array(self.weight) + self.bias
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The worst window: tokens start (inclusive) to end (exclusive)."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """The calibrated reading of one bundle."""
+
+    window: int
+    answer: Stack
+    platt: tuple[float, float]
+    token: Stack
+
+    def logit(self, signals: Signals) -> tuple[float, Peak]:
+        """The highest stack logit over the answer's windows, uncalibrated, and where it is."""
+        features, starts, width = windows(signals, self.window)
+        logits = self.answer.logit(features)
+        worst = int(np.argmax(logits))
+        return float(logits[worst]), Peak(int(starts[worst]), int(starts[worst]) + width)
+
+    def risk(self, signals: Signals) -> tuple[float, Peak]:
+        """The calibrated probability that the answer is wrong, and its worst window."""
+        logit, peak = self.logit(signals)
+        a, b = self.platt
+        return float(sigmoid(np.float64(a * logit + b))), peak
+
+    def token_risks(self, signals: Signals) -> list[float | None]:
+        """For each token the calibrated probability that it states something wrong; None where it has no score."""
+        values = sigmoid(self.token.logit(token_features(signals)))
+        return [float(v) if np.isfinite(v) else None for v in values]
+
+
+def sigmoid(x: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
+    # Clipped: exp overflows in float64 beyond 709, and a probability is 0 or 1 in float32 long before 60.
+    return np.asarray(1 / (1 + np.exp(-np.clip(x, -60, 60))))
+
+
+def windows(signals: Signals, width: int) -> tuple[Array, NDArray[np.int64], int]:
+    """Features of every window: (float32 [m, 3], starts [m], width), where width is at most the answer's length."""
+    n = len(signals)
+    width = min(width, n)
+    starts = np.arange(n - width + 1)
+    present = np.isfinite(signals.neurons)
+    total = _rolling_sum(np.where(present, signals.neurons, 0.0), width)
+    count = _rolling_sum(present.astype(np.float64), width)
+    total[0] += signals.lead
+    count[0] += 1
+    # A window of one token that has no score of its own (the last one) falls back on the token before it.
+    previous = np.concatenate(([signals.lead], signals.neurons[:-1]))[starts + width - 1]
+    neurons = np.where(count > 0, total / np.maximum(count, 1), previous)
+    entropy = np.lib.stride_tricks.sliding_window_view(signals.entropy, width).max(-1)
+    surprise = np.lib.stride_tricks.sliding_window_view(-signals.logprob, width).max(-1)
+    return np.stack([neurons, entropy, surprise], -1).astype(np.float32), starts, width
+
+
+def token_features(signals: Signals) -> Array:
+    """Features of every token alone: float32 [n, 3]."""
+    return np.stack([signals.neurons, signals.entropy, -signals.logprob], -1).astype(np.float32)
+
+
+def _rolling_sum(values: NDArray[np.floating], width: int) -> NDArray[np.float64]:
+    summed = np.concatenate(([0.0], np.cumsum(values, dtype=np.float64)))
+    return summed[width:] - summed[:-width]
