@@ -1,0 +1,202 @@
+"""GuardedEngine: the engine client that the API talks to.
+
+It stands where vLLM's own ``AsyncLLM`` stood: everything but ``generate`` is delegated, so tools, templates, logprobs,
+streaming and n stay vLLM's. ``generate`` claims score slots, tells the worker, reads the ring as outputs arrive, lets
+the policy decide, and frees the slots whatever happens. Written against vLLM 0.32 (``v1/engine/async_llm.py``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
+
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from guard.engine import seat
+from guard.engine.answer import Answer, judge, risks_so_far, verdict_on
+from guard.engine.call import GuardCall, Verdict, current_call
+from guard.engine.ring import ScoreRing, SlotPool
+from guard.policy import Action, Fallback, Mode, Policy
+from guard.probe.bundle import Bundle
+from guard.probe.readout import Signals
+
+REFUSAL_FINISH = "content_filter"
+
+
+class GuardedEngine:
+    """Wraps an AsyncLLM; give it to vLLM's ``init_app_state`` in its place."""
+
+    def __init__(self, engine: Any, bundle: Bundle, ring: ScoreRing, default: Policy, fallback_text: str) -> None:
+        self._engine = engine
+        self.bundle = bundle
+        self.readout = bundle.readout
+        self.ring = ring
+        self.pool = SlotPool(ring.slots)
+        self.default_policy = default
+        self._fallback_text = fallback_text
+        self._blank_token = int(engine.get_tokenizer().eos_token_id or 0)
+        self.on_verdict: Callable[[Verdict, GuardCall], None] = lambda verdict, call: None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def generate(
+        self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
+    ) -> AsyncGenerator[Any, None]:
+        """As ``AsyncLLM.generate``, guarded by the current call's policy (or the operator's default).
+
+        Not itself a generator: choice indices are given out in the order of calls, not of first iteration.
+        """
+        call = current_call() or GuardCall(self.default_policy)
+        first = call.reserve(sampling_params.n)
+        return self._guarded(call, first, prompt, sampling_params, request_id, kwargs)
+
+    async def _guarded(
+        self,
+        call: GuardCall,
+        first: int,
+        prompt: Any,
+        params: SamplingParams,
+        request_id: str,
+        kwargs: dict[str, Any],
+    ) -> AsyncGenerator[Any, None]:
+        policy = call.policy
+        scored = policy.mode is not Mode.OFF
+        slots = self.pool.claim(params.n) if scored else []
+        finished = False
+        try:
+            params = params.clone()
+            params.extra_args = {**(params.extra_args or {}), seat.KEY: seat.pack(slots, policy.damp)}
+            prompt = self._salted(prompt, policy.damp)
+            answers = [Answer(first + i, slots[i] if scored else None) for i in range(params.n)]
+            inner = self._engine.generate(prompt, params, request_id, **kwargs)
+            try:
+                stream = self._decided(inner, answers, call, params.output_kind)
+                async for output in stream:
+                    finished = output.finished
+                    yield output
+            finally:
+                await inner.aclose()  # aborts the engine's work if it is not done
+        finally:
+            self.pool.release(slots, finished)
+
+    async def _decided(
+        self, inner: Any, answers: list[Answer], call: GuardCall, kind: RequestOutputKind
+    ) -> AsyncGenerator[Any, None]:
+        """The engine's outputs, each as soon as the policy lets it go."""
+        cumulative = kind is not RequestOutputKind.DELTA
+        waiting: deque[tuple[Any, dict[int, int]]] = deque()
+        async for output in inner:
+            began = time.perf_counter()
+            last: dict[int, int] = {}
+            for completion in output.outputs:
+                answer = answers[completion.index]
+                answer.prompt_length = len(output.prompt_token_ids)
+                answer.extend(completion.token_ids, cumulative)
+                last[completion.index] = len(answer.token_ids)
+                self._note(answer, completion, call)
+            waiting.append((output, last))
+            ready = []
+            while waiting and (output.finished or self._may_go(waiting[0], answers, call)):
+                ready.append(waiting.popleft())
+            released = [out for out, _ in ready if self._enforce(out, answers, call)]
+            call.overhead_seconds += time.perf_counter() - began
+            for out in released:
+                yield out
+
+    def _note(self, answer: Answer, completion: Any, call: GuardCall) -> None:
+        """Read what the ring has; decide when the answer is complete."""
+        if call.policy.token_risk_in_stream and answer.slot is not None:
+            known = call.token_risks.setdefault(answer.index, [])
+            # A token's own score exists once it was fed back, one step after it was drawn.
+            count = len(answer.token_ids) - (completion.finish_reason is None)
+            risks_so_far(answer, self.ring, self.readout, known, count)
+        if completion.finish_reason is None or answer.index in call.verdicts:
+            return
+        verdict = judge(
+            answer, self.ring, self.readout, call.policy, completion.finish_reason, completion.stop_reason
+        )
+        call.verdicts[answer.index] = verdict
+        self.on_verdict(verdict, call)
+
+    def _may_go(self, item: tuple[Any, dict[int, int]], answers: list[Answer], call: GuardCall) -> bool:
+        if call.policy.holds_answer:
+            return False  # until all is decided: the caller releases everything with the last output
+        if not call.policy.token_risk_in_stream:
+            return True
+        output, last = item
+        return all(
+            completion.finish_reason is not None or len(answers[completion.index].token_ids) > last[completion.index]
+            for completion in output.outputs
+        )
+
+    def _enforce(self, output: Any, answers: list[Answer], call: GuardCall) -> bool:
+        """Take withheld text out of ``output``; False when nothing of it is left to send."""
+        if not call.policy.holds_answer:
+            return True
+        kept = []
+        for completion in output.outputs:
+            verdict = call.verdicts.get(answers[completion.index].index)
+            if verdict is None or verdict.decision.action is not Action.ABSTAINED:
+                kept.append(completion)
+            elif completion.finish_reason is not None:
+                self._withhold(completion, verdict, len(answers[completion.index].token_ids))
+                kept.append(completion)
+        output.outputs = kept
+        return bool(kept) or output.finished
+
+    def _withhold(self, completion: Any, verdict: Verdict, generated: int) -> None:
+        refusal = verdict.policy.fallback is Fallback.REFUSAL
+        completion.text = "" if refusal else self._fallback_text
+        # As many tokens as were generated, so that usage counts them; which ones stays here.
+        completion.token_ids = [self._blank_token] * generated
+        completion.logprobs = None if completion.logprobs is None else [None] * generated
+        completion.cumulative_logprob = None
+        completion.finish_reason = REFUSAL_FINISH if refusal else "stop"
+        completion.stop_reason = None
+
+    def _salted(self, prompt: Any, damp: float) -> Any:
+        """Keep dampened keys and values apart from plain ones in the prefix cache."""
+        if damp == 1:
+            return prompt
+        if not isinstance(prompt, dict):
+            raise TypeError("vLLM's routes pass rendered prompts; a dampened request needs one to salt its cache")
+        own = prompt.get("cache_salt") or ""
+        salt = hashlib.sha256(f"{own}|{self.bundle.card.tensors_sha256}|{damp!r}".encode()).hexdigest()
+        return {**prompt, "cache_salt": salt}
+
+    async def measure(
+        self, prompt_ids: Sequence[int], response_ids: Sequence[int], damp: float, request_id: str
+    ) -> Signals:
+        """Measure given text: one forward pass over prompt and response, nothing is generated.
+
+        The prefix cache is not read (cached positions have no activations); what is written to it is plain, or salted.
+        """
+        slots = self.pool.claim(1)
+        done = False
+        try:
+            params = SamplingParams(
+                max_tokens=1,  # the engine must draw something; it is thrown away
+                temperature=0.0,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                skip_reading_prefix_cache=True,
+                extra_args={seat.KEY: seat.pack(slots, damp, start=len(prompt_ids) - 1)},
+            )
+            prompt = self._salted({"type": "token", "prompt_token_ids": [*prompt_ids, *response_ids]}, damp)
+            async for output in self._engine.generate(prompt, params, request_id):
+                done = output.finished
+            answer = Answer(0, slots[0], len(prompt_ids), list(response_ids))
+            return answer.signals(self.ring, len(response_ids))
+        finally:
+            self.pool.release(slots, done)
+
+    async def score(
+        self, prompt_ids: Sequence[int], response_ids: Sequence[int], policy: Policy, request_id: str, index: int = 0
+    ) -> Verdict:
+        """The verdict on given text; see ``measure``."""
+        signals = await self.measure(prompt_ids, response_ids, policy.damp, request_id)
+        return verdict_on(signals, self.readout, policy, index, list(response_ids), None)

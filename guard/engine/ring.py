@@ -1,0 +1,144 @@
+"""The score ring: shared memory in which the worker leaves what it measured, keyed by slot and absolute position.
+
+The API process creates it and hands out slots; the worker writes before it returns a step's output, the API process
+reads when that output arrives, so every read happens after its write. Each entry carries the generation of the claim
+it was written for: a slot needs no clearing, and what an aborted request still writes is never taken for another's.
+The file is sparse: memory is used by the positions that requests reach, not by the longest that they could.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.errors import RequestError, TapError
+
+PATH_VARIABLE = "HGUARD_RING_PATH"
+
+# What the forward pass of a position yields, and what is known of the token at a position once it is drawn.
+ACTIVATION = np.dtype([("generation", np.uint32), ("neurons", np.float32)])
+DRAW = np.dtype([("generation", np.uint32), ("entropy", np.float32), ("logprob", np.float32)])
+_HEADER = np.dtype([("slots", np.int64), ("positions", np.int64)])
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A claim on one row of the ring."""
+
+    index: int
+    generation: int
+
+
+class ScoreRing:
+    """The memory itself; both sides hold one."""
+
+    def __init__(self, path: Path, create: tuple[int, int] | None = None) -> None:
+        """Open the ring at ``path``, or create it with (slots, positions)."""
+        self.path = path
+        if create is not None:
+            header = np.memmap(path, dtype=_HEADER, mode="w+", shape=(1,))
+            header[0] = create
+            header.flush()
+        else:
+            if not path.is_file():
+                raise TapError(f"the score ring {path} is gone: the server that made it has stopped")
+            header = np.memmap(path, dtype=_HEADER, mode="r", shape=(1,))
+        self.slots, self.positions = int(header["slots"][0]), int(header["positions"][0])
+        shape, offset = (self.slots, self.positions), _HEADER.itemsize
+        size = self.slots * self.positions
+        if create is not None:
+            os.truncate(path, offset + size * (ACTIVATION.itemsize + DRAW.itemsize))
+        self.activations: NDArray[np.void] = np.memmap(path, dtype=ACTIVATION, mode="r+", offset=offset, shape=shape)
+        self.draws: NDArray[np.void] = np.memmap(
+            path, dtype=DRAW, mode="r+", offset=offset + size * ACTIVATION.itemsize, shape=shape
+        )
+
+    @classmethod
+    def create(cls, slots: int, positions: int) -> ScoreRing:
+        """A new ring in shared memory (or the temporary folder, where there is none)."""
+        folder = "/dev/shm" if os.path.isdir("/dev/shm") and os.access("/dev/shm", os.W_OK) else None
+        handle, name = tempfile.mkstemp(prefix="hguard-ring-", dir=folder)
+        os.close(handle)
+        return cls(Path(name), (slots, positions))
+
+    def unlink(self) -> None:
+        """Remove the name. The memory lives on in the processes that opened it, and is freed when the last one ends."""
+        self.path.unlink(missing_ok=True)
+
+    def write_activations(
+        self,
+        slots: NDArray[np.int64],
+        generations: NDArray[np.uint32],
+        positions: NDArray[np.int64],
+        neurons: NDArray[np.float32],
+    ) -> None:
+        """Record neuron scores; all arrays [rows], one entry each."""
+        entry = np.empty(len(slots), ACTIVATION)
+        entry["generation"], entry["neurons"] = generations, neurons
+        self.activations[slots, positions] = entry
+
+    def write_draws(
+        self,
+        slots: NDArray[np.int64],
+        generations: NDArray[np.uint32],
+        positions: NDArray[np.int64],
+        entropy: NDArray[np.float32],
+        logprob: NDArray[np.float32],
+    ) -> None:
+        """Record entropy and log-probability (nats) of the tokens at ``positions``; all arrays [rows]."""
+        entry = np.empty(len(slots), DRAW)
+        entry["generation"], entry["entropy"], entry["logprob"] = generations, entropy, logprob
+        self.draws[slots, positions] = entry
+
+    def read_neurons(self, slot: Slot, start: int, end: int) -> NDArray[np.float32]:
+        """Neuron scores of positions start..end-1, float32; NaN where this claim has none."""
+        entry = self.activations[slot.index, start:end]
+        return np.where(entry["generation"] == slot.generation, entry["neurons"], np.float32(np.nan))
+
+    def read_draws(self, slot: Slot, start: int, end: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(entropy, logprob) of the tokens at positions start..end-1, float32; NaN where this claim has none."""
+        entry = self.draws[slot.index, start:end]
+        known = entry["generation"] == slot.generation
+        missing = np.float32(np.nan)
+        return np.where(known, entry["entropy"], missing), np.where(known, entry["logprob"], missing)
+
+
+class SlotPool:
+    """Hands out the ring's slots (API process only)."""
+
+    def __init__(self, slots: int) -> None:
+        self._free = deque(range(slots))
+        self._generation = 0
+        self.size = slots
+
+    @property
+    def in_use(self) -> int:
+        return self.size - len(self._free)
+
+    def claim(self, count: int) -> list[Slot]:
+        """Claim ``count`` slots. Raises RequestError (503) when fewer are free."""
+        if count > len(self._free):
+            raise RequestError(
+                f"all {self.size} score slots are in use, so this answer could not be guarded; try again later",
+                status=503,
+            )
+        claimed = []
+        for _ in range(count):
+            # 0 is the generation of memory that was never written.
+            self._generation = self._generation % 0xFFFFFFFF + 1
+            claimed.append(Slot(self._free.pop(), self._generation))
+        return claimed
+
+    def release(self, slots: list[Slot], finished: bool) -> None:
+        """Give slots back; one of a request that did not finish rests longest before it is used again."""
+        for slot in slots:
+            if finished:
+                self._free.append(slot.index)
+            else:
+                self._free.appendleft(slot.index)

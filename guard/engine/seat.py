@@ -1,0 +1,51 @@
+"""What the API process tells the worker about one request, inside ``SamplingParams.extra_args``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from guard.engine.ring import Slot
+
+KEY = "hguard"
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where the worker leaves one sequence's measurements, and how it is dampened.
+
+    slot: row of the ring, -1 when nothing is to be recorded.
+    start: first position to record (the last prompt token); None: the prompt's own length says it.
+    """
+
+    slot: int = -1
+    generation: int = 0
+    damp: float = 1.0
+    start: int | None = None
+
+    @property
+    def forced(self) -> bool:
+        """Whether given text is scored: its tokens are part of the prompt, and their draws are recorded too."""
+        return self.start is not None
+
+
+EMPTY = Seat()
+
+
+def pack(slots: Sequence[Slot], damp: float, start: int | None = None) -> dict[str, Any]:
+    """The value under KEY for a request with one slot for each of its n sequences (none: nothing is recorded)."""
+    return {"slots": [[s.index, s.generation] for s in slots], "damp": damp, "start": start}
+
+
+def unpack(extra_args: Mapping[str, Any] | None, request_id: str) -> Seat:
+    """The seat of one engine request. vLLM names the n sequences of a request ``{i}_{request id}``."""
+    packed = (extra_args or {}).get(KEY)
+    if packed is None:
+        return EMPTY
+    slots = packed["slots"]
+    if not slots:
+        return Seat(damp=packed["damp"])
+    index = int(request_id.split("_", 1)[0]) if len(slots) > 1 else 0
+    slot, generation = slots[index]
+    return Seat(slot, generation, packed["damp"], packed["start"])

