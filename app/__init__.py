@@ -1,0 +1,1 @@
+"""HTTP: vLLM's own OpenAI routes composed with ours."""

@@ -1,0 +1,107 @@
+"""``hguard``: the command line. It stands above guard and app, because it starts both."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.settings import Settings
+from guard.errors import GuardError
+
+_POSITIONAL = "model"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``hguard``; returns the exit status: 0, 1 for a refusal, 2 for wrong usage."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    own, extra = _split(arguments)
+    options = _parser().parse_args(own)
+    if extra and options.command != "serve":
+        print("hguard: arguments after -- are vLLM's, and only `serve` starts vLLM", file=sys.stderr)
+        return 2
+    try:
+        return int(options.run(options, extra))
+    except GuardError as error:
+        print(f"hguard: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    if "--" not in arguments:
+        return arguments, []
+    at = arguments.index("--")
+    return arguments[:at], arguments[at + 1 :]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hguard", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser(
+        "serve",
+        help="serve a guarded model",
+        epilog="Each option is also an HGUARD_* variable and a key of hguard.toml. What follows -- goes to vLLM.",
+    )
+    serve.set_defaults(run=_serve)
+    for name, field in Settings.model_fields.items():
+        text = f"{field.description} (default: {field.default})"
+        if name == _POSITIONAL:
+            serve.add_argument(name, nargs="?", default=argparse.SUPPRESS, help=text)
+        elif field.annotation is bool:
+            flag = f"--{name.replace('_', '-')}"
+            serve.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        else:
+            serve.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=text)
+    probe = commands.add_parser("probe", help="look at probe bundles").add_subparsers(dest="action", required=True)
+    show = probe.add_parser("show", help="verify a bundle and print its card")
+    show.add_argument("path")
+    show.set_defaults(run=_show)
+    return parser
+
+
+def settings_from(values: dict[str, Any]) -> Settings:
+    """Settings with these flags on top. Raises GuardError naming each setting that is wrong."""
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise GuardError("wrong settings: " + "; ".join(lines)) from None
+
+
+def _serve(options: argparse.Namespace, extra: list[str]) -> int:
+    chosen = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
+    settings = settings_from(chosen)
+    from app.main import bind, plan, serve
+
+    prepared = plan(settings, extra)
+    try:
+        sock = bind(prepared)
+    except OSError as error:
+        raise GuardError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; set --port") from None
+    with contextlib.closing(sock):
+        try:
+            asyncio.run(serve(prepared, sock))
+        except RuntimeError as error:
+            raise GuardError(f"the engine did not start: {error}") from error
+    return 0
+
+
+def _show(options: argparse.Namespace, extra: list[str]) -> int:
+    import json
+
+    from app.info import card
+    from guard.probe.bundle import load_bundle
+
+    print(json.dumps(card(load_bundle(options.path)), indent=2, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

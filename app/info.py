@@ -1,0 +1,48 @@
+"""What the server says about itself: the page, the probe's card, the effective settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import FileResponse, JSONResponse
+
+from guard.probe.bundle import Bundle
+
+PAGE = Path(__file__).parent / "page" / "index.html"
+
+
+def card(bundle: Bundle) -> dict[str, Any]:
+    """The bundle's card as ``GET /v1/probe`` gives it."""
+    model = bundle.card.model
+    return {
+        "object": "hallucination.probe",
+        "revision": bundle.revision,
+        "neurons": len(bundle.neuron),
+        "h_neurons": bundle.h_neurons,
+        "h_neurons_per_mille": round(1000 * bundle.h_neurons / (model.layers * model.neurons_per_layer), 4),
+        "tapped_layers": sorted(set(bundle.layer.tolist())),
+        **bundle.card.model_dump(mode="json"),
+    }
+
+
+def router(bundle: Bundle, settings: dict[str, Any]) -> APIRouter:
+    """The routes ``/``, ``/v1/probe`` and ``/info``."""
+    routes = APIRouter(tags=["hallucination"])
+
+    @routes.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE, media_type="text/html")
+
+    @routes.get("/v1/probe")
+    async def probe() -> JSONResponse:
+        """The card of the probe that guards the model."""
+        return JSONResponse(card(bundle))
+
+    @routes.get("/info")
+    async def info() -> JSONResponse:
+        """The settings in effect."""
+        return JSONResponse(settings)
+
+    return routes

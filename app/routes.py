@@ -1,0 +1,34 @@
+"""Which of vLLM's routes the app keeps. Whatever generates without passing the guard is closed."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from app.guarding import GUARDED
+
+# Routes of vLLM that generate nothing.
+HARMLESS = frozenset(
+    {
+        "/v1/models",
+        "/tokenize",
+        "/detokenize",
+        "/health",
+        "/ping",
+        "/load",
+        "/version",
+        "/metrics",
+        "/openapi.json",
+        "/docs",
+        "/docs/oauth2-redirect",
+        "/redoc",
+    }
+)
+ALLOWED = GUARDED | HARMLESS
+
+
+def close_unguarded(app: FastAPI) -> list[str]:
+    """Remove every route that is not on the list, known or not; returns the paths that were closed."""
+    closed = [route for route in app.router.routes if getattr(route, "path", None) not in ALLOWED]
+    for route in closed:
+        app.router.routes.remove(route)
+    return sorted({str(getattr(route, "path", route)) for route in closed})

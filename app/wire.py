@@ -1,0 +1,62 @@
+"""What a response says of the guard: the ``hallucination`` object. A missing score is never reported as 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from guard.engine.call import Verdict
+from guard.policy import Action
+from guard.probe.bundle import Bundle
+
+Token = tuple[str, int, int]  # text, start, end: character offsets into the answer
+
+
+class Writer:
+    """Writes verdicts for one bundle; ``spell`` gives the text and offsets of generated token ids."""
+
+    def __init__(self, bundle: Bundle, spell: Callable[[Sequence[int]], list[Token]]) -> None:
+        self._probe = {"id": bundle.card.id, "revision": bundle.revision}
+        self._spell = spell
+
+    def write(self, verdicts: Sequence[Verdict], spelled: Sequence[Token] | None = None) -> dict[str, Any]:
+        """The ``hallucination`` object for these answers; ``spelled`` replaces the tokens' own text and offsets."""
+        if not verdicts:
+            return {"type": "error", "code": "no_verdict", "message": "the engine ended before an answer was complete"}
+        mode = verdicts[0].policy.mode.value
+        if all(verdict.risk is None for verdict in verdicts):
+            first = verdicts[0]
+            return {
+                "type": "not_scored",
+                "reason": first.reason,
+                "mode": mode,
+                "action": first.decision.action.value,
+            }
+        return {
+            "type": "hallucination_results",
+            "probe": self._probe,
+            "mode": mode,
+            "results": [self._result(verdict, spelled) for verdict in verdicts],
+        }
+
+    def _result(self, verdict: Verdict, spelled: Sequence[Token] | None) -> dict[str, Any]:
+        result: dict[str, Any] = {
+            "index": verdict.index,
+            "risk": verdict.risk,
+            "flagged": verdict.decision.flagged,
+            "action": verdict.decision.action.value,
+            "threshold": verdict.policy.threshold,
+            "scored_tokens": sum(risk is not None for risk in verdict.token_risks),
+        }
+        if verdict.risk is None:
+            result["reason"] = verdict.reason
+        elif verdict.peak is not None:
+            result["peak"] = {"start": verdict.peak.start, "end": verdict.peak.end, "risk": verdict.risk}
+        # The tokens of a withheld answer would be the answer.
+        if verdict.policy.tokens and verdict.decision.action is not Action.ABSTAINED:
+            tokens = self._spell(verdict.token_ids) if spelled is None else spelled
+            result["tokens"] = [
+                {"token": text, "start": start, "end": end, "risk": risk}
+                for (text, start, end), risk in zip(tokens, verdict.token_risks, strict=True)
+            ]
+        return result
