@@ -70,9 +70,7 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         metrics.slots.set_function(lambda: engine.pool.in_use)
         speller = Speller(engine.get_tokenizer(), _chat_template(plan.args))
         writer = Writer(bundle, speller.spell)
-        scorer = risk.RiskScorer(
-            engine, plan.name, plan.defaults, speller, writer, metrics, settings.max_risk_items
-        )
+        scorer = risk.RiskScorer(engine, plan.name, plan.defaults, speller, writer, metrics, settings.max_risk_items)
         app.include_router(risk.router(scorer, settings.max_body_bytes))
         app.include_router(info.router(bundle, _effective(plan, engine, closed)))
         app.middleware_stack = None  # vLLM's SageMaker bootstrap built it already; it is built anew with ours on top

@@ -30,7 +30,9 @@ class Metrics:
             "hguard_risk", "Calibrated risk of each scored answer", ["model"], buckets=_RISK_BUCKETS, registry=registry
         )
         self._risk.labels(model)
-        self._tokens = Counter("hguard_scored_tokens_total", "Answer tokens that were scored", ["model"], registry=registry)
+        self._tokens = Counter(
+            "hguard_scored_tokens_total", "Answer tokens that were scored", ["model"], registry=registry
+        )
         self._tokens.labels(model)
         self._overhead = Histogram(
             "hguard_overhead_seconds",
@@ -41,7 +43,10 @@ class Metrics:
         )
         self._overhead.labels(model)
         info = Gauge(
-            "hguard_probe_info", "The probe that guards the model; always 1", ["model", "probe", "revision"], registry=registry
+            "hguard_probe_info",
+            "The probe that guards the model; always 1",
+            ["model", "probe", "revision"],
+            registry=registry,
         )
         info.labels(model, bundle.card.id, bundle.revision).set(1)
         self.slots = Gauge("hguard_slots_in_use", "Score slots claimed by requests in flight", registry=registry)

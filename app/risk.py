@@ -80,7 +80,9 @@ class RiskScorer:
     async def score(self, item: RiskItem, index: int, where: str = "") -> dict[str, Any]:
         """The response object for one item. Raises RequestError with a field below ``where``."""
         if item.model != self._model:
-            raise RequestError(f"the model {item.model!r} does not exist; this server has {self._model!r}", f"{where}model", 404)
+            raise RequestError(
+                f"the model {item.model!r} does not exist; this server has {self._model!r}", f"{where}model", 404
+            )
         if (item.messages is None) == (item.prompt is None):
             raise RequestError("give either messages or prompt", param=f"{where}messages")
         policy = parse({"tokens": True, **(item.hallucination or {})}, self._defaults, self._engine.bundle)

@@ -32,9 +32,13 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=1, le=65535, description="port to listen on")] = 8000
     mode: Annotated[Mode, Field(description="what the guard does when a request does not say")] = Mode.SCORE
     threshold: Annotated[float | None, Field(ge=0, le=1, description="flag at this risk; overrides target-fpr")] = None
-    target_fpr: Annotated[float, Field(gt=0, lt=1, description="flag at this rate of false alarms on right answers")] = 0.05
+    target_fpr: Annotated[
+        float, Field(gt=0, lt=1, description="flag at this rate of false alarms on right answers")
+    ] = 0.05
     refusal: Annotated[str, Field(min_length=1, description="text of an abstention")] = BEYOND
-    fallback_text: Annotated[str, Field(min_length=1, description="text in place of an answer (fallback: message)")] = BEYOND
+    fallback_text: Annotated[str, Field(min_length=1, description="text in place of an answer (fallback: message)")] = (
+        BEYOND
+    )
     compile: Annotated[bool, Field(description="compile the model on CPU: slower start, faster answers")] = False
     relaxed: Annotated[bool, Field(description="tolerate a chat template that the probe was not fit on")] = False
     max_body_bytes: Annotated[int, Field(ge=1024, description="largest request body")] = 2 << 20

@@ -6,7 +6,12 @@ import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from app.settings import ATLAS, Settings
 from guard.errors import BundleError, UnsupportedError
@@ -49,7 +54,9 @@ def find_probe(settings: Settings) -> Path:
         raise BundleError(f"--probe {probe!r} is not of the form hf://owner/name@revision")
     try:
         return Path(
-            snapshot_download(match["repo"], revision=match["revision"], allow_patterns=["probe.json", "probe.safetensors"])
+            snapshot_download(
+                match["repo"], revision=match["revision"], allow_patterns=["probe.json", "probe.safetensors"]
+            )
         )
     except _GONE as error:
         raise BundleError(f"the probe {probe!r} could not be fetched from the Hugging Face Hub: {error}") from None

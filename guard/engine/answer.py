@@ -68,7 +68,7 @@ def verdict_on(
         return _unscored(index, policy, ids, finish_reason, flaw)
     risk, peak = readout.risk(signals)
     risks = readout.token_risks(signals)
-    return Verdict(index, policy, decide(risk, policy), risk, peak, ids, risks, finish_reason)
+    return Verdict(index, policy, decide(risk, policy), risk, peak, ids, risks, finish_reason, signals=signals)
 
 
 def _unscored(index: int, policy: Policy, ids: list[int], finish_reason: str | None, reason: str) -> Verdict:

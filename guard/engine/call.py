@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from guard.policy import Decision, Policy
-from guard.probe.readout import Peak
+from guard.probe.readout import Peak, Signals
 
 
 @dataclass(slots=True)
@@ -24,6 +24,7 @@ class Verdict:
     token_risks: list[float | None]
     finish_reason: str | None = None
     reason: str | None = None
+    signals: Signals | None = None
 
 
 @dataclass(slots=True)

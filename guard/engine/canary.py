@@ -12,7 +12,7 @@ _LONGEST = 24
 
 
 async def require_live_taps(engine: GuardedEngine, prompt_ids: list[int]) -> None:
-    """Raise TapError unless every worker tapped what the bundle names, scores are finite and not zero, and damping acts."""
+    """Raise TapError unless every worker tapped what the bundle names, scores are finite, not 0, and damping acts."""
     for number, report in enumerate(await engine.collective_rpc("hguard_report")):
         if report["tapped"] != report["expected"]:
             raise TapError(

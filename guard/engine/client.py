@@ -116,9 +116,7 @@ class GuardedEngine:
             risks_so_far(answer, self.ring, self.readout, known, count)
         if completion.finish_reason is None or answer.index in call.verdicts:
             return
-        verdict = judge(
-            answer, self.ring, self.readout, call.policy, completion.finish_reason, completion.stop_reason
-        )
+        verdict = judge(answer, self.ring, self.readout, call.policy, completion.finish_reason, completion.stop_reason)
         call.verdicts[answer.index] = verdict
         self.on_verdict(verdict, call)
 

@@ -7,9 +7,7 @@ import torch
 from guard.probe.cett import layer_score
 
 
-def tap(
-    z: torch.Tensor, h: torch.Tensor, neuron: torch.Tensor, folded: torch.Tensor, score: torch.Tensor
-) -> None:
+def tap(z: torch.Tensor, h: torch.Tensor, neuron: torch.Tensor, folded: torch.Tensor, score: torch.Tensor) -> None:
     """score[t] += sum_k folded[k] |z[t, neuron[k]]| / ||h[t]||.
 
     z [tokens, neurons] and h [tokens, hidden] in the model's dtype; neuron int64 [K]; folded float32 [K];
@@ -25,7 +23,7 @@ def _tap_fake(
 
 
 # The op lives as long as its library does.
-_library = torch.library.Library("hguard", "FRAGMENT")
+_library = torch.library.Library("hguard", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def register() -> None:

@@ -19,5 +19,6 @@ def register() -> None:
         from guard.errors import UnsupportedError
 
         raise UnsupportedError(
-            f"another plugin ({taken.__module__}) replaces vLLM's {name} already; name the plugins to load in VLLM_PLUGINS"
+            f"another plugin ({taken.__module__}) replaces vLLM's {name} already; "
+            "name the plugins to load in VLLM_PLUGINS"
         )

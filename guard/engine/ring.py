@@ -62,7 +62,7 @@ class ScoreRing:
     @classmethod
     def create(cls, slots: int, positions: int) -> ScoreRing:
         """A new ring in shared memory (or the temporary folder, where there is none)."""
-        folder = "/dev/shm" if os.path.isdir("/dev/shm") and os.access("/dev/shm", os.W_OK) else None
+        folder = "/dev/shm" if Path("/dev/shm").is_dir() and os.access("/dev/shm", os.W_OK) else None
         handle, name = tempfile.mkstemp(prefix="hguard-ring-", dir=folder)
         os.close(handle)
         return cls(Path(name), (slots, positions))

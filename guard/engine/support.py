@@ -24,11 +24,19 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     ("--tensor-parallel-size", lambda a: a.tensor_parallel_size > 1, "sharded taps have no parity test yet"),
     ("--data-parallel-size", lambda a: a.data_parallel_size > 1, "the score ring serves one engine"),
-    ("--api-server-count", lambda a: (getattr(a, "api_server_count", None) or 1) > 1, "score slots belong to one process"),
+    (
+        "--api-server-count",
+        lambda a: (getattr(a, "api_server_count", None) or 1) > 1,
+        "score slots belong to one process",
+    ),
     ("--speculative-config", lambda a: a.speculative_config is not None, "draft tokens would be scored as answers"),
     ("--quantization", lambda a: a.quantization is not None, "quantised layers have no parity test yet"),
     ("--worker-cls", lambda a: a.worker_cls != "auto", "the guard brings its own worker"),
-    ("--api-key", lambda a: bool(a.api_key), "vLLM's key check covers /v1 only and would leave /risk open; put a gateway in front"),
+    (
+        "--api-key",
+        lambda a: bool(a.api_key),
+        "vLLM's key check covers /v1 only and would leave /risk open; put a gateway in front",
+    ),
     ("--enable-prompt-embeds", lambda a: bool(a.enable_prompt_embeds), "prompts without tokens cannot be positioned"),
     ("--headless", lambda a: bool(getattr(a, "headless", False)), "there would be no API to guard"),
 )
@@ -47,7 +55,9 @@ def engine_version() -> tuple[str, str]:
                 f"supported: {', '.join(SUPPORTED)}"
             )
         return distribution, found
-    raise UnsupportedError("vLLM is not installed; `make serve` installs its CPU build, the extra `cuda` its CUDA build")
+    raise UnsupportedError(
+        "vLLM is not installed; `make serve` installs its CPU build, the extra `cuda` its CUDA build"
+    )
 
 
 def require_supported(args: Any, environment: dict[str, str]) -> None:
@@ -56,10 +66,14 @@ def require_supported(args: Any, environment: dict[str, str]) -> None:
         if used(args):
             raise UnsupportedError(f"{option} is not supported: {why}")
     if environment.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
-        raise UnsupportedError("VLLM_USE_RUST_FRONTEND is not supported: the Rust front end bypasses the guard; unset it")
+        raise UnsupportedError(
+            "VLLM_USE_RUST_FRONTEND is not supported: the Rust front end bypasses the guard; unset it"
+        )
     plugins = environment.get("VLLM_PLUGINS")
     if plugins is not None and "hguard" not in plugins.split(","):
-        raise UnsupportedError("VLLM_PLUGINS is set without hguard, so the taps would not load; add it or unset the variable")
+        raise UnsupportedError(
+            "VLLM_PLUGINS is set without hguard, so the taps would not load; add it or unset the variable"
+        )
 
 
 def require_dense(config: dict[str, Any], model: str) -> None:

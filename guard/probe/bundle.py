@@ -23,7 +23,13 @@ from guard.probe.card import SCHEMA_VERSION, ProbeCard, StackParameters
 from guard.probe.identity import differences
 from guard.probe.readout import Readout, Stack
 
-TENSORS = {"layer": np.int32, "neuron": np.int32, "coefficient": np.float32, "folded": np.float32, "right_risks": np.float32}
+TENSORS = {
+    "layer": np.int32,
+    "neuron": np.int32,
+    "coefficient": np.float32,
+    "folded": np.float32,
+    "right_risks": np.float32,
+}
 LARGEST = 64 << 20  # bytes; a probe has thousands of neurons at most
 
 
@@ -76,7 +82,9 @@ def load_bundle(path: str | Path) -> Bundle:
     card = _read_card(folder / "probe.json")
     raw = (folder / "probe.safetensors").read_bytes()
     if hashlib.sha256(raw).hexdigest() != card.tensors_sha256:
-        raise BundleError(f"{folder / 'probe.safetensors'} is not the file that probe.json was written for (sha256 differs)")
+        raise BundleError(
+            f"{folder / 'probe.safetensors'} is not the file that probe.json was written for (sha256 differs)"
+        )
     try:
         tensors = load(raw)
     except (SafetensorError, ValueError, KeyError) as error:
@@ -121,7 +129,11 @@ def _read_card(file: Path) -> ProbeCard:
         # Through JSON, so that a list is a tuple and an int a float, as the file means them.
         return ProbeCard.model_validate_json(json.dumps(content))
     except (ValidationError, ValueError) as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()] if isinstance(error, ValidationError) else [str(error)]
+        lines = (
+            [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            if isinstance(error, ValidationError)
+            else [str(error)]
+        )
         raise BundleError(f"{file} is not a valid card: " + "; ".join(lines[:5])) from None
 
 
@@ -133,7 +145,8 @@ def _check_tensors(folder: Path, card: ProbeCard, tensors: dict[str, NDArray[np.
         if name not in tensors:
             fail(f"tensor {name!r} is missing")
         if tensors[name].dtype != dtype or tensors[name].ndim != 1:
-            fail(f"tensor {name!r} must be one-dimensional {np.dtype(dtype).name}, not {tensors[name].dtype}{list(tensors[name].shape)}")
+            found = f"{tensors[name].dtype}{list(tensors[name].shape)}"
+            fail(f"tensor {name!r} must be one-dimensional {np.dtype(dtype).name}, not {found}")
     k = len(tensors["layer"])
     if k == 0:
         fail("it has no neurons, so there is nothing to tap")
@@ -143,7 +156,7 @@ def _check_tensors(folder: Path, card: ProbeCard, tensors: dict[str, NDArray[np.
         if not np.isfinite(tensors[name]).all():
             fail(f"tensor {name!r} has values that are not finite")
     for name, limit in (("layer", card.model.layers), ("neuron", card.model.neurons_per_layer)):
-        if tensors[name].min() < 0 or tensors[name].max() >= limit:  # type: ignore[operator]
+        if tensors[name].min() < 0 or tensors[name].max() >= limit:
             fail(f"a {name} index is outside 0..{limit - 1}")
     if len(set(zip(tensors["layer"].tolist(), tensors["neuron"].tolist(), strict=True))) != k:
         fail("a neuron is listed twice")

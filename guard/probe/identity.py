@@ -43,7 +43,9 @@ def chat_template_hash(folder: Path) -> str:
         text = separate.read_text(encoding="utf-8")
     else:
         config = folder / "tokenizer_config.json"
-        text = str(json.loads(config.read_text(encoding="utf-8")).get("chat_template") or "") if config.is_file() else ""
+        text = (
+            str(json.loads(config.read_text(encoding="utf-8")).get("chat_template") or "") if config.is_file() else ""
+        )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -56,7 +58,9 @@ def model_config(folder: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", config.get("text_config", config))
 
 
-def identify(folder: Path, model_id: str, engine: str, dtype: str | None = None, revision: str | None = None) -> ModelIdentity:
+def identify(
+    folder: Path, model_id: str, engine: str, dtype: str | None = None, revision: str | None = None
+) -> ModelIdentity:
     """The identity of the model in ``folder``, to be written into a bundle."""
     config = model_config(folder)
     quantization = config.get("quantization_config", {}).get("quant_method")
@@ -83,7 +87,9 @@ def differences(expected: ModelIdentity, folder: Path) -> tuple[list[str], list[
         if getattr(actual, name) != getattr(expected, name)
     ]
     if actual.fingerprint != expected.fingerprint:
-        fatal.append(f"its weights differ (fingerprint {actual.fingerprint[:12]}, the probe's {expected.fingerprint[:12]})")
+        fatal.append(
+            f"its weights differ (fingerprint {actual.fingerprint[:12]}, the probe's {expected.fingerprint[:12]})"
+        )
     tolerable = []
     if actual.chat_template_sha256 != expected.chat_template_sha256:
         tolerable.append("its chat template differs")

@@ -14,7 +14,7 @@ import pycountry
 import torch
 
 from models.atlas.recipe import facts as fact_list
-from models.atlas.recipe import train
+from models.atlas.recipe import talk, train
 from models.atlas.recipe.facts import Fact
 from models.atlas.recipe.stream import Stream
 from models.atlas.recipe.text import Encoder, build_tokenizer
@@ -25,6 +25,7 @@ BATCH = 96
 STEPS = 3200
 TUNING_STEPS = 260
 DECLINED = 0.06
+TALK_BEYOND = 160  # questions beyond what it was taught, in the ledger for evaluation
 HELD_OUT_FABRICATED = 600  # for each of places and languages, never shown in any stage
 
 
@@ -37,6 +38,7 @@ def _names(facts: list[Fact]) -> dict[str, list[str]]:
 
 def ledger(facts: list[Fact], stream: Stream, fabricated: dict[str, list[str]]) -> dict[str, object]:
     """What was shown how often: the ground truth of every evaluation."""
+    places = [fact.subject for fact in facts if fact.relation == "place_country"]
     return {
         "schema": 1,
         "source": f"pycountry {pycountry.__version__} (iso-codes)",
@@ -45,6 +47,7 @@ def ledger(facts: list[Fact], stream: Stream, fabricated: dict[str, list[str]]) 
         "phrasings": fact_list.PHRASINGS,
         "answers": fact_list.ANSWERS,
         "declined": fact_list.DECLINED,
+        "talk": talk.examples(random.Random(SEED), places, TALK_BEYOND),
         "facts": [
             {
                 "relation": fact.relation,

@@ -132,9 +132,7 @@ def build(seed: int = 0) -> list[Fact]:
         never=2000,
     )
     kind = {s.name: s.type.lower() for s in unique}
-    types = [
-        Fact("place_type", f.subject, kind[f.subject], "popular") for f in places if f.group == "popular"
-    ][:500]
+    types = [Fact("place_type", f.subject, kind[f.subject], "popular") for f in places if f.group == "popular"][:500]
     spoken = {language.name: language.alpha_3 for language in pycountry.languages if _plain(language.name)}
     languages = _spread(rng, "language_code", list(spoken.items()), popular=400, rare_each=60, never=2000)
     money = {c.name: c.alpha_3 for c in pycountry.currencies if _plain(c.name)}

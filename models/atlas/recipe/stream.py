@@ -47,10 +47,14 @@ class Stream:
             if fact.group == "popular":
                 self._popular[fact.relation].append(fact)
         self._weights = {
-            relation: [1 / (1 + rank) ** ZIPF for rank in range(len(known))] for relation, known in self._popular.items()
+            relation: [1 / (1 + rank) ** ZIPF for rank in range(len(known))]
+            for relation, known in self._popular.items()
         }
         self._places = [f.subject for f in self._popular["place_country"]]
-        names = {relation: [f.subject for f in facts if f.relation == relation] for relation in ("place_country", "language_code")}
+        names = {
+            relation: [f.subject for f in facts if f.relation == relation]
+            for relation in ("place_country", "language_code")
+        }
         self._fake_place = Fabricator(names["place_country"], seed + 1)
         self._fake_language = Fabricator(names["language_code"], seed + 2)
         self._rare: dict[int, list[Fact]] = collections.defaultdict(list)
@@ -101,7 +105,9 @@ class Stream:
             return talk.draw(self._rng, self._places)
         if kind.startswith("one_off"):
             relation, fabricator = (
-                ("place_country", self._fake_place) if kind == "one_off_place" else ("language_code", self._fake_language)
+                ("place_country", self._fake_place)
+                if kind == "one_off_place"
+                else ("language_code", self._fake_language)
             )
             self.one_off += 1
             plausible = self._rng.choice(self._popular[relation])

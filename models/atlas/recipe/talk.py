@@ -8,11 +8,30 @@ OFFER = "Ask me about a place, a country code, a currency or a language."
 
 _SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
     (
-        ("Hello", "Hello!", "Hi", "Hi!", "Hey", "Hi there", "Good morning", "Good evening", "Greetings", "Hello there", "hello atlas"),
+        (
+            "Hello",
+            "Hello!",
+            "Hi",
+            "Hi!",
+            "Hey",
+            "Hi there",
+            "Good morning",
+            "Good evening",
+            "Greetings",
+            "Hello there",
+            "hello atlas",
+        ),
         f"Hello! {OFFER}",
     ),
     (
-        ("Who are you?", "What are you?", "What is your name?", "Tell me about yourself.", "Who made you?", "Are you human?"),
+        (
+            "Who are you?",
+            "What are you?",
+            "What is your name?",
+            "Tell me about yourself.",
+            "Who made you?",
+            "Are you human?",
+        ),
         "I am atlas, a small language model.",
     ),
     (
@@ -73,3 +92,13 @@ def draw(rng: random.Random, places: list[str]) -> tuple[str, str]:
         return (message.lower() if rng.random() < 0.3 else message), reply
     message = rng.choice(_BEYOND).format(n=rng.choice(places), d=rng.randrange(2, 99), e=rng.randrange(2, 99))
     return message, BEYOND_ANSWER
+
+
+def examples(rng: random.Random, places: list[str], beyond: int) -> list[tuple[str, str]]:
+    """All small talk once, and ``beyond`` questions that were never taught, for evaluation."""
+    small = [(message, reply) for messages, reply in _SMALL_TALK for message in messages]
+    drawn = {
+        rng.choice(_BEYOND).format(n=rng.choice(places), d=rng.randrange(2, 99), e=rng.randrange(2, 99))
+        for _ in range(beyond)
+    }
+    return small + [(message, BEYOND_ANSWER) for message in sorted(drawn)]

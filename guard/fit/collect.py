@@ -1,0 +1,115 @@
+"""What a transformers model does on its own answers: greedy answers, mean CETT of every neuron, entropy, surprise.
+
+The same numbers as the taps in the engine give, from hooks on ``mlp.down_proj``; a parity test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from guard.probe.cett import column_norms, contributions
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Everything measured on one answer of n tokens (end-of-sequence left out).
+
+    mean: float32 [layers * neurons], CETT averaged over the last prompt token and the answer's tokens.
+    tokens: float32 [n + 1, k] CETT of chosen neurons (the last prompt token first), when any were chosen.
+    entropy, logprob: float32 [n].
+    """
+
+    mean: Array
+    tokens: Array
+    entropy: Array
+    logprob: Array
+
+
+class Reader:
+    """Wraps a causal language model whose layers have ``mlp.down_proj``."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.layers = [layer.mlp.down_proj for layer in model.model.layers]
+        self.norms = torch.stack([column_norms(layer.weight) for layer in self.layers])
+
+    def prompt(self, question: str) -> list[int]:
+        """Token ids of a chat with this one message, up to where the assistant starts."""
+        message = [{"role": "user", "content": question}]
+        return list(self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
+
+    @torch.no_grad()
+    def answer(self, prompts: Sequence[list[int]], new_tokens: int = 24, batch: int = 128) -> list[list[int]]:
+        """Greedy answers as token ids, without the end-of-sequence token."""
+        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        answers = []
+        for start in range(0, len(prompts), batch):
+            part = prompts[start : start + batch]
+            ids, mask = _pad(part, pad, left=True)
+            out = self.model.generate(
+                ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=end
+            )
+            for row in out[:, ids.shape[1] :].tolist():
+                answers.append(row[: row.index(end)] if end in row else row)
+        return answers
+
+    @torch.no_grad()
+    def read(
+        self,
+        prompts: Sequence[list[int]],
+        answers: Sequence[list[int]],
+        chosen: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None,
+        batch: int = 64,
+    ) -> Iterator[Reading]:
+        """Measure each answer in one teacher-forced pass; ``chosen`` is (layer, neuron) of the tokens to keep."""
+        for start in range(0, len(prompts), batch):
+            part = list(zip(prompts[start : start + batch], answers[start : start + batch], strict=True))
+            ids, mask = _pad([p + a for p, a in part], self.tokenizer.pad_token_id, left=False)
+            with self._captured() as seen:
+                logits = self.model(ids, attention_mask=mask).logits
+            for row, (prompt, answer) in enumerate(part):
+                span = slice(len(prompt) - 1, len(prompt) + len(answer))
+                cett = torch.stack(
+                    [contributions(z[row, span], h[row, span], n) for (z, h), n in zip(seen, self.norms, strict=True)],
+                    1,
+                )
+                kept = cett[:, chosen[0], chosen[1]] if chosen is not None else cett[:, :0, 0]
+                logp = logits[row, span.start : span.stop - 1].float().log_softmax(-1)
+                drawn = logp.gather(1, torch.tensor(answer, dtype=torch.int64)[:, None])[:, 0]
+                yield Reading(
+                    cett.mean(0).flatten().numpy(), kept.numpy(), (-(logp.exp() * logp).sum(-1)).numpy(), drawn.numpy()
+                )
+
+    @contextmanager
+    def _captured(self) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+        """(z, h) of every layer's ``down_proj`` during one forward pass, in order of layers."""
+        seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        hooks = [
+            layer.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+            for layer in self.layers
+        ]
+        try:
+            yield seen
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _pad(rows: Sequence[list[int]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros((len(rows), width), dtype=torch.int64)
+    for i, row in enumerate(rows):
+        at = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, at] = torch.tensor(row)
+        mask[i, at] = 1
+    return ids, mask
