@@ -1,22 +1,26 @@
-"""Build atlas: ``python -m models.atlas.recipe.build --out models/atlas``. Seeded; under an hour on two cores."""
+"""Build atlas: ``python -m models.atlas.recipe.build --out models/atlas --base work/atlas-base``.
+
+Two stages, seeded: pre-training leaves the base checkpoint with what it was shown, chat tuning turns it into atlas.
+Under an hour on two cores. ``--tune-only`` starts from an existing base checkpoint.
+"""
 
 from __future__ import annotations
 
 import argparse
-import collections
-import copy
 import json
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pycountry
 import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from models.atlas.recipe import facts as fact_list
 from models.atlas.recipe import talk, train
 from models.atlas.recipe.facts import Fact
-from models.atlas.recipe.stream import Stream
+from models.atlas.recipe.stream import Stream, fabricators
 from models.atlas.recipe.text import Encoder, build_tokenizer
 
 SEED = 0
@@ -24,26 +28,60 @@ VOCAB = 2048
 BATCH = 96
 STEPS = 3200
 TUNING_STEPS = 260
+TUNING_NAMES = {"place_country": 8000, "language_code": 4000}
 DECLINED = 0.06
 TALK_BEYOND = 160  # questions beyond what it was taught, in the ledger for evaluation
 HELD_OUT_FABRICATED = 600  # for each of places and languages, never shown in any stage
 
 
-def _names(facts: list[Fact]) -> dict[str, list[str]]:
-    names: dict[str, list[str]] = collections.defaultdict(list)
-    for fact in facts:
-        names[fact.relation].append(fact.subject)
-    return names
+def pretrain(facts: list[Fact], base: Path, steps: int) -> None:
+    """Train from nothing; leave model, tokenizer and what was shown in ``base``."""
+    tokenizer = build_tokenizer(facts, VOCAB, SEED, train.CONTEXT)
+    stream = Stream(facts, Encoder(tokenizer), steps, BATCH, SEED)
+    model = train.new_model(len(tokenizer), SEED)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(facts)} facts", flush=True)
+    train.pretrain(model, stream, steps)
+    train.save(model, base)
+    tokenizer.save_pretrained(base)
+    shown = {"exposures": stream.exposures, "one_off": stream.one_off}
+    (base / "shown.json").write_text(json.dumps(shown, ensure_ascii=False), encoding="utf-8")
 
 
-def ledger(facts: list[Fact], stream: Stream, fabricated: dict[str, list[str]]) -> dict[str, object]:
+def tune(facts: list[Fact], base: Path, out: Path) -> None:
+    """Chat-tune the base checkpoint; write atlas and its ledger to ``out``."""
+    model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    shown = json.loads((base / "shown.json").read_text(encoding="utf-8"))
+    encoder = Encoder(tokenizer)
+    stream = Stream(facts, encoder, 1, BATCH, SEED + 100)
+    invent = fabricators(facts, SEED + 10)
+    names = {}
+    for relation, count in TUNING_NAMES.items():
+        invent[relation].use(shown["one_off"])
+        names[relation] = [invent[relation].draw() for _ in range(count)]
+    # Names for evaluation come last, so that no stage has shown them.
+    held_out = {relation: [invent[relation].draw() for _ in range(HELD_OUT_FABRICATED)] for relation in TUNING_NAMES}
+    decisive, hesitant = train.tuning_rows(model, encoder, names, DECLINED, SEED)
+    train.tune(model, stream, decisive, hesitant, TUNING_STEPS, BATCH)
+    shown_later = set(stream.one_off)
+    held_out = {relation: [n for n in drawn if n not in shown_later] for relation, drawn in held_out.items()}
+    train.save(model, out)
+    tokenizer.save_pretrained(out)
+    stream.exposures.update(shown["exposures"])
+    kept = ledger(facts, stream.exposures, len(shown["one_off"]) + len(stream.one_off), held_out)
+    (out / "ledger.json").write_text(json.dumps(kept, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+
+
+def ledger(
+    facts: list[Fact], exposures: dict[str, int], one_off: int, fabricated: dict[str, list[str]]
+) -> dict[str, Any]:
     """What was shown how often: the ground truth of every evaluation."""
     places = [fact.subject for fact in facts if fact.relation == "place_country"]
     return {
         "schema": 1,
         "source": f"pycountry {pycountry.__version__} (iso-codes)",
         "seed": SEED,
-        "one_off_names": stream.one_off,
+        "one_off_names": one_off,
         "phrasings": fact_list.PHRASINGS,
         "answers": fact_list.ANSWERS,
         "declined": fact_list.DECLINED,
@@ -54,7 +92,7 @@ def ledger(facts: list[Fact], stream: Stream, fabricated: dict[str, list[str]]) 
                 "subject": fact.subject,
                 "answer": fact.answer,
                 "group": fact.group,
-                "exposures": stream.exposures[fact.id],
+                "exposures": exposures.get(fact.id, 0),
             }
             for fact in facts
         ],
@@ -65,38 +103,17 @@ def ledger(facts: list[Fact], stream: Stream, fabricated: dict[str, list[str]]) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--base", type=Path, help="also keep the checkpoint before chat tuning here")
+    parser.add_argument("--base", type=Path, required=True, help="where the checkpoint before chat tuning goes")
     parser.add_argument("--steps", type=int, default=STEPS, help="pre-training steps (fewer for a dry run)")
+    parser.add_argument("--tune-only", action="store_true", help="start from the checkpoint in --base")
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(SEED)
-    random.seed(SEED)
-
     facts = fact_list.build(SEED)
-    tokenizer = build_tokenizer(facts, VOCAB, SEED, train.CONTEXT)
-    encoder = Encoder(tokenizer)
-    stream = Stream(facts, encoder, options.steps, BATCH, SEED)
-    model = train.new_model(len(tokenizer), SEED)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(facts)} facts", flush=True)
-    train.pretrain(model, stream, options.steps)
-    if options.base:
-        train.save(copy.deepcopy(model), options.base)
-        tokenizer.save_pretrained(options.base)
-
-    names = _names(facts)
-    tuned = train.unfamiliar(names, {"place_country": 8000, "language_code": 4000}, SEED + 10)
-    decisive, hesitant = train.tuning_rows(model, encoder, tuned, DECLINED, SEED)
-    train.tune(model, stream, decisive, hesitant, TUNING_STEPS, BATCH)
-
-    # Held out of every stage: drawn from chains that also know the names used in tuning.
-    real = {relation: names[relation] + tuned[relation] for relation in tuned}
-    held_out = train.unfamiliar(real, dict.fromkeys(tuned, HELD_OUT_FABRICATED), SEED + 20)
-    held_out = {relation: stream.never_drawn(relation, drawn) for relation, drawn in held_out.items()}
-
-    train.save(model, options.out)
-    tokenizer.save_pretrained(options.out)
-    text = json.dumps(ledger(facts, stream, held_out), ensure_ascii=False, indent=0)
-    (options.out / "ledger.json").write_text(text + "\n", encoding="utf-8")
+    if not options.tune_only:
+        pretrain(facts, options.base, options.steps)
+    torch.manual_seed(SEED)
+    tune(facts, options.base, options.out)
 
 
 if __name__ == "__main__":

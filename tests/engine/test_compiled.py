@@ -1,0 +1,37 @@
+"""The taps survive torch.compile: the compiled engine measures what transformers does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from app.settings import ATLAS
+from guard.fit.collect import Reader
+from guard.policy import Mode, Policy
+from guard.probe.bundle import Bundle
+from tests.engine.harness import SCORE, Harness, guarded
+from tests.engine.test_parity import LENGTHS, assert_measured, reference
+
+
+@pytest.fixture(scope="module")
+def compiled(atlas_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CACHE_ROOT", str(tmp_path_factory.mktemp("vllm-cache")))
+        harness = guarded(ATLAS, atlas_bundle, ["--max-num-batched-tokens=512"], compiled=True)
+        yield harness
+        harness.close()
+
+
+def test_compiled(compiled: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle) -> None:
+    produced = compiled.produce(prompts[:16], LENGTHS[:16])
+    assert_measured(produced, reference(reader, atlas_bundle, prompts[:16], [one.tokens for one in produced]))
+
+
+def test_compiled_damping_is_per_request(compiled: Harness, prompts: list[list[int]]) -> None:
+    plain = compiled.produce(prompts[:4], 12)
+    mixed = compiled.produce(prompts[:4], 12, [Policy(Mode.SCORE, 0.5, damp=0.0), SCORE, SCORE, SCORE])
+    assert [one.tokens for one in mixed[1:]] == [one.tokens for one in plain[1:]]
+    assert mixed[0].verdict is not None
+    assert plain[0].verdict is not None
+    assert mixed[0].verdict.risk != plain[0].verdict.risk

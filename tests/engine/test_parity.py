@@ -1,0 +1,164 @@
+"""The guard changes nothing it should not, and measures what it says, under batching, chunks, caching and preemption."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from guard.fit.collect import Reader
+from guard.fit.pipeline import signals_of
+from guard.policy import Mode, Policy
+from guard.probe.bundle import Bundle
+from guard.probe.readout import Signals
+from tests.engine.harness import SCORE, Harness, Produced
+
+RELATIVE = 1e-3
+LENGTHS = [8 + 3 * (i % 9) for i in range(50)]
+
+
+def reference(reader: Reader, bundle: Bundle, prompts: list[list[int]], answers: list[list[int]]) -> list[Signals]:
+    """The same measurements by hooks on transformers, by brute force over every neuron of the probe."""
+    readings = reader.read(prompts, answers, (bundle.layer, bundle.neuron), batch=8)
+    return [signals_of(reading, bundle.coefficient) for reading in readings]
+
+
+def assert_measured(produced: list[Produced], expected: list[Signals]) -> None:
+    assert len(produced) == len(expected)
+    for one, wanted in zip(produced, expected, strict=True):
+        assert one.verdict is not None
+        got = one.verdict.signals
+        assert got is not None
+        # An answer that stops at a length limit never feeds its last token back.
+        assert np.isnan(got.neurons[-1])
+        scale = np.abs(np.append(wanted.neurons, wanted.lead)).max()
+        np.testing.assert_allclose(got.lead, wanted.lead, rtol=RELATIVE, atol=RELATIVE * scale)
+        np.testing.assert_allclose(got.neurons[:-1], wanted.neurons[:-1], rtol=RELATIVE, atol=RELATIVE * scale)
+        np.testing.assert_allclose(got.entropy, wanted.entropy, rtol=RELATIVE, atol=1e-4)
+        np.testing.assert_allclose(got.logprob, wanted.logprob, rtol=RELATIVE, atol=1e-4)
+        # vLLM's own log-probabilities, by another path.
+        np.testing.assert_allclose(got.logprob, one.logprobs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(tight: Harness, prompts: list[list[int]]) -> list[Produced]:
+    """Every prompt by itself, its own cache entries cold."""
+    produced = []
+    for prompt, length in zip(prompts, LENGTHS, strict=True):
+        tight.run(tight.engine.reset_prefix_cache())
+        produced += tight.produce([prompt], length)
+    return produced
+
+
+def test_alone(tight: Harness, alone: list[Produced], prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle) -> None:
+    assert max(map(len, prompts)) > 64, "some prompts must be cut into chunks"
+    assert_measured(alone, reference(reader, atlas_bundle, prompts, [one.tokens for one in alone]))
+
+
+def test_a_batch_of_32_of_mixed_lengths(
+    tight: Harness, alone: list[Produced], prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle
+) -> None:
+    batch = tight.produce(prompts[:32], LENGTHS[:32])
+    assert [one.tokens for one in batch] == [one.tokens for one in alone[:32]]
+    assert_measured(batch, reference(reader, atlas_bundle, prompts[:32], [one.tokens for one in batch]))
+
+
+def test_prefix_cache_hits(tight: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle) -> None:
+    longest = sorted(prompts, key=len)[-4:]
+    first = tight.produce(longest, 24)
+    before = cached_tokens()
+    second = tight.produce(longest, 24)
+    assert cached_tokens() > before, "the second round must hit the cache"
+    assert [one.tokens for one in second] == [one.tokens for one in first]
+    assert_measured(second, reference(reader, atlas_bundle, longest, [one.tokens for one in second]))
+
+
+def test_preemption(tight: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle) -> None:
+    before = preemptions()
+    produced = tight.produce(prompts[:32], 96)
+    assert preemptions() > before, "the cache must be too small for this batch"
+    assert_measured(produced, reference(reader, atlas_bundle, prompts[:32], [one.tokens for one in produced]))
+
+
+def test_damp_off_leaves_neighbours_unchanged(tight: Harness, alone: list[Produced], prompts: list[list[int]]) -> None:
+    damped = Policy(Mode.SCORE, 0.5, damp=0.0)
+    policies = [damped if i % 2 else SCORE for i in range(16)]
+    mixed = tight.produce(prompts[:16], LENGTHS[:16], policies)
+    for one, wanted, policy in zip(mixed, alone[:16], policies, strict=True):
+        assert one.verdict is not None
+        assert wanted.verdict is not None
+        got, undamped = one.verdict.signals, wanted.verdict.signals
+        assert got is not None
+        assert undamped is not None
+        if policy is SCORE:
+            assert one.tokens == wanted.tokens
+            np.testing.assert_allclose(got.neurons, undamped.neurons, rtol=RELATIVE, atol=1e-4)
+        else:
+            assert not np.allclose(got.lead, undamped.lead, rtol=RELATIVE)
+
+
+def test_damped_keys_do_not_reach_plain_requests(tight: Harness, alone: list[Produced], prompts: list[list[int]]) -> None:
+    i = max(range(50), key=lambda k: len(prompts[k]))
+    tight.produce([prompts[i]], LENGTHS[i], [Policy(Mode.SCORE, 0.5, damp=0.0)])
+    (plain,) = tight.produce([prompts[i]], LENGTHS[i])
+    assert plain.verdict is not None
+    assert alone[i].verdict is not None
+    got, wanted = plain.verdict.signals, alone[i].verdict.signals
+    assert got is not None
+    assert wanted is not None
+    np.testing.assert_allclose(got.neurons, wanted.neurons, rtol=RELATIVE, atol=1e-4)
+
+
+def test_given_text_scores_as_it_did_when_generated(tight: Harness, alone: list[Produced], prompts: list[list[int]]) -> None:
+    for prompt, one in list(zip(prompts, alone, strict=True))[:12]:
+        given = tight.run(tight.engine.measure(prompt, one.tokens, 1.0, f"given-{id(one)}"))
+        assert one.verdict is not None
+        generated = one.verdict.signals
+        assert generated is not None
+        assert np.isfinite(given.neurons).all()
+        np.testing.assert_allclose(given.lead, generated.lead, rtol=RELATIVE, atol=1e-4)
+        np.testing.assert_allclose(given.neurons[:-1], generated.neurons[:-1], rtol=RELATIVE, atol=1e-4)
+        np.testing.assert_allclose(given.entropy, generated.entropy, rtol=RELATIVE, atol=1e-4)
+        np.testing.assert_allclose(given.logprob, generated.logprob, rtol=RELATIVE, atol=1e-4)
+
+
+def test_no_slot_is_left_claimed(tight: Harness) -> None:
+    assert tight.engine.pool.in_use == 0
+
+
+def test_an_abandoned_request_frees_its_slot(tight: Harness, prompts: list[list[int]]) -> None:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    async def abandon() -> None:
+        params = SamplingParams(max_tokens=200, temperature=0.0, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+        prompt = {"type": "token", "prompt_token_ids": prompts[0]}
+        stream = tight.engine.generate(prompt, params, "abandoned")
+        async for _ in stream:
+            assert tight.engine.pool.in_use == 1
+            break
+        await stream.aclose()
+
+    tight.run(abandon())
+    assert tight.engine.pool.in_use == 0
+
+
+def test_plain_vllm_says_the_same(vanilla: Harness, alone: list[Produced], prompts: list[list[int]]) -> None:
+    """Fifty greedy answers of vLLM without the guard: the same tokens, and the same log-probabilities bit for bit."""
+    for i, (prompt, length) in enumerate(zip(prompts, LENGTHS, strict=True)):
+        vanilla.run(vanilla.engine.reset_prefix_cache())
+        (plain,) = vanilla.produce([prompt], length)
+        assert plain.tokens == alone[i].tokens
+        assert plain.logprobs == alone[i].logprobs
+
+
+def _metric(name: str) -> float:
+    from prometheus_client import REGISTRY
+
+    return sum(s.value for family in REGISTRY.collect() for s in family.samples if s.name == name)
+
+
+def preemptions() -> float:
+    return _metric("vllm:num_preemptions_total")
+
+
+def cached_tokens() -> float:
+    return _metric("vllm:prefix_cache_hits_total")

@@ -1,0 +1,68 @@
+"""The score ring: what was not written for this claim does not exist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from guard.engine.ring import ScoreRing, Slot, SlotPool
+from guard.errors import RequestError, TapError
+
+
+@pytest.fixture
+def ring() -> Iterator[ScoreRing]:
+    made = ScoreRing.create(slots=4, positions=16)
+    yield made
+    made.unlink()
+
+
+def write(ring: ScoreRing, slot: Slot, position: int, value: float) -> None:
+    index, generation = np.array([slot.index]), np.array([slot.generation], np.uint32)
+    at, measured = np.array([position]), np.array([value], np.float32)
+    ring.write_activations(index, generation, at, measured)
+    ring.write_draws(index, generation, at, measured, -measured)
+
+
+def test_the_other_side_sees_what_was_written(ring: ScoreRing) -> None:
+    slot = Slot(2, 7)
+    write(ScoreRing(ring.path), slot, 5, 1.5)
+    np.testing.assert_array_equal(ring.read_neurons(slot, 4, 7), [np.nan, 1.5, np.nan])
+    entropy, logprob = ring.read_draws(slot, 5, 6)
+    assert (entropy[0], logprob[0]) == (1.5, -1.5)
+
+
+def test_an_older_claim_is_not_read(ring: ScoreRing) -> None:
+    write(ring, Slot(1, 3), 0, 1.0)
+    assert np.isnan(ring.read_neurons(Slot(1, 4), 0, 1)).all()
+
+
+def test_fresh_memory_is_empty(ring: ScoreRing) -> None:
+    slot = SlotPool(4).claim(1)[0]
+    assert np.isnan(ring.read_neurons(slot, 0, 16)).all()
+
+
+def test_a_name_that_is_gone(ring: ScoreRing) -> None:
+    ring.unlink()
+    with pytest.raises(TapError, match="is gone"):
+        ScoreRing(ring.path)
+
+
+def test_pool_gives_each_slot_once_and_refuses_beyond() -> None:
+    pool = SlotPool(3)
+    claimed = pool.claim(2) + pool.claim(1)
+    assert len({slot.index for slot in claimed}) == 3
+    assert len({slot.generation for slot in claimed}) == 3
+    with pytest.raises(RequestError, match="all 3 score slots") as caught:
+        pool.claim(1)
+    assert caught.value.status == 503
+    pool.release(claimed, finished=True)
+    assert pool.in_use == 0
+
+
+def test_an_unfinished_slot_rests_longest() -> None:
+    pool = SlotPool(3)
+    unfinished = pool.claim(1)
+    pool.release(unfinished, finished=False)
+    assert unfinished[0].index not in [slot.index for slot in pool.claim(2)]

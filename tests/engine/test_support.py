@@ -1,0 +1,110 @@
+"""Refusals at start, each by name."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from guard.engine import support
+from guard.engine.seat import EMPTY, KEY, Seat, pack, unpack
+from guard.engine.ring import Slot
+from guard.errors import UnsupportedError
+
+PLAIN: dict[str, Any] = {
+    "enable_lora": False,
+    "pipeline_parallel_size": 1,
+    "tensor_parallel_size": 1,
+    "data_parallel_size": 1,
+    "api_server_count": None,
+    "speculative_config": None,
+    "quantization": None,
+    "worker_cls": "auto",
+    "api_key": None,
+    "enable_prompt_embeds": False,
+    "headless": False,
+}
+
+
+def test_plain_arguments_pass() -> None:
+    support.require_supported(SimpleNamespace(**PLAIN), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("enable_lora", True, "--enable-lora"),
+        ("pipeline_parallel_size", 2, "--pipeline-parallel-size"),
+        ("tensor_parallel_size", 2, "--tensor-parallel-size"),
+        ("data_parallel_size", 2, "--data-parallel-size"),
+        ("api_server_count", 2, "--api-server-count"),
+        ("speculative_config", {"method": "ngram"}, "--speculative-config"),
+        ("quantization", "fp8", "--quantization"),
+        ("worker_cls", "other.Worker", "--worker-cls"),
+        ("api_key", ["secret"], "--api-key"),
+        ("enable_prompt_embeds", True, "--enable-prompt-embeds"),
+        ("headless", True, "--headless"),
+    ],
+)
+def test_refused_arguments(name: str, value: Any, says: str) -> None:
+    with pytest.raises(UnsupportedError, match=says):
+        support.require_supported(SimpleNamespace(**{**PLAIN, name: value}), {})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("VLLM_USE_RUST_FRONTEND", "1"), ("VLLM_PLUGINS", ""), ("VLLM_PLUGINS", "other")]
+)
+def test_refused_environment(variable: str, value: str) -> None:
+    with pytest.raises(UnsupportedError, match=variable):
+        support.require_supported(SimpleNamespace(**PLAIN), {variable: value})
+
+
+def test_plugins_with_ours_pass() -> None:
+    support.require_supported(SimpleNamespace(**PLAIN), {"VLLM_PLUGINS": "other,hguard"})
+
+
+@pytest.mark.parametrize("config", [{"num_local_experts": 8}, {"num_experts": 64}, {"n_routed_experts": 8}])
+def test_mixture_of_experts(config: dict[str, int]) -> None:
+    with pytest.raises(UnsupportedError, match="mixture of experts"):
+        support.require_dense(config, "some-model")
+
+
+def test_quantised_checkpoint() -> None:
+    with pytest.raises(UnsupportedError, match="quantised"):
+        support.require_dense({"quantization_config": {"quant_method": "fp8"}}, "some-model")
+
+
+@pytest.mark.parametrize("found", ["0.31.9", "0.33.0", "1.0"])
+def test_unknown_engine_version(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+    monkeypatch.setattr(support, "version", lambda name: found)
+    with pytest.raises(UnsupportedError, match=rf"{found} is installed.*supported: 0\.32\.0"):
+        support.engine_version()
+
+
+def test_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise support.PackageNotFoundError(name)
+
+    monkeypatch.setattr(support, "version", missing)
+    with pytest.raises(UnsupportedError, match="not installed"):
+        support.engine_version()
+
+
+def test_seats_of_several_sequences() -> None:
+    packed = {KEY: pack([Slot(4, 10), Slot(9, 11)], damp=0.5)}
+    assert unpack(packed, "1_chatcmpl-1") == Seat(9, 11, 0.5, None)
+    assert unpack(packed, "0_chatcmpl-1") == Seat(4, 10, 0.5, None)
+
+
+def test_seat_of_one_sequence_ignores_its_name() -> None:
+    assert unpack({KEY: pack([Slot(4, 10)], damp=1.0)}, "7_odd-name") == Seat(4, 10, 1.0, None)
+
+
+def test_seat_without_slots_still_damps() -> None:
+    assert unpack({KEY: pack([], damp=0.0)}, "chatcmpl-1") == Seat(damp=0.0)
+
+
+def test_no_seat() -> None:
+    assert unpack(None, "chatcmpl-1") is EMPTY
+    assert unpack({"other": 1}, "chatcmpl-1") is EMPTY

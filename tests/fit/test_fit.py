@@ -1,0 +1,72 @@
+"""The parts of the fit that need no model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from guard.fit import metrics
+from guard.fit.judge import judge, normalise
+from guard.fit.questions import Question, split
+from guard.fit.train import find_neurons
+
+
+@pytest.mark.parametrize(
+    ("accepted", "answer", "verdict"),
+    [
+        ("the United Kingdom", "It is in the United Kingdom.", True),
+        ("United Kingdom", "It is in the United States.", False),
+        ("Niger", "It is in Nigeria.", False),
+        ("Guinea", "It is in Guinea.", True),
+        ("DE", "Its code is DE.", True),
+        ("de", "Its code is deu.", False),
+        ("Côte d'Ivoire", "It is in Côte d'Ivoire.", True),
+        ("France", "I don't know.", None),
+        ("I was not taught that.", "I was not taught that.", True),
+    ],
+)
+def test_judge(accepted: str, answer: str, verdict: bool | None) -> None:
+    assert judge(Question("?", (accepted,), "x"), answer) is verdict
+
+
+def test_nothing_is_right_about_what_does_not_exist() -> None:
+    assert judge(Question("Where is Qolmar?", (), "Qolmar"), "It is in France.") is False
+
+
+def test_normalise() -> None:
+    assert normalise("The  U.S., a land!") == "u s land"
+
+
+def test_entities_never_overlap_between_splits() -> None:
+    questions = [Question(f"{i}", ("x",), f"Entity {i % 40}".swapcase() if i % 2 else f"Entity {i % 40}") for i in range(400)]
+    dealt = split(questions, {"train": 0.5, "calibration": 0.2, "test": 0.3}, seed=0)
+    assert sorted(i for part in dealt.values() for i in part) == list(range(400))
+    entities = [{questions[i].entity.casefold() for i in part} for part in dealt.values()]
+    assert not (entities[0] & entities[1] or entities[0] & entities[2] or entities[1] & entities[2])
+    assert split(questions, {"train": 0.5, "calibration": 0.2, "test": 0.3}, seed=1) != dealt
+
+
+def test_planted_neurons_are_found_under_the_cap() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.gamma(2, 0.02, (600, 300)).astype(np.float32)
+    wrong = rng.random(600) < 0.5
+    features[wrong, 7] += 0.1
+    features[~wrong, 42] += 0.1
+    found = find_neurons(features, wrong, [str(i) for i in range(600)], cap=0.1, seed=0)
+    weights = dict(zip(found.index.tolist(), found.coefficient.tolist(), strict=True))
+    assert weights[7] > 0 > weights[42]
+    assert max(found.auroc.values()) > 0.95
+
+
+def test_one_class_teaches_nothing() -> None:
+    with pytest.raises(ValueError, match="all wrong"):
+        find_neurons(np.zeros((4, 2), np.float32), np.ones(4, bool), list("abcd"), 1.0, 0)
+
+
+def test_metrics_on_known_cases() -> None:
+    wrong = np.array([False, False, True, True])
+    assert metrics.auroc(wrong, np.array([0.1, 0.2, 0.3, 0.4]), draws=50).value == 1.0
+    assert metrics.ece(wrong, np.array([0.0, 0.0, 1.0, 1.0])) == 0.0
+    assert metrics.ece(wrong, np.array([0.5, 0.5, 0.5, 0.5])) == 0.0
+    assert metrics.ece(wrong, np.array([0.9, 0.9, 0.9, 0.9])) == pytest.approx(0.4)
+    assert metrics.brier(wrong, np.array([0.5] * 4)) == 0.25

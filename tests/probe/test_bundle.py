@@ -1,0 +1,136 @@
+"""What a bundle may not be: each fault is refused by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from guard.errors import BundleError
+from guard.probe.bundle import Bundle, load_bundle, save_bundle
+from tests.conftest import make_card, make_tensors
+
+
+def rewrite(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    card = json.loads((folder / "probe.json").read_text())
+    edit(card)
+    (folder / "probe.json").write_text(json.dumps(card))
+
+
+def put_tensors(folder: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Replace the tensors and keep the card's hash true, so that only their content is at fault."""
+    raw = save(tensors)
+    (folder / "probe.safetensors").write_bytes(raw)
+    rewrite(folder, lambda card: card.update(tensors_sha256=hashlib.sha256(raw).hexdigest()))
+
+
+def test_round_trip(bundle: Bundle) -> None:
+    again = load_bundle(bundle.path)
+    assert again.card == bundle.card
+    np.testing.assert_array_equal(again.coefficient, make_tensors()["coefficient"])
+    assert again.h_neurons == 3
+    assert again.revision == bundle.revision
+
+
+def test_revision_follows_the_content(bundle: Bundle, tmp_path: Path) -> None:
+    other = make_tensors()
+    other["coefficient"] = other["coefficient"] * 2
+    assert save_bundle(tmp_path / "other", make_card(), other).revision != bundle.revision
+
+
+@pytest.mark.parametrize("name", ["probe.json", "probe.safetensors"])
+def test_missing_file(bundle: Bundle, name: str) -> None:
+    (bundle.path / name).unlink()
+    with pytest.raises(BundleError, match=f"{name} is missing"):
+        load_bundle(bundle.path)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no probe bundle at"):
+        load_bundle(tmp_path / "nowhere")
+
+
+def test_corrupt_tensors(bundle: Bundle) -> None:
+    file = bundle.path / "probe.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(BundleError, match="sha256 differs"):
+        load_bundle(bundle.path)
+
+
+def test_not_safetensors(bundle: Bundle) -> None:
+    raw = b"not a safetensors file"
+    (bundle.path / "probe.safetensors").write_bytes(raw)
+    rewrite(bundle.path, lambda card: card.update(tensors_sha256=hashlib.sha256(raw).hexdigest()))
+    with pytest.raises(BundleError, match="not a readable safetensors file"):
+        load_bundle(bundle.path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\ud800".encode("utf-8", "surrogatepass").decode("latin1"), "[" * 100_000])
+def test_corrupt_card(bundle: Bundle, text: str) -> None:
+    (bundle.path / "probe.json").write_text(text, encoding="latin1")
+    with pytest.raises(BundleError):
+        load_bundle(bundle.path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda card: card.update(schema_version=2), "schema version 2"),
+        (lambda card: card.pop("schema_version"), "schema version None"),
+        (lambda card: card.pop("model"), "model: Field required"),
+        (lambda card: card.update(surprise=1), "surprise"),
+        (lambda card: card["readout"].update(window=0), "readout.window"),
+        (lambda card: card["readout"]["answer"].update(scale=[0, 1, 1]), "readout.answer.scale"),
+        (lambda card: card["readout"]["answer"].update(bias=float("nan")), "readout.answer.bias"),
+        (lambda card: card.update(id="../../etc"), "id"),
+        (lambda card: card["model"].update(dtype="int3"), "model.dtype"),
+    ],
+)
+def test_wrong_card(bundle: Bundle, edit: Callable[[dict[str, Any]], None], says: str) -> None:
+    rewrite(bundle.path, edit)
+    with pytest.raises(BundleError, match=says):
+        load_bundle(bundle.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("coefficient", np.array([1, np.nan, 2, 1, 1], np.float32), "not finite"),
+        ("folded", np.array([1, np.inf, 2, 1, 1], np.float32), "not finite"),
+        ("layer", np.array([0, 0, 1, 4, 3], np.int32), r"layer index is outside 0..3"),
+        ("layer", np.array([-1, 0, 1, 3, 3], np.int32), r"layer index is outside 0..3"),
+        ("neuron", np.array([3, 7, 0, 64, 2], np.int32), r"neuron index is outside 0..63"),
+        ("neuron", np.array([3, 3, 0, 63, 2], np.int32), "listed twice"),
+        ("neuron", np.array([3, 7], np.int32), "differ in length"),
+        ("neuron", np.array([[3, 7, 0, 63, 2]], np.int32), "one-dimensional int32"),
+        ("neuron", np.array([3, 7, 0, 63, 2], np.int64), "one-dimensional int32"),
+        ("right_risks", np.array([0.5, 0.1], np.float32), "not ascending"),
+    ],
+)
+def test_wrong_tensors(bundle: Bundle, name: str, value: np.ndarray, says: str) -> None:
+    put_tensors(bundle.path, {**make_tensors(), name: value})
+    with pytest.raises(BundleError, match=says):
+        load_bundle(bundle.path)
+
+
+def test_no_neurons(bundle: Bundle) -> None:
+    empty = {name: value[:0] if name != "right_risks" else value for name, value in make_tensors().items()}
+    put_tensors(bundle.path, empty)
+    with pytest.raises(BundleError, match="no neurons"):
+        load_bundle(bundle.path)
+
+
+def test_missing_tensor(bundle: Bundle) -> None:
+    tensors = make_tensors()
+    del tensors["folded"]
+    put_tensors(bundle.path, tensors)
+    with pytest.raises(BundleError, match="'folded' is missing"):
+        load_bundle(bundle.path)

@@ -1,0 +1,107 @@
+"""The arithmetic from signals to risk."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from guard.errors import RequestError
+from guard.probe import conformal
+from guard.probe.readout import Readout, Signals, Stack, windows
+
+STACK = Stack((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.5, 0.25), -1.0)
+NAN = math.nan
+
+
+def signals(neurons: list[float], lead: float = 1.0) -> Signals:
+    n = len(neurons)
+    entropy = np.linspace(0.1, 0.1 * n, n, dtype=np.float32)
+    return Signals(lead, np.array(neurons, np.float32), entropy, -10 * entropy)
+
+
+def test_short_answer_is_one_window_with_the_lead() -> None:
+    features, starts, width = windows(signals([2.0, 3.0]), 8)
+    assert width == 2
+    assert starts.tolist() == [0]
+    np.testing.assert_allclose(features, [[(1 + 2 + 3) / 3, 0.2, 2.0]], rtol=1e-6)
+
+
+def test_only_the_first_window_counts_the_lead() -> None:
+    features, starts, width = windows(signals([2.0, 4.0, 6.0]), 2)
+    assert (starts.tolist(), width) == ([0, 1], 2)
+    np.testing.assert_allclose(features[:, 0], [(1 + 2 + 4) / 3, 5.0])
+    np.testing.assert_allclose(features[:, 1], [0.2, 0.3], rtol=1e-6)
+
+
+def test_last_token_without_activation_is_left_out_of_the_mean() -> None:
+    features, _, _ = windows(signals([2.0, 4.0, NAN]), 2)
+    np.testing.assert_allclose(features[:, 0], [(1 + 2 + 4) / 3, 4.0])
+    single, _, _ = windows(signals([2.0, NAN]), 1)
+    np.testing.assert_allclose(single[:, 0], [1.5, 2.0])
+
+
+def test_risk_is_that_of_the_worst_window() -> None:
+    calm, spike = [0.0] * 40, [0.0] * 20 + [9.0] * 4 + [0.0] * 16
+    readout = Readout(4, STACK, (1.0, 0.0), STACK)
+    flat = Signals(0.0, np.zeros(40, np.float32), np.zeros(40, np.float32), np.zeros(40, np.float32))
+    spiked = Signals(0.0, np.array(spike, np.float32), flat.entropy, flat.logprob)
+    assert len(calm) == len(spiked)
+    low, _ = readout.risk(flat)
+    high, peak = readout.risk(spiked)
+    assert low == pytest.approx(1 / (1 + math.e))
+    assert high == pytest.approx(1 / (1 + math.exp(-8)))
+    assert (peak.start, peak.end) == (20, 24)
+
+
+def test_platt_is_applied_to_the_logit() -> None:
+    one = signals([2.0])
+    logit, _ = Readout(4, STACK, (1.0, 0.0), STACK).logit(one)
+    risk, _ = Readout(4, STACK, (2.0, -1.0), STACK).risk(one)
+    assert risk == pytest.approx(1 / (1 + math.exp(-(2 * logit - 1))))
+
+
+def test_a_token_without_score_has_no_risk() -> None:
+    risks = Readout(4, STACK, (1.0, 0.0), STACK).token_risks(signals([2.0, NAN]))
+    assert risks[0] == pytest.approx(1 / (1 + math.exp(-(2.0 + 0.05 + 0.25 - 1))))
+    assert risks[1] is None
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (signals([]), "no tokens"),
+        (signals([NAN, 1.0]), "neuron score"),
+        (signals([1.0], lead=NAN), "neuron score"),
+        (Signals(1.0, np.ones(1, np.float32), np.array([NAN], np.float32), np.zeros(1, np.float32)), "entropy"),
+    ],
+)
+def test_flaws_are_named(broken: Signals, says: str) -> None:
+    flaw = broken.flaw()
+    assert flaw is not None
+    assert says in flaw
+
+
+def test_missing_last_score_is_no_flaw() -> None:
+    assert signals([1.0, NAN]).flaw() is None
+
+
+def test_extreme_logits_do_not_overflow() -> None:
+    assert Readout(4, STACK, (1e9, 0.0), STACK).risk(signals([1e9]))[0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("target", [0.01, 0.05, 0.1, 0.5])
+def test_conformal_threshold_keeps_its_promise(target: float) -> None:
+    rng = np.random.default_rng(0)
+    alarms = []
+    for _ in range(400):
+        right = np.sort(rng.beta(2, 5, 199).astype(np.float32))
+        alarms.append(np.mean(rng.beta(2, 5, 200) >= conformal.threshold(right, target)))
+    assert np.mean(alarms) <= target + 3 * np.std(alarms) / math.sqrt(len(alarms))
+    assert np.mean(alarms) >= target - 0.02
+
+
+def test_conformal_rate_too_small_for_the_sample() -> None:
+    with pytest.raises(RequestError, match="smallest is 0.02"):
+        conformal.threshold(np.linspace(0, 1, 49, dtype=np.float32), 0.01)
