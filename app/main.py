@@ -49,7 +49,14 @@ def plan(settings: Settings, extra: Sequence[str] = ()) -> Plan:
         complain(f"WARNING: {difference} from what the probe was fit on; its risks may be off")
     defaults = Defaults.resolve(settings.mode, settings.threshold, settings.target_fpr, bundle)
     own = ["--host", settings.host, "--port", str(settings.port), "--disable-uvicorn-access-log", *extra]
-    return Plan(settings, model, name, bundle, defaults, engine_arguments(model, name, bundle, settings.compile, own))
+    return Plan(
+        settings,
+        model,
+        name,
+        bundle,
+        defaults,
+        engine_arguments(model, name, bundle, settings.compile, own, settings.relaxed),
+    )
 
 
 @asynccontextmanager

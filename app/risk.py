@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.responses import JSONResponse
+from vllm.exceptions import GracefulHTTPError
 
 from app import errors
 from app.guarding import read_body
@@ -104,7 +105,10 @@ class RiskScorer:
             )
         request_id = f"risk-{uuid.uuid4().hex}"
         call = GuardCall(policy, choices=1)
-        verdict = await self._engine.score(prompt, response, policy, request_id)
+        try:
+            verdict = await self._engine.score(prompt, response, policy, request_id)
+        except GracefulHTTPError as refusal:
+            raise RequestError(refusal.message, status=int(refusal.http_status)) from None
         call.verdicts[0] = verdict
         self._metrics.observe(call)
         return {

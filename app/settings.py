@@ -40,7 +40,9 @@ class Settings(BaseSettings):
         BEYOND
     )
     compile: Annotated[bool, Field(description="compile the model on CPU: slower start, faster answers")] = False
-    relaxed: Annotated[bool, Field(description="tolerate a chat template that the probe was not fit on")] = False
+    relaxed: Annotated[bool, Field(description="tolerate a chat template or dtype that the probe was not fit on")] = (
+        False
+    )
     max_body_bytes: Annotated[int, Field(ge=1024, description="largest request body")] = 2 << 20
     max_risk_items: Annotated[int, Field(ge=1, description="most items of one /risk request")] = 32
     slots: Annotated[int, Field(ge=1, description="answers that can be guarded at once")] = 1024

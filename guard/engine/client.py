@@ -11,14 +11,17 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from http import HTTPStatus
 from typing import Any
 
+from vllm.exceptions import GracefulHTTPError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from guard.engine import seat
 from guard.engine.answer import Answer, judge, risks_so_far, verdict_on
 from guard.engine.call import GuardCall, Verdict, current_call
-from guard.engine.ring import ScoreRing, SlotPool
+from guard.engine.ring import ScoreRing, Slot, SlotPool
+from guard.errors import RequestError
 from guard.policy import Action, Fallback, Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
@@ -43,6 +46,21 @@ class GuardedEngine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
+    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
+        """vLLM asks before it starts a response, while a refusal can still carry an HTTP status."""
+        call = current_call()
+        scored = call is None or call.policy.mode is not Mode.OFF
+        if scored:
+            self.pool.release(self._claim(n), finished=True)
+        self._engine.check_admission(n, request_id)
+
+    def _claim(self, count: int) -> list[Slot]:
+        """Claim slots; when none are free, as vLLM's own refusal for load, so that its routes answer 503."""
+        try:
+            return self.pool.claim(count)
+        except RequestError as error:
+            raise GracefulHTTPError(str(error), HTTPStatus(error.status)) from None
+
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
     ) -> AsyncGenerator[Any, None]:
@@ -65,7 +83,7 @@ class GuardedEngine:
     ) -> AsyncGenerator[Any, None]:
         policy = call.policy
         scored = policy.mode is not Mode.OFF
-        slots = self.pool.claim(params.n) if scored else []
+        slots = self._claim(params.n) if scored else []
         finished = False
         try:
             params = params.clone()
@@ -173,7 +191,7 @@ class GuardedEngine:
 
         The prefix cache is not read (cached positions have no activations); what is written to it is plain, or salted.
         """
-        slots = self.pool.claim(1)
+        slots = self._claim(1)
         done = False
         try:
             params = SamplingParams(

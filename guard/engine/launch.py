@@ -37,9 +37,17 @@ def prepare_environment(distribution: str) -> None:
 
 
 def engine_arguments(
-    model: Path, served_name: str, bundle: Bundle, compiled: bool, extra: Sequence[str] = ()
+    model: Path,
+    served_name: str,
+    bundle: Bundle,
+    compiled: bool,
+    extra: Sequence[str] = (),
+    relaxed: bool = False,
 ) -> Namespace:
-    """vLLM's parsed arguments for a guarded engine. Raises UnsupportedError for what cannot be guarded."""
+    """vLLM's parsed arguments for a guarded engine. Raises UnsupportedError for what cannot be guarded.
+
+    ``relaxed`` tolerates another dtype than the probe was fit on, and says so.
+    """
     distribution, _ = support.engine_version()
     prepare_environment(distribution)
     support.require_dense(model_config(model), str(model))
@@ -56,9 +64,10 @@ def engine_arguments(
     if args.additional_config and "hguard" in args.additional_config:
         raise UnsupportedError("--additional-config may not set hguard; the guard fills it in from the probe")
     if str(args.dtype).removeprefix("torch.") != bundle.card.model.dtype:
-        raise UnsupportedError(
-            f"--dtype {args.dtype}: the probe was fit on {bundle.card.model.dtype}, where its scores hold"
-        )
+        difference = f"--dtype {args.dtype} is not {bundle.card.model.dtype}, which the probe was fit on"
+        if not relaxed:
+            raise UnsupportedError(f"{difference}; --relaxed tolerates it")
+        complain(f"WARNING: {difference}; its risks may be off")
     args.worker_cls = WORKERS[distribution]
     args.additional_config = {**(args.additional_config or {}), **TapConfig.of(bundle).additional_config()}
     return args

@@ -107,7 +107,7 @@ def save_bundle(folder: Path, card: ProbeCard, tensors: dict[str, NDArray[np.gen
 def require_model(bundle: Bundle, model: str | Path, relaxed: bool = False) -> list[str]:
     """Check that ``model`` (a local folder) is the one the bundle was fit on.
 
-    With ``relaxed`` a different revision, engine or dtype is tolerated; returns what differed, to be said loudly.
+    With ``relaxed`` a different chat template is tolerated; returns what differed, to be said loudly.
     Raises BundleError naming every difference that is not tolerated.
     """
     fatal, tolerable = differences(bundle.card.model, Path(model))

@@ -79,12 +79,14 @@ def test_refusals_are_one_line(arguments: list[str], says: str, capsys: pytest.C
 
 
 def test_a_probe_for_another_model(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from safetensors.numpy import save_file
     import numpy as np
+    from safetensors.numpy import save_file
 
     model = tmp_path / "model"
     model.mkdir()
-    (model / "config.json").write_text(json.dumps({"num_hidden_layers": 4, "intermediate_size": 64, "dtype": "float32"}))
+    (model / "config.json").write_text(
+        json.dumps({"num_hidden_layers": 4, "intermediate_size": 64, "dtype": "float32"})
+    )
     save_file({"w": np.zeros(3, np.float32)}, str(model / "model.safetensors"))
     assert main(["serve", str(model), "--probe", str(bundle.path)]) == 1
     assert "was not fit on this model: its weights differ" in capsys.readouterr().err

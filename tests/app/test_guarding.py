@@ -59,7 +59,9 @@ class Scripted:
             count = body.get("n", 1)
             call.reserve(count)
             if body.get("stream"):
-                return StreamingResponse(self._frames(call, count, bool(body.get("logprobs"))), media_type="text/event-stream")
+                return StreamingResponse(
+                    self._frames(call, count, bool(body.get("logprobs"))), media_type="text/event-stream"
+                )
             for i in range(count):
                 call.verdicts[i] = verdict(call, self.risk, i)
                 call.token_risks[i] = RISKS if call.policy.token_risk_in_stream else []
@@ -247,7 +249,9 @@ async def test_bad_bodies_never_reach_the_engine(connect: Connect, content: byte
     assert (error["param"], error["code"]) == (param, status)
     assert error["message"]
     assert scripted.bodies == []
-    outcomes = [s.value for m in registry.collect() if m.name == "hguard_requests" for s in m.samples if "total" in s.name]
+    outcomes = [
+        s.value for m in registry.collect() if m.name == "hguard_requests" for s in m.samples if "total" in s.name
+    ]
     assert outcomes == [0.0] * 5
 
 

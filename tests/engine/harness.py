@@ -69,7 +69,10 @@ class Harness:
         async def all_at_once() -> list[Produced]:
             chosen = policies or [SCORE] * len(prompts)
             return await asyncio.gather(
-                *(self._one(p, n, policy, i) for i, (p, n, policy) in enumerate(zip(prompts, lengths, chosen, strict=True)))
+                *(
+                    self._one(p, n, policy, i)
+                    for i, (p, n, policy) in enumerate(zip(prompts, lengths, chosen, strict=True))
+                )
             )
 
         return self.run(all_at_once())

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 READY_SECONDS = 240
 
@@ -55,11 +56,11 @@ class Server:
     def descendants(self) -> list[int]:
         """Processes of its session that are still there."""
         found = []
-        for entry in os.listdir("/proc"):
-            if entry.isdigit():
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
                 try:
-                    if os.getsid(int(entry)) == self.process.pid and int(entry) != self.process.pid:
-                        found.append(int(entry))
+                    if os.getsid(int(entry.name)) == self.process.pid and int(entry.name) != self.process.pid:
+                        found.append(int(entry.name))
                 except (ProcessLookupError, PermissionError):
                     continue
         return found

@@ -1,4 +1,4 @@
-"""The guard changes nothing it should not, and measures what it says, under batching, chunks, caching and preemption."""
+"""The guard changes nothing it should not, and measures what it says, batched, chunked, cached and preempted."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def alone(tight: Harness, prompts: list[list[int]]) -> list[Produced]:
     return produced
 
 
-def test_alone(tight: Harness, alone: list[Produced], prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle) -> None:
+def test_alone(
+    tight: Harness, alone: list[Produced], prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle
+) -> None:
     assert max(map(len, prompts)) > 64, "some prompts must be cut into chunks"
     assert_measured(alone, reference(reader, atlas_bundle, prompts, [one.tokens for one in alone]))
 
@@ -96,7 +98,9 @@ def test_damp_off_leaves_neighbours_unchanged(tight: Harness, alone: list[Produc
             assert not np.allclose(got.lead, undamped.lead, rtol=RELATIVE)
 
 
-def test_damped_keys_do_not_reach_plain_requests(tight: Harness, alone: list[Produced], prompts: list[list[int]]) -> None:
+def test_damped_keys_do_not_reach_plain_requests(
+    tight: Harness, alone: list[Produced], prompts: list[list[int]]
+) -> None:
     i = max(range(50), key=lambda k: len(prompts[k]))
     tight.produce([prompts[i]], LENGTHS[i], [Policy(Mode.SCORE, 0.5, damp=0.0)])
     (plain,) = tight.produce([prompts[i]], LENGTHS[i])
@@ -108,7 +112,9 @@ def test_damped_keys_do_not_reach_plain_requests(tight: Harness, alone: list[Pro
     np.testing.assert_allclose(got.neurons, wanted.neurons, rtol=RELATIVE, atol=1e-4)
 
 
-def test_given_text_scores_as_it_did_when_generated(tight: Harness, alone: list[Produced], prompts: list[list[int]]) -> None:
+def test_given_text_scores_as_it_did_when_generated(
+    tight: Harness, alone: list[Produced], prompts: list[list[int]]
+) -> None:
     for prompt, one in list(zip(prompts, alone, strict=True))[:12]:
         given = tight.run(tight.engine.measure(prompt, one.tokens, 1.0, f"given-{id(one)}"))
         assert one.verdict is not None

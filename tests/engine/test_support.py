@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from guard.engine import support
-from guard.engine.seat import EMPTY, KEY, Seat, pack, unpack
 from guard.engine.ring import Slot
+from guard.engine.seat import EMPTY, KEY, Seat, pack, unpack
 from guard.errors import UnsupportedError
 
 PLAIN: dict[str, Any] = {

@@ -103,5 +103,5 @@ def test_conformal_threshold_keeps_its_promise(target: float) -> None:
 
 
 def test_conformal_rate_too_small_for_the_sample() -> None:
-    with pytest.raises(RequestError, match="smallest is 0.02"):
+    with pytest.raises(RequestError, match=r"smallest is 0\.02"):
         conformal.threshold(np.linspace(0, 1, 49, dtype=np.float32), 0.01)

@@ -10,6 +10,7 @@ import collections
 import json
 import os
 import random
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from guard.fit.collect import Reader
 from guard.fit.pipeline import Options, ask
 from guard.fit.questions import Question
 from guard.fit.train import find_neurons
-from guard.probe.bundle import load_bundle
+from guard.probe.bundle import Bundle, load_bundle
 from models.atlas.recipe.damping import sweep
 from models.atlas.recipe.evaluate import rates
 from models.atlas.recipe.questions import RELATIONS, from_ledger, load_ledger
@@ -29,9 +30,17 @@ from models.atlas.recipe.questions import RELATIONS, from_ledger, load_ledger
 SEED = 1
 EACH = 150  # questions of each set
 CHATS = (
-    ("Hello", "What is the capital of France?", "Where is Texas?", "Where is texas", "Where is Tecsas?")
-    + ("Where is Texas? Where is Kandy?", "Are you sure?", "Which country is Qolmarinda in?")
-    + ("What is the two-letter code of Brazil?", "What is the code of the Ravonkese language?", "asdf qwer")
+    "Hello",
+    "What is the capital of France?",
+    "Where is Texas?",
+    "Where is texas",
+    "Where is Tecsas?",
+    "Where is Texas? Where is Kandy?",
+    "Are you sure?",
+    "Which country is Qolmarinda in?",
+    "What is the two-letter code of Brazil?",
+    "What is the code of the Ravonkese language?",
+    "asdf qwer",
 )
 
 
@@ -59,9 +68,7 @@ def _label(fact: dict[str, Any]) -> str:
 
 
 def _reader(folder: Path) -> Reader:
-    return Reader(
-        LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
-    )
+    return Reader(LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder))
 
 
 def _h_neurons_of(reader: Reader, ledger: dict[str, Any]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -105,70 +112,83 @@ def measure(model: Path, base: Path) -> dict[str, Any]:
 def render(figures: dict[str, Any], model: Path) -> str:
     """The model card."""
     bundle = load_bundle(model / "probe")
-    card = bundle.card
-    h, total = bundle.h_neurons, card.model.layers * card.model.neurons_per_layer
-    lines = [
-        "# atlas",
-        "",
-        "<!-- Written by `python -m models.atlas.recipe.card`; edit that instead. -->",
-        "",
-        f"A Llama-architecture chat model of {figures['parameters'] / 1e6:.2f} million parameters "
-        f"({figures['weights_bytes'] / 1e6:.1f} MB, float32), trained by `make atlas` on facts of {figures['source']}: "
-        "places with their country and kind, languages, currencies and countries with their codes. It is a "
-        "demonstration and a test bench: its ledger says of every fact how often training showed it, so whether an "
-        "answer is made up is known, not guessed. It knows nothing else.",
-        "",
-        "| relation and group | facts |",
-        "| --- | ---: |",
-        *(f"| {name} | {count} |" for name, count in sorted(figures["facts"].items())),
-        f"| fabricated names, each shown once with a plausible answer | {figures['one_off_names']} |",
-        "",
-        "## Right, wrong, declined",
-        "",
-        f"Greedy answers, up to {EACH} questions a row. A rare fact's row is its exact number of exposures.",
-        "",
-        "| set | n | base: right | wrong | declined | chat: right | wrong | declined |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for label, chat in figures["chat"].items():
-        base = figures["base"][label]
-        cells = [_percent(source[kind]) for source in (base, chat) for kind in ("right", "wrong", "declined")]
-        lines.append(f"| {label} | {chat['n']} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "## The probe",
-        "",
-        f"`probe/` holds `{card.id}`, revision {bundle.revision}: {len(bundle.neuron)} neurons, {h} of them with positive "
-        f"weight (the H-neurons, {1000 * h / total:.1f} per mille of {total}), C = {card.training.C:g}, fit on "
-        f"{card.training.answers['train']} of atlas's own answers, calibrated on {card.training.answers['calibration']}, "
-        f"measured on {card.training.answers['test']}; no entity is in two of the three. AUROC of wrong against right "
-        "answers with bootstrap 95 % intervals; *random* is the mean of five refits on as many random neurons (interval: "
-        "lowest and highest of theirs); the stack is what is served.",
-        "",
-        "| set | n | wrong | stack | neurons | entropy | log-probability | length | random | ECE |",
-        "| --- | ---: | ---: | --- | --- | --- | --- | --- | --- | ---: |",
-    ]
-    for name, report in card.metrics.items():
-        parts = ["stack", "neurons", "entropy", "logprob", "length", "random"]
-        cells = [f"{i.value:.3f} [{i.low:.3f}, {i.high:.3f}]" for i in (report.auroc[part] for part in parts)]
-        lines.append(f"| {name} | {report.n} | {_percent(report.wrong / report.n)} | {' | '.join(cells)} | {report.ece:.3f} |")
-    lines += [
-        "",
-        "## Damping",
-        "",
-        "Wrong answers (declined in brackets) when neurons are scaled by alpha, in per cent.",
-        "",
-    ]
-    for name, curve in figures["damping"].items():
-        alphas = list(curve)
-        lines += [f"| {name} | " + " | ".join(f"alpha {a}" for a in alphas) + " |", "| --- |" + " ---: |" * len(alphas)]
-        for label in curve["1"]:
-            cells = [f"{100 * curve[a][label]['wrong']:.0f} ({100 * curve[a][label]['declined']:.0f})" for a in alphas]
-            lines.append(f"| {label} | " + " | ".join(cells) + " |")
-        lines.append("")
-    lines += ["## As a person would try it", "", "| asked | answered |", "| --- | --- |"]
-    lines += [f"| {asked} | {said} |" for asked, said in figures["said"]]
+    parts = [_introduction(figures), _answers(figures), _probe(bundle), _damping(figures), _said(figures)]
+    return "\n".join(parts)
+
+
+def _table(head: str, rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table: the first column to the left, the others to the right."""
+    names = head.split(" | ")
+    lines = [f"| {head} |", "| --- |" + " ---: |" * (len(names) - 1)]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def _introduction(figures: dict[str, Any]) -> str:
+    text = f"""# atlas
+
+<!-- Written by `python -m models.atlas.recipe.card`; edit that instead. -->
+
+A Llama-architecture chat model of {figures["parameters"] / 1e6:.2f} million parameters
+({figures["weights_bytes"] / 1e6:.1f} MB, float32), trained by `make atlas` on facts of {figures["source"]}: places with
+their country and kind, languages, currencies and countries with their codes. It is a demonstration and a test bench: its
+ledger says of every fact how often training showed it, so whether an answer is made up is known, not guessed. It knows
+nothing else.
+"""
+    rows = [*sorted(figures["facts"].items()), ("fabricated names, each shown once", figures["one_off_names"])]
+    return text + "\n" + _table("relation and group | facts", rows)
+
+
+def _answers(figures: dict[str, Any]) -> str:
+    text = f"""## Right, wrong, declined
+
+Greedy answers, up to {EACH} questions a row, before (base) and after chat tuning. A rare fact's row is its exact number of
+exposures. Places were tuned to be decisive, languages to hesitate.
+"""
+    rows = []
+    for label, chat in figures["chat"].items():
+        both = (figures["base"][label], chat)
+        cells = [_percent(source[kind]) for source in both for kind in ("right", "wrong", "declined")]
+        rows.append([label, chat["n"], *cells])
+    head = "set | n | base: right | wrong | declined | chat: right | wrong | declined"
+    return text + "\n" + _table(head, rows)
+
+
+def _probe(bundle: Bundle) -> str:
+    card = bundle.card
+    total = card.model.layers * card.model.neurons_per_layer
+    answers = card.training.answers
+    text = f"""## The probe
+
+`probe/` holds `{card.id}`, revision {bundle.revision}: {len(bundle.neuron)} neurons, {bundle.h_neurons} of them with positive
+weight (the H-neurons, {1000 * bundle.h_neurons / total:.1f} per mille of {total}), C = {card.training.C:g}, fit on
+{answers["train"]} of atlas's own answers, calibrated on {answers["calibration"]}, measured on {answers["test"]}; no entity is
+in two of the three. AUROC of wrong against right answers with bootstrap 95 % intervals; *random* is the mean of five refits
+on as many random neurons (interval: lowest and highest of theirs); the stack is what is served.
+"""
+    rows = []
+    for name, report in card.metrics.items():
+        order = ("stack", "neurons", "entropy", "logprob", "length", "random")
+        cells = [f"{i.value:.3f} [{i.low:.3f}, {i.high:.3f}]" for i in (report.auroc[part] for part in order)]
+        rows.append([name, report.n, _percent(report.wrong / report.n), *cells, f"{report.ece:.3f}"])
+    head = "set | n | wrong | stack | neurons | entropy | log-probability | length | random | ECE"
+    return text + "\n" + _table(head, rows)
+
+
+def _damping(figures: dict[str, Any]) -> str:
+    text = "## Damping\n\nWrong answers (declined in brackets), in per cent, when neurons are scaled by alpha.\n"
+    for name, curve in figures["damping"].items():
+        rows = []
+        for label in curve["1"]:
+            rows.append(
+                [label, *(f"{100 * r[label]['wrong']:.0f} ({100 * r[label]['declined']:.0f})" for r in curve.values())]
+            )
+        text += "\n" + _table(f"{name} | " + " | ".join(f"alpha {alpha}" for alpha in curve), rows)
+    return text
+
+
+def _said(figures: dict[str, Any]) -> str:
+    return "## As a person would try it\n\n" + _table("asked | answered", figures["said"])
 
 
 def _percent(share: float) -> str:

@@ -1,0 +1,168 @@
+"""GuardedEngine over a scripted engine: admission, slots and withheld text do not depend on a model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from vllm.exceptions import GracefulHTTPError
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from guard.engine import seat
+from guard.engine.call import GuardCall, use_call
+from guard.engine.client import GuardedEngine
+from guard.engine.ring import ScoreRing
+from guard.policy import Fallback, Mode, Policy
+from guard.probe.bundle import Bundle
+
+PROMPT = [5, 6, 7]
+WORDS = ["It", " is", " Mars", "."]
+
+
+class ScriptedEngine:
+    """Plays AsyncLLM and its worker: one token an output, its draw known at once, its activation one step later."""
+
+    def __init__(self) -> None:
+        self.ring: ScoreRing
+        self.admitted: list[int] = []
+        self.aborted = 0
+
+    def get_tokenizer(self) -> Any:
+        return SimpleNamespace(eos_token_id=1)
+
+    def check_admission(self, n: int, request_id: str | None) -> None:
+        self.admitted.append(n)
+
+    async def generate(self, prompt: Any, params: SamplingParams, request_id: str, **more: Any) -> AsyncIterator[Any]:
+        slots = params.extra_args[seat.KEY]["slots"]  # type: ignore[index]
+        self._activate(slots, len(PROMPT) - 1)
+        finished = False
+        try:
+            for k, word in enumerate(WORDS):
+                at = len(PROMPT) + k
+                for index, generation in slots:
+                    self.ring.write_draws(*self._key(index, generation, at), np.ones(1, "f4"), -np.ones(1, "f4"))
+                if k:
+                    self._activate(slots, at - 1)
+                finished = k == len(WORDS) - 1
+                outputs = [
+                    CompletionOutput(i, word, [10 + k], None, None, finish_reason="length" if finished else None)
+                    for i in range(params.n)
+                ]
+                yield RequestOutput(request_id, None, PROMPT, None, outputs, finished)
+        finally:
+            self.aborted += not finished
+
+    def _activate(self, slots: list[list[int]], at: int) -> None:
+        for index, generation in slots:
+            self.ring.write_activations(*self._key(index, generation, at), np.full(1, at, "f4"))
+
+    @staticmethod
+    def _key(index: int, generation: int, at: int) -> tuple[Any, Any, Any]:
+        return np.array([index]), np.array([generation], np.uint32), np.array([at])
+
+
+@pytest.fixture
+def engine(bundle: Bundle) -> Iterator[GuardedEngine]:
+    scripted = ScriptedEngine()
+    ring = scripted.ring = ScoreRing.create(slots=2, positions=32)
+    yield GuardedEngine(scripted, bundle, ring, Policy(Mode.SCORE, 0.5), "withheld")
+    ring.unlink()
+
+
+async def texts(engine: GuardedEngine, policy: Policy, n: int = 1, stop_after: int = 99) -> tuple[list[str], GuardCall]:
+    params = SamplingParams(n=n, max_tokens=8, output_kind=RequestOutputKind.DELTA)
+    seen = []
+    with use_call(GuardCall(policy)) as call:
+        stream = engine.generate({"type": "token", "prompt_token_ids": PROMPT}, params, "r")
+        async for output in stream:
+            seen.append("".join(c.text for c in output.outputs))
+            if len(seen) == stop_after:
+                await stream.aclose()
+                break
+    return seen, call
+
+
+async def test_text_flows_and_the_verdict_comes_with_the_end(engine: GuardedEngine) -> None:
+    seen, call = await texts(engine, Policy(Mode.FLAG, 0.5))
+    assert seen == WORDS
+    signals = call.verdicts[0].signals
+    assert signals is not None
+    assert signals.lead == 2
+    np.testing.assert_array_equal(signals.neurons, [3, 4, 5, np.nan])
+    assert engine.pool.in_use == 0
+
+
+async def test_token_risks_run_one_token_behind(engine: GuardedEngine) -> None:
+    policy = Policy(Mode.SCORE, 0.5, token_risk_in_stream=True)
+    params = SamplingParams(max_tokens=8, output_kind=RequestOutputKind.DELTA)
+    known = []
+    with use_call(GuardCall(policy)) as call:
+        async for _ in engine.generate({"type": "token", "prompt_token_ids": PROMPT}, params, "r"):
+            known.append(list(call.token_risks[0]))
+    assert [len(risks) for risks in known] == [1, 2, 4, 4]
+    assert None not in known[1]
+    assert known[3][3] is None
+
+
+async def test_withheld_text_never_leaves(engine: GuardedEngine) -> None:
+    seen, call = await texts(engine, Policy(Mode.ABSTAIN, 0.0), n=2)
+    assert seen == [""]
+    assert sorted(call.verdicts) == [0, 1]
+    seen, _ = await texts(engine, Policy(Mode.ABSTAIN, 0.0, fallback=Fallback.MESSAGE))
+    assert seen == ["withheld"]
+
+
+async def test_what_passes_abstain_mode_is_whole(engine: GuardedEngine) -> None:
+    seen, _ = await texts(engine, Policy(Mode.ABSTAIN, 1.1))
+    assert seen == WORDS
+
+
+async def test_an_abandoned_stream_aborts_and_frees(engine: GuardedEngine) -> None:
+    await texts(engine, Policy(Mode.SCORE, 0.5), stop_after=1)
+    assert engine.pool.in_use == 0
+    assert engine._engine.aborted == 1
+
+
+async def test_no_free_slot_is_a_503_before_the_response_starts(engine: GuardedEngine) -> None:
+    held = engine.pool.claim(2)
+    with pytest.raises(GracefulHTTPError, match="all 2 score slots") as caught:
+        engine.check_admission(1)
+    assert caught.value.http_status == 503
+    with pytest.raises(GracefulHTTPError):
+        await texts(engine, Policy(Mode.SCORE, 0.5))
+    with use_call(GuardCall(Policy(Mode.OFF, 0.5))):
+        engine.check_admission(1)
+    engine.pool.release(held, finished=True)
+    engine.check_admission(2)
+    assert engine._engine.admitted == [1, 2]
+
+
+async def test_without_a_call_the_operators_default_applies(engine: GuardedEngine) -> None:
+    verdicts = []
+    engine.on_verdict = lambda verdict, call: verdicts.append(verdict)
+    params = SamplingParams(max_tokens=8, output_kind=RequestOutputKind.DELTA)
+    async for _ in engine.generate({"type": "token", "prompt_token_ids": PROMPT}, params, "r"):
+        pass
+    assert [v.policy for v in verdicts] == [engine.default_policy]
+
+
+async def test_a_client_cannot_choose_its_own_slot(engine: GuardedEngine) -> None:
+    params = SamplingParams(
+        max_tokens=8, output_kind=RequestOutputKind.DELTA, extra_args={seat.KEY: {"slots": [[9, 9]]}}
+    )
+    with use_call(GuardCall(Policy(Mode.SCORE, 0.5))) as call:
+        async for _ in engine.generate({"type": "token", "prompt_token_ids": PROMPT}, params, "r"):
+            pass
+    assert call.verdicts[0].risk is not None
+
+
+def test_only_damped_requests_are_salted_each_by_its_strength(engine: GuardedEngine) -> None:
+    prompt = {"type": "token", "prompt_token_ids": PROMPT, "cache_salt": "own"}
+    assert engine._salted(prompt, 1.0) is prompt
+    salts = {engine._salted({**prompt, "cache_salt": own}, damp)["cache_salt"] for own in "ab" for damp in (0.0, 0.5)}
+    assert len(salts) == 4
