@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -17,11 +18,11 @@ from app.guarding import read_body
 from app.metrics import Metrics
 from app.options import Defaults, parse
 from app.spelling import Speller
-from app.wire import Writer
+from app.wire import Token, Writer
 from guard.engine.call import GuardCall
 from guard.engine.client import GuardedEngine
 from guard.errors import RequestError
-from guard.policy import Mode
+from guard.policy import Mode, Policy
 
 
 class Part(BaseModel):
@@ -61,6 +62,16 @@ _ITEM = TypeAdapter(RiskItem)
 _ITEMS = TypeAdapter(Annotated[list[RiskItem], Field(min_length=1)])
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One item as tokens, ready for the engine."""
+
+    policy: Policy
+    prompt: list[int]
+    response: list[int]
+    spelled: list[Token]
+
+
 class RiskScorer:
     """Scores items for one guarded engine."""
 
@@ -78,35 +89,41 @@ class RiskScorer:
         self._speller, self._writer, self._metrics = speller, writer, metrics
         self.max_items = max_items
 
-    async def score(self, item: RiskItem, index: int, where: str = "") -> dict[str, Any]:
-        """The response object for one item. Raises RequestError with a field below ``where``."""
+    def prepare(self, item: RiskItem) -> Prepared:
+        """Check one item and turn it into tokens. Raises RequestError naming the field."""
         if item.model != self._model:
             raise RequestError(
-                f"the model {item.model!r} does not exist; this server has {self._model!r}", f"{where}model", 404
+                f"the model {item.model!r} does not exist; this server has {self._model!r}", "model", 404
             )
         if (item.messages is None) == (item.prompt is None):
-            raise RequestError("give either messages or prompt", param=f"{where}messages")
-        policy = parse({"tokens": True, **(item.hallucination or {})}, self._defaults, self._engine.bundle)
+            raise RequestError("give either messages or prompt", param="messages")
+        asked = {"tokens": True, **(item.hallucination or {})}
+        if self._defaults.mode is Mode.OFF:
+            asked.setdefault("mode", Mode.SCORE)  # who asks here wants a score, whatever chats get by default
+        policy = parse(asked, self._defaults, self._engine.bundle)
         if policy.mode is Mode.OFF:
-            raise RequestError("mode off leaves nothing to do here", param=f"{where}hallucination.mode")
+            raise RequestError("mode off leaves nothing to do here", param="hallucination.mode")
         if item.messages is not None:
             prompt = self._speller.messages([message.plain() for message in item.messages])
         else:
             prompt = self._speller.prompt(item.prompt or "")
         response, spelled = self._speller.response(item.response)
         if not prompt or not response:
-            raise RequestError("prompt and response must have at least one token each", param=f"{where}response")
+            raise RequestError("prompt and response must have at least one token each", param="response")
         room = self._engine.model_config.max_model_len - 1
         if len(prompt) + len(response) > room:
+            length = len(prompt) + len(response)
             raise RequestError(
-                f"prompt and response have {len(prompt) + len(response)} tokens, more than the {room} that fit",
-                param=f"{where}response",
-                status=413,
+                f"prompt and response have {length} tokens, more than the {room} that fit", "response", 413
             )
+        return Prepared(policy, prompt, response, spelled)
+
+    async def score(self, work: Prepared, index: int) -> dict[str, Any]:
+        """The response object for one item."""
         request_id = f"risk-{uuid.uuid4().hex}"
-        call = GuardCall(policy, choices=1)
+        call = GuardCall(work.policy, choices=1)
         try:
-            verdict = await self._engine.score(prompt, response, policy, request_id)
+            verdict = await self._engine.score(work.prompt, work.response, work.policy, request_id)
         except GracefulHTTPError as refusal:
             raise RequestError(refusal.message, status=int(refusal.http_status)) from None
         call.verdicts[0] = verdict
@@ -117,8 +134,8 @@ class RiskScorer:
             "created": int(time.time()),
             "index": index,
             "model": self._model,
-            "hallucination": self._writer.write([verdict], spelled),
-            "usage": {"prompt_tokens": len(prompt), "response_tokens": len(response)},
+            "hallucination": self._writer.write([verdict], work.spelled),
+            "usage": {"prompt_tokens": len(work.prompt), "response_tokens": len(work.response)},
         }
 
 
@@ -147,13 +164,24 @@ def router(scorer: RiskScorer, max_body_bytes: int) -> APIRouter:
         """The risk of a given answer, or of each of a list of them."""
         try:
             items, single = _parse(await read_body(request.scope, request.receive, max_body_bytes), scorer.max_items)
-            where = [""] if single else [f"{i}." for i in range(len(items))]
-            scored = await asyncio.gather(*(scorer.score(item, i, where[i]) for i, item in enumerate(items)))
+            # All are checked before the engine sees the first.
+            work = [_located(scorer, item, None if single else i) for i, item in enumerate(items)]
+            scored = await asyncio.gather(*(scorer.score(one, i) for i, one in enumerate(work)))
         except RequestError as error:
             return errors.of(error)
         return JSONResponse(scored[0] if single else {"object": "list", "data": scored})
 
     return routes
+
+
+def _located(scorer: RiskScorer, item: RiskItem, index: int | None) -> Prepared:
+    """``scorer.prepare``; in a list, a complaint names the item too."""
+    try:
+        return scorer.prepare(item)
+    except RequestError as error:
+        if index is None:
+            raise
+        raise RequestError(f"item {index}: {error}", f"{index}.{error.param}", error.status) from None
 
 
 def _parse(body: bytes, max_items: int) -> tuple[list[RiskItem], bool]:

@@ -50,12 +50,16 @@ def chat_template_hash(folder: Path) -> str:
 
 
 def model_config(folder: Path) -> dict[str, Any]:
-    """The text part of ``config.json``. Raises BundleError when there is none."""
+    """The text part of ``config.json``. Raises BundleError when there is none, or it is of no family known here."""
     file = folder / "config.json"
     if not file.is_file():
         raise BundleError(f"{folder} is not a model folder: config.json is missing")
     config = json.loads(file.read_text(encoding="utf-8"))
-    return cast("dict[str, Any]", config.get("text_config", config))
+    config = config.get("text_config", config)
+    for key in ("num_hidden_layers", "intermediate_size"):
+        if not isinstance(config.get(key), int):
+            raise BundleError(f"{file} gives no {key}: not a dense model with an mlp.down_proj in each layer")
+    return cast("dict[str, Any]", config)
 
 
 def identify(

@@ -1,0 +1,54 @@
+"""The startup canary refuses what would serve unguarded."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from guard.engine.canary import require_live_taps
+from guard.engine.client import GuardedEngine
+from guard.errors import TapError
+from guard.probe.bundle import Bundle
+from guard.probe.readout import Signals
+
+LIVE = [{"tapped": 3, "expected": 3}]
+
+
+class ScriptedTaps:
+    """Answers the canary: ``scores`` by damp strength."""
+
+    def __init__(self, bundle: Bundle, reports: list[dict[str, int]], scores: dict[float, float]) -> None:
+        self.bundle, self._reports, self._scores = bundle, reports, scores
+
+    async def collective_rpc(self, method: str) -> list[dict[str, int]]:
+        assert method == "hguard_report"
+        return self._reports
+
+    async def measure(self, prompt: list[int], response: list[int], damp: float, request_id: str) -> Signals:
+        value = np.full(len(response), self._scores[damp], np.float32)
+        return Signals(self._scores[damp], value, value, value)
+
+
+async def run(bundle: Bundle, reports: list[dict[str, int]], scores: dict[float, float]) -> None:
+    await require_live_taps(cast(GuardedEngine, ScriptedTaps(bundle, reports, scores)), [1, 2, 3])
+
+
+async def test_live_taps_pass(bundle: Bundle) -> None:
+    await run(bundle, LIVE, {1.0: 0.5, 0.0: 0.4})
+
+
+@pytest.mark.parametrize(
+    ("reports", "scores", "says"),
+    [
+        ([{"tapped": 0, "expected": 3}], {1.0: 0.5, 0.0: 0.4}, "worker 0 tapped 0 of 3 layers"),
+        ([*LIVE, {"tapped": 2, "expected": 3}], {1.0: 0.5, 0.0: 0.4}, "worker 1 tapped 2 of 3 layers"),
+        (LIVE, {1.0: 0.0, 0.0: 0.0}, "the taps do not answer"),
+        (LIVE, {1.0: np.nan, 0.0: 0.4}, "the taps do not answer"),
+        (LIVE, {1.0: 0.5, 0.0: 0.5}, "damping has no effect"),
+    ],
+)
+async def test_dead_taps_are_refused(bundle: Bundle, reports: Any, scores: Any, says: str) -> None:
+    with pytest.raises(TapError, match=says):
+        await run(bundle, reports, scores)
