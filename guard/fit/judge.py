@@ -9,7 +9,16 @@ from guard.fit.questions import Question
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b", re.IGNORECASE)
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation.replace("'", ""), " "))
-_DECLINED = ("don't know", "do not know", "cannot", "not taught", "no information", "not provided")
+_DECLINED = (
+    "don't know",
+    "do not know",
+    "cannot",
+    "not taught",
+    "not known",
+    "unknown",
+    "no information",
+    "not provided",
+)
 
 
 def normalise(text: str) -> str:
