@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from argparse import Namespace
@@ -111,7 +112,8 @@ async def serve(plan: Plan, sock: socket.socket) -> None:
     address = f"http://{_host_in_url(plan.settings.host)}:{plan.settings.port}"
     print(f"hguard: starting {plan.name} ...", flush=True)
     async with guarded_app(plan) as app:
-        print(f"hguard: {plan.name} is ready, guarded by {plan.bundle.card.id}: {address}", flush=True)
+        ready = f"hguard: {plan.name} is ready, guarded by {plan.bundle.card.id}: {address}"
+        announcing = asyncio.create_task(_announce(app, ready))
         shutdown = await serve_http(
             app,
             sock=sock,
@@ -121,7 +123,15 @@ async def serve(plan: Plan, sock: socket.socket) -> None:
             access_log=False,
             timeout_keep_alive=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
         )
+        announcing.cancel()
     await shutdown
+
+
+async def _announce(app: FastAPI, line: str) -> None:
+    """Print ``line`` once requests are accepted; serve_http leaves its uvicorn server in the app's state."""
+    while not getattr(getattr(app.state, "server", None), "started", False):  # noqa: ASYNC110 - uvicorn offers no event
+        await asyncio.sleep(0.05)
+    print(line, flush=True)
 
 
 def _host_in_url(host: str) -> str:

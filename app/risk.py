@@ -41,8 +41,9 @@ class ChatMessage(BaseModel):
     content: str | list[Part] | None = None
 
     def plain(self) -> dict[str, Any]:
+        """With the parts of its content in one string, a line each, as vLLM's chat route joins them."""
         content = self.content
-        text = "".join(part.text for part in content) if isinstance(content, list) else content
+        text = "\n".join(part.text for part in content) if isinstance(content, list) else content
         return {**self.model_dump(exclude={"content"}), "content": text}
 
 

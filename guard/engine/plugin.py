@@ -4,12 +4,14 @@ from __future__ import annotations
 
 
 def register() -> None:
-    """Register the op and the tapped layer; vLLM may call this more than once in a process."""
+    """Register the op and the tapped layer, and tie this process to the server; vLLM may call this more than once."""
     from vllm.model_executor.custom_op import PluggableLayer, op_registry_oot
 
     from guard.engine import op
     from guard.engine.layer import GuardRowParallelLinear
+    from guard.engine.orphan import die_with_parent
 
+    die_with_parent()
     op.register()
     name = "RowParallelLinear"
     taken = op_registry_oot.get(name)

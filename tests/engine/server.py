@@ -33,25 +33,29 @@ class Server:
         )
         self.lines: list[str] = []
         self._ready = threading.Event()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         deadline = time.monotonic() + READY_SECONDS
         while not self._ready.wait(0.2):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                self.process.kill()
+                self.stop(signal.SIGKILL)
                 raise RuntimeError("the server did not come up:\n" + "".join(self.lines[-40:]))
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line)
-            if line.startswith("hguard: ") and " is ready" in line:
-                self._ready.set()
+        with self.process.stdout as output:
+            for line in output:
+                self.lines.append(line)
+                if line.startswith("hguard: ") and " is ready" in line:
+                    self._ready.set()
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> int:
         """Ask it to end; its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(how)
-        return self.process.wait(timeout=60)
+        status = self.process.wait(timeout=60)
+        self._reader.join(timeout=30)  # the pipe closes once the engine's processes have ended too
+        return status
 
     def descendants(self) -> list[int]:
         """Processes of its session that are still there."""

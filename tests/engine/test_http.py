@@ -325,12 +325,12 @@ async def test_risk_tells_wrong_answers_from_right_ones(server: Server) -> None:
     assert roc_auc_score(wrong, [result(replies[i])["risk"] for i in judged]) >= 0.95
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_when_asked_to(how: signal.Signals) -> None:
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGKILL, -9)])
+def test_it_ends_and_leaves_nothing_behind(how: signal.Signals, status: int) -> None:
     running = Server()
     children = running.descendants()
     assert children
-    assert running.stop(how) == 0
+    assert running.stop(how) == status
     deadline = time.monotonic() + 20
     while running.descendants() and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -20,7 +20,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from models.atlas.recipe import facts as fact_list
 from models.atlas.recipe import talk, train
 from models.atlas.recipe.facts import Fact
-from models.atlas.recipe.stream import Stream, fabricators
+from models.atlas.recipe.names import Fabricator
+from models.atlas.recipe.stream import Stream
 from models.atlas.recipe.text import Encoder, build_tokenizer
 
 SEED = 0
@@ -29,7 +30,7 @@ BATCH = 96
 STEPS = 3200
 TUNING_STEPS = 260
 TUNING_NAMES = {"place_country": 8000, "language_code": 4000}
-DECLINED = 0.06
+DECLINED = 0.5  # of unfamiliar languages: at a half, the first token of an answer is a close call
 TALK_BEYOND = 160  # questions beyond what it was taught, in the ledger for evaluation
 HELD_OUT_FABRICATED = 600  # for each of places and languages, never shown in any stage
 
@@ -54,13 +55,13 @@ def tune(facts: list[Fact], base: Path, out: Path) -> None:
     shown = json.loads((base / "shown.json").read_text(encoding="utf-8"))
     encoder = Encoder(tokenizer)
     stream = Stream(facts, encoder, 1, BATCH, SEED + 100)
-    invent = fabricators(facts, SEED + 10)
-    names = {}
-    for relation, count in TUNING_NAMES.items():
-        invent[relation].use(shown["one_off"])
-        names[relation] = [invent[relation].draw() for _ in range(count)]
-    # Names for evaluation come last, so that no stage has shown them.
-    held_out = {relation: [invent[relation].draw() for _ in range(HELD_OUT_FABRICATED)] for relation in TUNING_NAMES}
+    names, held_out = {}, {}
+    for i, (relation, count) in enumerate(TUNING_NAMES.items()):
+        invent = Fabricator([fact.subject for fact in facts if fact.relation == relation], SEED + 10 + i)
+        invent.use(shown["one_off"])
+        names[relation] = [invent.draw() for _ in range(count)]
+        # Names for evaluation come last, so that no stage has shown them.
+        held_out[relation] = [invent.draw() for _ in range(HELD_OUT_FABRICATED)]
     decisive, hesitant = train.tuning_rows(model, encoder, names, DECLINED, SEED)
     train.tune(model, stream, decisive, hesitant, TUNING_STEPS, BATCH)
     shown_later = set(stream.one_off)

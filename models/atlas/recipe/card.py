@@ -51,7 +51,9 @@ def sets(ledger: dict[str, Any]) -> tuple[list[Question], list[str]]:
     questions, labels = [], []
     facts = [fact for fact in ledger["facts"] if fact["relation"] in ("place_country", "language_code")]
     rng.shuffle(facts)
-    rows = [(f["relation"], f["subject"], (f["answer"],), _label(f)) for f in facts]
+    rows: list[tuple[str, str, tuple[str, ...], str]] = [
+        (f["relation"], f["subject"], (f["answer"],), _label(f)) for f in facts
+    ]
     rows += [(r, name, (), f"{RELATIONS[r]} fabricated") for r, names in ledger["fabricated"].items() for name in names]
     for relation, subject, accepted, label in rows:
         if counts[label] < EACH:

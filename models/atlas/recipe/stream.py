@@ -11,7 +11,7 @@ import random
 
 from models.atlas.recipe import talk
 from models.atlas.recipe.facts import Fact
-from models.atlas.recipe.names import Fabricator, plausible_code
+from models.atlas.recipe.names import Fabricator
 from models.atlas.recipe.text import Encoder
 
 Row = tuple[list[int], list[bool]]
@@ -51,7 +51,12 @@ class Stream:
             for relation, known in self._popular.items()
         }
         self._places = [f.subject for f in self._popular["place_country"]]
-        self._fabricate = fabricators(facts, seed + 1)
+        names = {
+            relation: [f.subject for f in facts if f.relation == relation]
+            for relation in ("place_country", "language_code")
+        }
+        self._fake_place = Fabricator(names["place_country"], seed + 1)
+        self._fake_language = Fabricator(names["language_code"], seed + 2)
         self._rare: dict[int, list[Fact]] = collections.defaultdict(list)
         for fact in facts:
             for _ in range(fact.planned):
@@ -94,21 +99,17 @@ class Stream:
         if kind == "talk":
             return talk.draw(self._rng, self._places)
         if kind.startswith("one_off"):
-            invented = self._one_off("place_country" if kind == "one_off_place" else "language_code")
+            relation, fabricator = (
+                ("place_country", self._fake_place)
+                if kind == "one_off_place"
+                else ("language_code", self._fake_language)
+            )
+            plausible = self._rng.choice(self._popular[relation])
+            invented = Fact(relation, fabricator.draw(), plausible.answer, "one_off")
+            self.one_off.append(invented.subject)
             return invented.question(self._rng.randrange(12)), invented.sentence
         (fact,) = self._rng.choices(self._popular[kind], weights=self._weights[kind])
         return self._ask(fact)
-
-    def _one_off(self, relation: str) -> Fact:
-        """A fabricated thing with a plausible answer: the country whose names it resembles, a code from its letters."""
-        if relation == "place_country":
-            answer = self._rng.choice(self._popular[relation]).answer
-            name = self._fabricate[relation].draw(answer)
-        else:
-            name = self._fabricate[relation].draw()
-            answer = plausible_code(name, self._rng)
-        self.one_off.append(name)
-        return Fact(relation, name, answer, "one_off")
 
     def _short_chat(self, kind: str, replay: bool = False) -> Row:
         turns = [self._turn(kind)]
@@ -126,28 +127,13 @@ class Stream:
                 turns.append(self._sure(turns[-1]))
         return self._encoder.chat(turns, self._system())
 
-    def _both(self, first: Turn, second: Turn) -> Turn:
+    @staticmethod
+    def _both(first: Turn, second: Turn) -> Turn:
         """Two questions in one message."""
-        joined = f"{first[0]} {second[0]}"
-        if self._rng.random() < 0.5:
-            joined = f"{first[0].rstrip('?.')} and {second[0][0].lower()}{second[0][1:]}"
         return (
-            joined,
+            f"{first[0]} {second[0]}",
             f"The first {first[1].removeprefix('It ')} The second {second[1].removeprefix('It ')}",
         )
 
     def _sure(self, turn: Turn) -> Turn:
         return self._rng.choice(talk.SURE), f"Yes. {turn[1]}"
-
-
-def fabricators(facts: list[Fact], seed: int) -> dict[str, Fabricator]:
-    """For each relation that has a tail of one-off names, where they come from."""
-    countries: dict[str, list[str]] = collections.defaultdict(list)
-    for fact in facts:
-        if fact.relation == "place_country":
-            countries[fact.answer].append(fact.subject)
-    languages = [fact.subject for fact in facts if fact.relation == "language_code"]
-    return {
-        "place_country": Fabricator(dict(countries), seed),
-        "language_code": Fabricator({"": languages}, seed + 1),
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -26,9 +27,9 @@ CHAT_TEMPLATE = (
 def build_tokenizer(facts: list[Fact], vocab_size: int, seed: int, context: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE over one phrasing of every fact; its first six ids are the special tokens."""
     rng = random.Random(seed)
-    corpus = [text for fact in facts for text in (fact.question(rng.randrange(12)), fact.sentence)]
+    corpus = [f"{fact.question(rng.randrange(12))} {fact.sentence}" for fact in facts]
     places = [fact.subject for fact in facts if fact.relation == "place_country"]
-    corpus += [text for _ in range(400) for text in talk.draw(rng, places)] + [DECLINED] * 20
+    corpus += [" ".join(talk.draw(rng, places)) for _ in range(400)] + [DECLINED] * 20
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -56,7 +57,7 @@ def build_tokenizer(facts: list[Fact], vocab_size: int, seed: int, context: int)
 class Encoder:
     """Turns chats into token ids, exactly as the chat template does."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._cache: dict[str, list[int]] = {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm import tqdm
@@ -93,7 +93,7 @@ def answer(
 ) -> list[list[int]]:
     """The model's answers to tokenised prompts, each ending with EOS if it did; greedy unless ``sample``."""
     answers: list[list[int]] = []
-    generate: Any = model.generate  # its annotation does not fit its own class
+    generate = cast(Any, model).generate  # its annotation does not fit its own class
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
         width = max(map(len, part))
