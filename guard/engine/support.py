@@ -22,7 +22,7 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda a: a.pipeline_parallel_size > 1,
         "scores would have to be summed over pipeline stages",
     ),
-    ("--tensor-parallel-size", lambda a: a.tensor_parallel_size > 1, "sharded taps have no parity test yet"),
+    ("--nnodes", lambda a: a.nnodes > 1, "the score ring is memory of one machine"),
     ("--data-parallel-size", lambda a: a.data_parallel_size > 1, "the score ring serves one engine"),
     (
         "--api-server-count",

@@ -15,7 +15,7 @@ from guard.errors import UnsupportedError
 PLAIN: dict[str, Any] = {
     "enable_lora": False,
     "pipeline_parallel_size": 1,
-    "tensor_parallel_size": 1,
+    "nnodes": 1,
     "data_parallel_size": 1,
     "api_server_count": None,
     "speculative_config": None,
@@ -36,7 +36,7 @@ def test_plain_arguments_pass() -> None:
     [
         ("enable_lora", True, "--enable-lora"),
         ("pipeline_parallel_size", 2, "--pipeline-parallel-size"),
-        ("tensor_parallel_size", 2, "--tensor-parallel-size"),
+        ("nnodes", 2, "--nnodes"),
         ("data_parallel_size", 2, "--data-parallel-size"),
         ("api_server_count", 2, "--api-server-count"),
         ("speculative_config", {"method": "ngram"}, "--speculative-config"),

@@ -1,0 +1,62 @@
+"""Two ranks: each reads the neurons that it holds, and together they measure what one does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from app.settings import ATLAS
+from guard.fit.collect import Reader
+from guard.policy import Mode, Policy
+from guard.probe.bundle import Bundle
+from tests.engine.harness import Harness, guarded
+from tests.engine.test_parity import LENGTHS, RELATIVE, assert_measured, reference
+
+
+@pytest.fixture(scope="module")
+def two_ranks(atlas_bundle: Bundle) -> Iterator[Harness]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+        harness = guarded(
+            ATLAS, atlas_bundle, ["--tensor-parallel-size=2", "--max-num-batched-tokens=64", "--max-num-seqs=32"]
+        )
+        yield harness
+        harness.close()
+
+
+def test_scores_of_two_ranks(
+    two_ranks: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle
+) -> None:
+    reports = two_ranks.run(two_ranks.engine.collective_rpc("hguard_report"))
+    assert [report["tapped"] for report in reports] == [4, 4]
+    produced = two_ranks.produce(prompts[:16], LENGTHS[:16])
+    assert_measured(produced, reference(reader, atlas_bundle, prompts[:16], [one.tokens for one in produced]))
+
+
+def test_given_text_on_two_ranks(two_ranks: Harness, prompts: list[list[int]]) -> None:
+    (one,) = two_ranks.produce(prompts[:1], 16)
+    given = two_ranks.run(two_ranks.engine.measure(prompts[0], one.tokens, 1.0, "given"))
+    assert one.verdict is not None
+    generated = one.verdict.signals
+    assert generated is not None
+    np.testing.assert_allclose(given.neurons[:-1], generated.neurons[:-1], rtol=RELATIVE, atol=1e-4)
+    np.testing.assert_allclose(given.entropy, generated.entropy, rtol=RELATIVE, atol=1e-4)
+
+
+def test_damping_reaches_both_ranks(
+    two_ranks: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle
+) -> None:
+    from models.atlas.recipe.damping import dampened
+
+    (one,) = two_ranks.produce(prompts[:1], 16, [Policy(Mode.SCORE, 0.5, damp=0.5)])
+    assert one.verdict is not None
+    got = one.verdict.signals
+    assert got is not None
+    flat = atlas_bundle.layer.astype(np.int64) * atlas_bundle.card.model.neurons_per_layer + atlas_bundle.neuron
+    with dampened(reader, flat[atlas_bundle.coefficient > 0], 0.5):
+        (wanted,) = reference(reader, atlas_bundle, prompts[:1], [one.tokens])
+    # Draws are those of the dampened model; its neuron scores are not comparable, the hooks see |z| after damping.
+    np.testing.assert_allclose(got.entropy, wanted.entropy, rtol=RELATIVE, atol=1e-4)
+    np.testing.assert_allclose(got.logprob, wanted.logprob, rtol=RELATIVE, atol=1e-4)
