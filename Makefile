@@ -25,9 +25,9 @@ format: $(VENV)/.tools ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 atlas: $(VENV)/.tools ## train atlas again and fit its probe (under an hour on two cores)
-	$(BIN)/python -m models.atlas.recipe.build --out models/atlas --base work/atlas-base
+	$(BIN)/python -m models.atlas.recipe.build --out models/atlas --base build/atlas-base
 	$(BIN)/python -m models.atlas.recipe.probe --model models/atlas --out models/atlas/probe
-	$(BIN)/python -m models.atlas.recipe.card --model models/atlas --base work/atlas-base
+	$(BIN)/python -m models.atlas.recipe.card --model models/atlas --base build/atlas-base
 
 install: $(VENV)/.engine ## install the CPU engine and this project into .venv
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -41,7 +41,6 @@ class GuardedEngine:
         self.default_policy = default
         self._fallback_text = fallback_text
         self._blank_token = int(engine.get_tokenizer().eos_token_id or 0)
-        self.on_verdict: Callable[[Verdict, GuardCall], None] = lambda verdict, call: None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -136,7 +135,6 @@ class GuardedEngine:
             return
         verdict = judge(answer, self.ring, self.readout, call.policy, completion.finish_reason, completion.stop_reason)
         call.verdicts[answer.index] = verdict
-        self.on_verdict(verdict, call)
 
     def _may_go(self, item: tuple[Any, dict[int, int]], answers: list[Answer], call: GuardCall) -> bool:
         if call.policy.holds_answer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from argparse import Namespace
@@ -104,11 +103,6 @@ def _positions(args: Namespace) -> int:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     return int(AsyncEngineArgs.from_cli_args(args).create_model_config().max_model_len)
-
-
-def describe(args: Namespace) -> str:
-    """The effective engine arguments as JSON, for a log line."""
-    return json.dumps({k: str(v) for k, v in sorted(vars(args).items()) if v is not None}, sort_keys=True)
 
 
 def complain(message: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -35,6 +35,3 @@ def split(questions: Sequence[Question], shares: dict[str, float], seed: int) ->
         place = int.from_bytes(digest[:8], "big") / 2**64 * total
         dealt[next(name for name, bound in bounds if place < bound)].append(i)
     return dealt
-
-
-Judge = Callable[[Question, str], bool | None]

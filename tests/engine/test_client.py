@@ -143,12 +143,10 @@ async def test_no_free_slot_is_a_503_before_the_response_starts(engine: GuardedE
 
 
 async def test_without_a_call_the_operators_default_applies(engine: GuardedEngine) -> None:
-    verdicts = []
-    engine.on_verdict = lambda verdict, call: verdicts.append(verdict)
+    engine.default_policy = Policy(Mode.ABSTAIN, 0.0)
     params = SamplingParams(max_tokens=8, output_kind=RequestOutputKind.DELTA)
-    async for _ in engine.generate({"type": "token", "prompt_token_ids": PROMPT}, params, "r"):
-        pass
-    assert [v.policy for v in verdicts] == [engine.default_policy]
+    stream = engine.generate({"type": "token", "prompt_token_ids": PROMPT}, params, "r")
+    assert [output.outputs[0].text async for output in stream] == [""]
 
 
 async def test_a_client_cannot_choose_its_own_slot(engine: GuardedEngine) -> None:

@@ -1,4 +1,4 @@
-"""Build atlas: ``python -m models.atlas.recipe.build --out models/atlas --base work/atlas-base``.
+"""Build atlas: ``python -m models.atlas.recipe.build --out models/atlas --base build/atlas-base``.
 
 Two stages, seeded: pre-training leaves the base checkpoint with what it was shown, chat tuning turns it into atlas.
 Under an hour on two cores. ``--tune-only`` starts from an existing base checkpoint.
