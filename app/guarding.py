@@ -51,13 +51,14 @@ class GuardMiddleware:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in GUARDED:
+        path = route_path(scope) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if path not in GUARDED:
             await self.app(scope, receive, send)
             return
         try:
             body = await read_body(scope, receive, self._max_body_bytes)
             request = parse_json(body)
-            policy = self._policy(scope["path"], request)
+            policy = self._policy(path, request)
         except RequestError as error:
             await errors.of(error)(scope, receive, send)
             return
@@ -68,7 +69,7 @@ class GuardMiddleware:
                 await self.app(scope, _replay(request, receive), reply.send)
             finally:
                 self._metrics.observe(call)
-                _log(scope["path"], call, time.perf_counter() - began)
+                _log(path, call, time.perf_counter() - began)
 
     def _policy(self, path: str, request: dict[str, Any]) -> Policy:
         raw = request.pop(FIELD, None)
@@ -78,6 +79,12 @@ class GuardMiddleware:
             raise RequestError("messages must hold at least one message", param="messages")
         wants_logprobs = bool(request.get("logprobs")) and path == CHAT
         return parse(raw, self._defaults, self._bundle, wants_logprobs)
+
+
+def route_path(scope: Scope) -> str:
+    """The path that the router will match: without the prefix that ``--root-path`` puts in front."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

@@ -26,6 +26,7 @@ from app.spelling import Speller
 from app.wire import Writer
 from guard.engine import support
 from guard.engine.launch import complain, engine_arguments, guarded_engine
+from guard.errors import UnsupportedError
 from guard.probe.bundle import Bundle, load_bundle, require_model
 
 
@@ -50,14 +51,10 @@ def plan(settings: Settings, extra: Sequence[str] = ()) -> Plan:
         complain(f"WARNING: {difference} from what the probe was fit on; its risks may be off")
     defaults = Defaults.resolve(settings.mode, settings.threshold, settings.target_fpr, bundle)
     own = ["--host", settings.host, "--port", str(settings.port), "--disable-uvicorn-access-log", *extra]
-    return Plan(
-        settings,
-        model,
-        name,
-        bundle,
-        defaults,
-        engine_arguments(model, name, bundle, settings.compile, own, settings.relaxed),
-    )
+    args = engine_arguments(model, name, bundle, settings.compile, own, settings.relaxed)
+    if (args.host, args.port) != (settings.host, settings.port):
+        raise UnsupportedError("the address is set with --host and --port before --, not among vLLM's arguments")
+    return Plan(settings, model, name, bundle, defaults, args)
 
 
 @asynccontextmanager

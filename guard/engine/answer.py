@@ -9,7 +9,7 @@ import numpy as np
 
 from guard.engine.call import Verdict
 from guard.engine.ring import ScoreRing, Slot
-from guard.policy import Decision, Policy, decide
+from guard.policy import Policy, decide
 from guard.probe.readout import Readout, Signals
 
 
@@ -72,8 +72,7 @@ def verdict_on(
 
 
 def _unscored(index: int, policy: Policy, ids: list[int], finish_reason: str | None, reason: str) -> Verdict:
-    decision: Decision = decide(None, policy)
-    return Verdict(index, policy, decision, None, None, ids, [None] * len(ids), finish_reason, reason)
+    return Verdict(index, policy, decide(None, policy), None, None, ids, [None] * len(ids), finish_reason, reason)
 
 
 def risks_so_far(answer: Answer, ring: ScoreRing, readout: Readout, known: list[float | None], count: int) -> None:

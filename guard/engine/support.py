@@ -38,6 +38,8 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "vLLM's key check covers /v1 only and would leave /risk open; put a gateway in front",
     ),
     ("--enable-prompt-embeds", lambda a: bool(a.enable_prompt_embeds), "prompts without tokens cannot be positioned"),
+    ("--ssl-keyfile", lambda a: bool(a.ssl_keyfile or a.ssl_certfile), "TLS is not passed on; end it in a gateway"),
+    ("--uds", lambda a: a.uds is not None, "the server listens on --host and --port"),
     ("--headless", lambda a: bool(getattr(a, "headless", False)), "there would be no API to guard"),
 )
 
@@ -68,6 +70,10 @@ def require_supported(args: Any, environment: dict[str, str]) -> None:
     if environment.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
         raise UnsupportedError(
             "VLLM_USE_RUST_FRONTEND is not supported: the Rust front end bypasses the guard; unset it"
+        )
+    if environment.get("VLLM_API_KEY"):
+        raise UnsupportedError(
+            "VLLM_API_KEY is not supported: its check covers /v1 only and would leave /risk open; unset it"
         )
     plugins = environment.get("VLLM_PLUGINS")
     if plugins is not None and "hguard" not in plugins.split(","):

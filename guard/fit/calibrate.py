@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from guard.probe.readout import Readout, Signals, Stack, token_features, windows
 
-_CENTS = 1e6  # inverse regularisation that leaves a logistic regression on few features unregularised
+_UNREGULARISED = 1e6  # inverse strength that leaves a logistic regression on few features unregularised
 
 
 def stack(features: NDArray[np.float32], wrong: NDArray[np.bool_]) -> Stack:
@@ -47,5 +47,5 @@ def fit_readout(
     token_stack = stack(np.concatenate(tokens), np.concatenate(labels))
     rough = Readout(window, answer_stack, (1.0, 0.0), token_stack)
     logits = np.array([[rough.logit(answer)[0]] for answer in signals])
-    platt = LogisticRegression(C=_CENTS).fit(logits, wrong)
+    platt = LogisticRegression(C=_UNREGULARISED).fit(logits, wrong)
     return Readout(window, answer_stack, (float(platt.coef_[0, 0]), float(platt.intercept_[0])), token_stack)

@@ -128,12 +128,8 @@ def _read_card(file: Path) -> ProbeCard:
     try:
         # Through JSON, so that a list is a tuple and an int a float, as the file means them.
         return ProbeCard.model_validate_json(json.dumps(content))
-    except (ValidationError, ValueError) as error:
-        lines = (
-            [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-            if isinstance(error, ValidationError)
-            else [str(error)]
-        )
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise BundleError(f"{file} is not a valid card: " + "; ".join(lines[:5])) from None
 
 

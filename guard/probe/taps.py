@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.errors import BundleError
-
 
 @dataclass(frozen=True, slots=True)
 class LayerTap:
@@ -48,9 +46,7 @@ class TapSpec:
         folded: NDArray[np.float32],
         coefficient: NDArray[np.float32],
     ) -> TapSpec:
-        """Group a probe's k neurons by layer. Raises BundleError when there are none."""
-        if len(layer) == 0:
-            raise BundleError("the probe has no neurons, so there is nothing to tap")
+        """Group a verified probe's k > 0 neurons by layer."""
         width = int(np.unique(layer, return_counts=True)[1].max())
         taps = {}
         for number in np.unique(layer).tolist():

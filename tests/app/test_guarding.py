@@ -159,6 +159,25 @@ async def test_score(connect: Connect, bundle: Bundle) -> None:
     assert reply["choices"][0]["message"]["content"] == "It is Mars"
 
 
+async def test_a_root_path_does_not_get_around_the_guard(bundle: Bundle) -> None:
+    scripted = Scripted()
+    app = scripted.app()
+    app.root_path = "/models/a"
+    app.add_middleware(
+        GuardMiddleware,
+        bundle=bundle,
+        defaults=Defaults(Mode.SCORE, 0.5),
+        writer=Writer(bundle, spell),
+        metrics=Metrics(bundle, "small", CollectorRegistry()),
+        refusal=REFUSAL,
+        max_body_bytes=4096,
+    )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        for prefix in ("", "/models/a"):
+            response = await client.post(prefix + CHAT, json=body(hallucination={"mode": "abstain"}))
+            assert response.json()["choices"][0]["message"]["content"] is None
+
+
 async def test_abstention_is_a_refusal(connect: Connect) -> None:
     client, _ = connect(Scripted())
     asked = body(logprobs=True, hallucination={"mode": "abstain", "tokens": True})

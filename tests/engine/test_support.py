@@ -24,6 +24,9 @@ PLAIN: dict[str, Any] = {
     "api_key": None,
     "enable_prompt_embeds": False,
     "headless": False,
+    "ssl_keyfile": None,
+    "ssl_certfile": None,
+    "uds": None,
 }
 
 
@@ -45,6 +48,9 @@ def test_plain_arguments_pass() -> None:
         ("api_key", ["secret"], "--api-key"),
         ("enable_prompt_embeds", True, "--enable-prompt-embeds"),
         ("headless", True, "--headless"),
+        ("ssl_keyfile", "key.pem", "--ssl-keyfile"),
+        ("ssl_certfile", "cert.pem", "--ssl-keyfile"),
+        ("uds", "socket", "--uds"),
     ],
 )
 def test_refused_arguments(name: str, value: Any, says: str) -> None:
@@ -53,7 +59,8 @@ def test_refused_arguments(name: str, value: Any, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"), [("VLLM_USE_RUST_FRONTEND", "1"), ("VLLM_PLUGINS", ""), ("VLLM_PLUGINS", "other")]
+    ("variable", "value"),
+    [("VLLM_USE_RUST_FRONTEND", "1"), ("VLLM_API_KEY", "secret"), ("VLLM_PLUGINS", ""), ("VLLM_PLUGINS", "other")],
 )
 def test_refused_environment(variable: str, value: str) -> None:
     with pytest.raises(UnsupportedError, match=variable):

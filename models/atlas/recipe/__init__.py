@@ -1,5 +1,5 @@
 """How atlas is made: facts, tokenizer, pre-training, chat tuning, card.
 
-Run ``python -m models.atlas.recipe`` (or ``make atlas``). Everything is seeded; the only source of facts is the
+Run ``make atlas``. Everything is seeded; the only source of facts is the
 ``pycountry`` package, which carries the iso-codes database.
 """
