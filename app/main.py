@@ -93,7 +93,7 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
 
 def bind(plan: Plan) -> socket.socket:
     """Take the port before the engine starts. Raises OSError when it is in use."""
-    from vllm.entrypoints.launchers.launcher import create_server_socket
+    from guard.engine.vllm_api import create_server_socket
 
     sock: socket.socket = create_server_socket((plan.settings.host, plan.settings.port), reuse_port=False)
     return sock
@@ -102,7 +102,8 @@ def bind(plan: Plan) -> socket.socket:
 async def serve(plan: Plan, sock: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM."""
     from vllm import envs
-    from vllm.entrypoints.launchers.launcher import serve_http
+
+    from guard.engine.vllm_api import serve_http
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("hguard").setLevel(logging.INFO)

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.responses import JSONResponse
-from vllm.exceptions import GracefulHTTPError
 
 from app import errors
 from app.guarding import read_body
@@ -21,6 +20,7 @@ from app.spelling import Speller
 from app.wire import Token, Writer
 from guard.engine.call import GuardCall
 from guard.engine.client import GuardedEngine
+from guard.engine.vllm_api import RefusalError
 from guard.errors import RequestError
 from guard.policy import Mode, Policy
 
@@ -125,7 +125,7 @@ class RiskScorer:
         call = GuardCall(work.policy, choices=1)
         try:
             verdict = await self._engine.score(work.prompt, work.response, work.policy, request_id)
-        except GracefulHTTPError as refusal:
+        except RefusalError as refusal:
             raise RequestError(refusal.message, status=int(refusal.http_status)) from None
         call.verdicts[0] = verdict
         self._metrics.observe(call)

@@ -63,7 +63,7 @@ def verdict_on(
     signals: Signals, readout: Readout, policy: Policy, index: int, ids: list[int], finish_reason: str | None
 ) -> Verdict:
     """The verdict on measured tokens."""
-    flaw = signals.flaw()
+    flaw = signals.flaw(readout.uses_draws)
     if flaw is not None:
         return _unscored(index, policy, ids, finish_reason, flaw)
     risk, peak = readout.risk(signals)

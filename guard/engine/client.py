@@ -14,13 +14,13 @@ from collections.abc import AsyncGenerator, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from vllm.exceptions import GracefulHTTPError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from guard.engine import seat
 from guard.engine.answer import Answer, judge, risks_so_far, verdict_on
 from guard.engine.call import GuardCall, Verdict, current_call
 from guard.engine.ring import ScoreRing, Slot, SlotPool
+from guard.engine.vllm_api import RefusalError
 from guard.errors import RequestError
 from guard.policy import Action, Fallback, Mode, Policy
 from guard.probe.bundle import Bundle
@@ -58,7 +58,7 @@ class GuardedEngine:
         try:
             return self.pool.claim(count)
         except RequestError as error:
-            raise GracefulHTTPError(str(error), HTTPStatus(error.status)) from None
+            raise RefusalError(str(error), HTTPStatus(error.status)) from None
 
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
@@ -86,7 +86,10 @@ class GuardedEngine:
         finished = False
         try:
             params = params.clone()
-            params.extra_args = {**(params.extra_args or {}), seat.KEY: seat.pack(slots, policy.damp)}
+            params.extra_args = {
+                **(params.extra_args or {}),
+                seat.KEY: seat.pack(slots, policy.damp, draws=self.readout.uses_draws),
+            }
             prompt = self._salted(prompt, policy.damp)
             answers = [Answer(first + i, slots[i] if scored else None) for i in range(params.n)]
             inner = self._engine.generate(prompt, params, request_id, **kwargs)
@@ -198,7 +201,7 @@ class GuardedEngine:
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 skip_reading_prefix_cache=True,
-                extra_args={seat.KEY: seat.pack(slots, damp, start=len(prompt_ids) - 1)},
+                extra_args={seat.KEY: seat.pack(slots, damp, len(prompt_ids) - 1, self.readout.uses_draws)},
             )
             prompt = self._salted({"type": "token", "prompt_token_ids": [*prompt_ids, *response_ids]}, damp)
             async for output in self._engine.generate(prompt, params, request_id):

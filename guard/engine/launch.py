@@ -34,8 +34,6 @@ def prepare_environment(distribution: str) -> None:
         # vLLM would bind to all cores but one, and take most of the memory for its cache.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    else:
-        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 
 
 def engine_arguments(
@@ -53,8 +51,9 @@ def engine_arguments(
     distribution, _ = support.engine_version()
     prepare_environment(distribution)
     support.require_dense(model_config(model), str(model))
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from guard.engine.vllm_api import make_arg_parser, validate_parsed_serve_args
 
     own = ["--model", str(model), "--served-model-name", served_name, "--dtype", bundle.card.model.dtype]
     own.append("--no-use-tqdm-on-load")

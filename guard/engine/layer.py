@@ -1,4 +1,4 @@
-"""The tapped layer: an out-of-tree RowParallelLinear (vLLM 0.32, ``model_executor/layers/linear.py``).
+"""The tapped layer: an out-of-tree RowParallelLinear (vLLM 0.26 and 0.32, ``model_executor/layers/linear.py``).
 
 vLLM builds it in place of every RowParallelLinear. Where its prefix names the ``mlp.down_proj`` of a layer with
 H-neurons, it scales their columns by alpha and adds their contribution to the step's score; elsewhere, and wherever
@@ -14,7 +14,7 @@ import torch
 from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.linear import RowParallelLinear, UnquantizedLinearMethod
 
-from guard.engine import state
+from guard.engine import op, state
 from guard.errors import UnsupportedError
 
 # Vision towers have layers.N.mlp.down_proj too; only the language model's count.
@@ -67,5 +67,7 @@ class GuardRowParallelLinear(RowParallelLinear):
         output = super().forward(dampened)
         h = output[0] if isinstance(output, tuple) else output
         # |z| before damping: switched-off neurons still tell. h as the model went on with it.
-        torch.ops.hguard.tap(z, h.flatten(0, -2), self.hguard_neuron, self.hguard_folded, self.taps.score)
+        # In eager mode the function itself: what torch does for an op that mutates costs as much as the tap.
+        tap = torch.ops.hguard.tap if torch.compiler.is_compiling() else op.tap
+        tap(z, h.flatten(0, -2), self.hguard_neuron, self.hguard_folded, self.taps.score)
         return output

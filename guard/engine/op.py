@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from guard.probe.cett import layer_score
+from guard.probe.cett import EPSILON
 
 
 def tap(z: torch.Tensor, h: torch.Tensor, neuron: torch.Tensor, folded: torch.Tensor, score: torch.Tensor) -> None:
@@ -13,7 +13,15 @@ def tap(z: torch.Tensor, h: torch.Tensor, neuron: torch.Tensor, folded: torch.Te
     z [tokens, neurons] and h [tokens, hidden] in the model's dtype; neuron int64 [K]; folded float32 [K];
     score float32 [at least tokens].
     """
-    score[: z.shape[0]] += layer_score(z.index_select(1, neuron), h, folded)
+    if z.is_cuda:
+        from guard.engine import kernels
+
+        kernels.tap(z, h, neuron, folded, score)
+    else:
+        # Seven calls of torch, most of them in place: at a decode's few rows it is their number that costs.
+        contribution = z.index_select(1, neuron).float().abs_().mv(folded)
+        norm = torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32).add_(EPSILON)
+        score.narrow(0, 0, z.shape[0]).addcdiv_(contribution, norm)
 
 
 def _tap_fake(

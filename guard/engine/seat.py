@@ -17,12 +17,14 @@ class Seat:
 
     slot: row of the ring, -1 when nothing is to be recorded.
     start: first position to record (the last prompt token); None: the prompt's own length says it.
+    draws: whether the distributions that tokens are drawn from are measured too (entropy, log-probability).
     """
 
     slot: int = -1
     generation: int = 0
     damp: float = 1.0
     start: int | None = None
+    draws: bool = True
 
     @property
     def forced(self) -> bool:
@@ -33,9 +35,9 @@ class Seat:
 EMPTY = Seat()
 
 
-def pack(slots: Sequence[Slot], damp: float, start: int | None = None) -> dict[str, Any]:
+def pack(slots: Sequence[Slot], damp: float, start: int | None = None, draws: bool = True) -> dict[str, Any]:
     """The value under KEY for a request with one slot for each of its n sequences (none: nothing is recorded)."""
-    return {"slots": [[s.index, s.generation] for s in slots], "damp": damp, "start": start}
+    return {"slots": [[s.index, s.generation] for s in slots], "damp": damp, "start": start, "draws": draws}
 
 
 def unpack(extra_args: Mapping[str, Any] | None, request_id: str) -> Seat:
@@ -48,4 +50,4 @@ def unpack(extra_args: Mapping[str, Any] | None, request_id: str) -> Seat:
         return Seat(damp=packed["damp"])
     index = int(request_id.split("_", 1)[0]) if len(slots) > 1 else 0
     slot, generation = slots[index]
-    return Seat(slot, generation, packed["damp"], packed["start"])
+    return Seat(slot, generation, packed["damp"], packed["start"], packed["draws"])

@@ -1,11 +1,13 @@
-"""The per-worker buffers that the compiled forward pass and the step adapter share (vLLM 0.32)."""
+"""The per-worker buffers that the compiled forward pass and the runner's adapter share (vLLM 0.26 and 0.32)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from guard.engine.config import TapConfig
 from guard.probe.taps import TapSpec
@@ -15,14 +17,35 @@ from guard.probe.taps import TapSpec
 class Taps:
     """score, alpha: float32 [max_num_batched_tokens], allocated once, addresses never change.
 
-    damping: whether any row's alpha differs from 1 in this step.
+    ranks: over how many tensor-parallel ranks a layer's neurons are spread. damping: whether any row's alpha differs
+    from 1 in this step.
     """
 
     spec: TapSpec
     score: torch.Tensor
     alpha: torch.Tensor
+    ranks: int = 1
     damping: bool = False
     tapped_layers: int = 0
+
+    def fill_alpha(self, values: NDArray[np.float32]) -> None:
+        """Set the first rows' alpha, without waiting for the device."""
+        host = torch.from_numpy(values)
+        if self.alpha.is_cuda:
+            host = host.pin_memory()  # torch keeps it until the copy is done
+        self.alpha[: len(values)].copy_(host, non_blocking=True)
+
+    def total(self, rows: int) -> torch.Tensor:
+        """The first rows' scores over all ranks, float32 [rows]: a tensor of its own, which no later step clears.
+
+        Every rank must call it when any does.
+        """
+        score = self.score[:rows].clone()
+        if self.ranks == 1:
+            return score
+        from vllm.distributed import tensor_model_parallel_all_reduce
+
+        return tensor_model_parallel_all_reduce(score)
 
 
 _taps: dict[str, Taps] = {}
@@ -43,5 +66,6 @@ def current(vllm_config: Any) -> Taps | None:
             config.spec(),
             torch.zeros(rows, dtype=torch.float32, device=device),
             torch.ones(rows, dtype=torch.float32, device=device),
+            ranks=vllm_config.parallel_config.tensor_parallel_size,
         )
     return found

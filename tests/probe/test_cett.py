@@ -19,15 +19,6 @@ def test_contribution_is_the_norm_of_the_neuron_alone() -> None:
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_layer_score_is_the_probe_on_contributions() -> None:
-    torch.manual_seed(0)
-    z, h, norms = torch.randn(5, 16), torch.randn(5, 8), torch.rand(16)
-    coefficient = np.random.default_rng(0).normal(size=16).astype(np.float32)
-    folded = torch.from_numpy(cett.fold(coefficient, norms.numpy()))
-    expected = cett.contributions(z, h, norms) @ torch.from_numpy(coefficient)
-    torch.testing.assert_close(cett.layer_score(z, h, folded), expected)
-
-
 def make_spec() -> TapSpec:
     t = make_tensors()
     return TapSpec.from_arrays(t["layer"], t["neuron"], t["folded"], t["coefficient"])

