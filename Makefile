@@ -29,6 +29,9 @@ atlas: $(VENV)/.tools ## train atlas again and fit its probe (under an hour on t
 	$(BIN)/python -m models.atlas.recipe.probe --model models/atlas --out models/atlas/probe
 	$(BIN)/python -m models.atlas.recipe.card --model models/atlas --base build/atlas-base
 
+benchmarks: $(VENV)/.engine ## make the tables of docs/benchmarks.md from bench/results
+	$(BIN)/python -m guard.bench.report
+
 install: $(VENV)/.engine ## install the CPU engine and this project into .venv
 
 $(VENV)/.engine: $(REQUIREMENTS)
@@ -43,4 +46,4 @@ $(VENV)/.tools: $(VENV)/.engine requirements/dev.txt
 	$(BIN)/python requirements/install.py requirements/dev.txt
 	@touch $@
 
-.PHONY: help serve test check format atlas install
+.PHONY: help serve test check format atlas benchmarks install

@@ -40,7 +40,8 @@ class GuardedEngine:
         self.pool = SlotPool(ring.slots)
         self.default_policy = default
         self._fallback_text = fallback_text
-        self._blank_token = int(engine.get_tokenizer().eos_token_id or 0)
+        bare = engine.model_config.skip_tokenizer_init
+        self._blank_token = 0 if bare else int(engine.get_tokenizer().eos_token_id or 0)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)

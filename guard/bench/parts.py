@@ -1,0 +1,102 @@
+"""Where the guard's time goes: each piece of its work in the worker by itself, on this machine's own tensors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from guard.engine import op
+from guard.engine.config import spec_of
+from guard.engine.measure import log_probability, statistics
+from guard.engine.ring import ScoreRing
+from guard.engine.seat import Seat
+from guard.engine.state import Taps
+from guard.engine.step import Harvest, Roster, Step
+from guard.probe.bundle import Bundle
+
+_SECONDS = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One piece of a decoding step of ``rows`` sequences: the best of its timings."""
+
+    part: str
+    rows: int
+    microseconds: float
+
+
+def measure(bundle: Bundle, engine: Any, rows: Sequence[int]) -> list[Part]:
+    """Time the pieces of one decoding step, for several batch sizes."""
+    config = engine.model_config
+    hidden, vocabulary, dtype = config.get_hidden_size(), config.get_vocab_size(), config.dtype
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    spec = spec_of(bundle)
+    tap = next(iter(spec.layers.values()))
+    measured: list[Part] = []
+    for count in rows:
+        taps = Taps(spec, torch.zeros(count, device=device), torch.ones(count, device=device))
+        z = torch.randn(count, bundle.card.model.neurons_per_layer, dtype=dtype, device=device)
+        h = torch.randn(count, hidden, dtype=dtype, device=device)
+        neuron, folded = (torch.from_numpy(array).to(device) for array in (tap.neuron, tap.folded))
+        logits = torch.randn(count, vocabulary, dtype=dtype, device=device)
+        tokens = torch.zeros(count, dtype=torch.int64, device=device)
+        ring = ScoreRing.create(count, 64)
+        ring.unlink()
+        damped = _step(count, 0.5)
+        plain = _step(count, 1.0)
+
+        def taps_of_all_layers(
+            z: torch.Tensor = z,
+            h: torch.Tensor = h,
+            neuron: torch.Tensor = neuron,
+            folded: torch.Tensor = folded,
+            taps: Taps = taps,
+        ) -> None:
+            for _ in spec.layers:
+                op.tap(z, h, neuron, folded, taps.score)
+
+        def draws(logits: torch.Tensor = logits, tokens: torch.Tensor = tokens) -> None:
+            _, normaliser = statistics(logits)
+            log_probability(logits, normaliser, tokens)
+
+        def bookkeeping(step: Step = plain, taps: Taps = taps, ring: ScoreRing = ring) -> None:
+            step.begin(taps)
+            score = taps.total(step.rows)
+            drawn = step.draws(np.ones(step.rows, np.bool_), ring.positions)
+            Harvest(step.roster, (step.activations(), score), [(drawn, score, score)]).to_host().deposit(ring)
+
+        def alpha(step: Step = damped, taps: Taps = taps) -> None:
+            step.begin(taps)
+
+        pieces: dict[str, Callable[[], None]] = {
+            f"taps of {len(spec.layers)} layers": taps_of_all_layers,
+            "entropy and log-probability": draws,
+            "bookkeeping and ring": bookkeeping,
+            "filling alpha": alpha,
+        }
+        measured += [Part(name, count, _best(piece)) for name, piece in pieces.items()]
+    return measured
+
+
+def _step(count: int, damp: float) -> Step:
+    roster = Roster.of([Seat(i, 1, damp) for i in range(count)], [8] * count)
+    return Step(roster, np.full(count, 9), np.ones(count, np.int64))
+
+
+@torch.inference_mode()
+def _best(piece: Callable[[], None]) -> float:
+    """The fastest run, in microseconds: what the work takes when nothing disturbs it."""
+    best, end = float("inf"), time.perf_counter() + _SECONDS
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        piece()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 1e6 * best
