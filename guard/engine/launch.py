@@ -14,7 +14,7 @@ from guard.engine import support
 from guard.engine.canary import require_live_taps
 from guard.engine.config import KEY, TapConfig
 from guard.engine.ring import PATH_VARIABLE, ScoreRing
-from guard.errors import UnsupportedError
+from guard.errors import TapError, UnsupportedError
 from guard.policy import Policy
 from guard.probe.bundle import Bundle
 from guard.probe.identity import model_config
@@ -93,6 +93,10 @@ async def guarded_engine(
             guarded = GuardedEngine(engine, bundle, ring, default, fallback_text)
             await require_live_taps(guarded, _canary_prompt(engine))
             yield guarded
+    except RuntimeError as error:
+        if (refusal := ring.refusal()) is not None:
+            raise TapError(refusal) from error
+        raise
     finally:
         ring.unlink()
 

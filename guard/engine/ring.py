@@ -70,6 +70,12 @@ class ScoreRing:
     def unlink(self) -> None:
         """Remove the name. The memory lives on in the processes that opened it, and is freed when the last one ends."""
         self.path.unlink(missing_ok=True)
+        refusal_file(self.path).unlink(missing_ok=True)
+
+    def refusal(self) -> str | None:
+        """Why a worker refused to start, if one did; vLLM itself says only that it did not start."""
+        file = refusal_file(self.path)
+        return file.read_text(encoding="utf-8") if file.is_file() else None
 
     def write_activations(
         self,
@@ -107,6 +113,11 @@ class ScoreRing:
         known = entry["generation"] == slot.generation
         missing = np.float32(np.nan)
         return np.where(known, entry["entropy"], missing), np.where(known, entry["logprob"], missing)
+
+
+def refusal_file(ring: Path) -> Path:
+    """Where a worker leaves its reason beside the ring."""
+    return ring.with_name(f"{ring.name}.refusal")
 
 
 class SlotPool:

@@ -6,9 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vllm.model_executor.custom_op import op_registry_oot
+
 from guard.engine import state
-from guard.engine.ring import PATH_VARIABLE, ScoreRing
-from guard.errors import TapError, UnsupportedError
+from guard.engine.layer import GuardRowParallelLinear
+from guard.engine.ring import PATH_VARIABLE, ScoreRing, refusal_file
+from guard.errors import GuardError, TapError, UnsupportedError
 
 # vLLM's two model runners, by module; their adapters are imported only where they are.
 RUNNER_V1 = "vllm.v1.worker.gpu_model_runner"
@@ -21,6 +24,19 @@ class GuardWorkerMixin:
     runners: tuple[str, ...] = ()
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            self._load_tapped(*args, **kwargs)
+        except GuardError as error:
+            # vLLM tells its parent process only that this one failed.
+            refusal_file(Path(os.environ[PATH_VARIABLE])).write_text(str(error), encoding="utf-8")
+            raise
+
+    def _load_tapped(self, *args: Any, **kwargs: Any) -> None:
+        if op_registry_oot.get("RowParallelLinear") is not GuardRowParallelLinear:
+            raise TapError(
+                "this worker did not load the guard's plugin, so nothing would be tapped; "
+                "VLLM_PLUGINS must name hguard, or be unset"
+            )
         config = self.vllm_config  # type: ignore[attr-defined]
         self.hguard_taps = state.current(config)
         if self.hguard_taps is None:

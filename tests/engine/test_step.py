@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from vllm.model_executor.custom_op import op_registry_oot
 
 from guard.engine.config import spec_of
-from guard.engine.ring import ScoreRing, Slot, SlotPool
+from guard.engine.layer import GuardRowParallelLinear
+from guard.engine.ring import PATH_VARIABLE, ScoreRing, Slot, SlotPool
 from guard.engine.seat import EMPTY, Seat
 from guard.engine.state import Taps
 from guard.engine.step import Harvest, Roster, Step, measure_given
@@ -131,7 +134,9 @@ def test_ranks_that_do_not_sample_measure_nothing() -> None:
     assert measure_given(step.activations(), torch.zeros(2, 4), lambda _: None, np.array([1, 2]), 8) == []
 
 
-def test_a_runner_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+def test_a_runner_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch, bundle: Bundle, tmp_path: Path) -> None:
+    """And the reason is left where the API process finds it: vLLM would say only that a process failed."""
+
     class Unknown:
         """A runner that vLLM does not have yet."""
 
@@ -141,9 +146,16 @@ def test_a_runner_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch, bu
         model_runner: Any = Unknown()
 
     monkeypatch.setattr("guard.engine.state.current", lambda config: taps(bundle, 1))
+    monkeypatch.setitem(op_registry_oot, "RowParallelLinear", GuardRowParallelLinear)
+    (tmp_path / "memory").mkdir()
+    ring = ScoreRing(tmp_path / "memory" / "ring", create=(1, 1))
+    monkeypatch.setenv(PATH_VARIABLE, str(ring.path))
     assert kind_of(Worker.model_runner) is None
     with pytest.raises(UnsupportedError, match=r"test_step\.Unknown, which the guard does not tap"):
         Worker().load_model()
+    assert "which the guard does not tap" in str(ring.refusal())
+    ring.unlink()
+    assert list((tmp_path / "memory").iterdir()) == []
 
 
 def test_the_v2_runner_must_have_taken_what_we_offered(bundle: Bundle) -> None:
