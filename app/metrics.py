@@ -61,7 +61,7 @@ class Metrics:
         for verdict in call.verdicts.values():
             if verdict.risk is not None:
                 self._risk.labels(self._model).observe(verdict.risk)
-                self._tokens.labels(self._model).inc(sum(risk is not None for risk in verdict.token_risks))
+                self._tokens.labels(self._model).inc(verdict.scored_tokens)
 
 
 def _severest(verdicts: list[Verdict]) -> str:

@@ -46,7 +46,7 @@ class Writer:
             "flagged": verdict.decision.flagged,
             "action": verdict.decision.action.value,
             "threshold": verdict.policy.threshold,
-            "scored_tokens": sum(risk is not None for risk in verdict.token_risks),
+            "scored_tokens": verdict.scored_tokens,
         }
         if verdict.risk is None:
             result["reason"] = verdict.reason

@@ -66,13 +66,13 @@ def measure(bundle: Bundle, engine: Any, rows: Sequence[int]) -> list[Part]:
             log_probability(logits, normaliser, tokens)
 
         def bookkeeping(step: Step = plain, taps: Taps = taps, ring: ScoreRing = ring) -> None:
-            step.begin(taps)
+            taps.begin(step)
             score = taps.total(step.rows)
             drawn = step.draws(np.ones(step.rows, np.bool_), ring.positions)
             Harvest(step.roster, (step.activations(), score), [(drawn, score, score)]).to_host().deposit(ring)
 
         def alpha(step: Step = damped, taps: Taps = taps) -> None:
-            step.begin(taps)
+            taps.begin(step)
 
         pieces: dict[str, Callable[[], None]] = {
             f"taps of {len(spec.layers)} layers": taps_of_all_layers,

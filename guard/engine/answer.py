@@ -67,12 +67,12 @@ def verdict_on(
     if flaw is not None:
         return _unscored(index, policy, ids, finish_reason, flaw)
     risk, peak = readout.risk(signals)
-    risks = readout.token_risks(signals)
-    return Verdict(index, policy, decide(risk, policy), risk, peak, ids, risks, finish_reason, signals=signals)
+    decision = decide(risk, policy)
+    return Verdict(index, policy, decision, risk, peak, ids, finish_reason, signals=signals, readout=readout)
 
 
 def _unscored(index: int, policy: Policy, ids: list[int], finish_reason: str | None, reason: str) -> Verdict:
-    return Verdict(index, policy, decide(None, policy), None, None, ids, [None] * len(ids), finish_reason, reason)
+    return Verdict(index, policy, decide(None, policy), None, None, ids, finish_reason, reason)
 
 
 def risks_so_far(answer: Answer, ring: ScoreRing, readout: Readout, known: list[float | None], count: int) -> None:

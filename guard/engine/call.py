@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from guard.policy import Decision, Policy
-from guard.probe.readout import Peak, Signals
+from guard.probe.readout import Peak, Readout, Signals
 
 
 @dataclass(slots=True)
@@ -21,10 +23,22 @@ class Verdict:
     risk: float | None
     peak: Peak | None
     token_ids: list[int]
-    token_risks: list[float | None]
     finish_reason: str | None = None
     reason: str | None = None
     signals: Signals | None = None
+    readout: Readout | None = None
+
+    @property
+    def token_risks(self) -> list[float | None]:
+        """The risk of each token, None where it has no score; worked out when somebody asks."""
+        if self.readout is None or self.signals is None:
+            return [None] * len(self.token_ids)
+        return self.readout.token_risks(self.signals)
+
+    @property
+    def scored_tokens(self) -> int:
+        """How many tokens have a risk of their own."""
+        return 0 if self.signals is None else int(np.isfinite(self.signals.neurons).sum())
 
 
 @dataclass(slots=True)

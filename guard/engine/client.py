@@ -109,6 +109,7 @@ class GuardedEngine:
     ) -> AsyncGenerator[Any, None]:
         """The engine's outputs, each as soon as the policy lets it go."""
         cumulative = kind is not RequestOutputKind.DELTA
+        waits = call.policy.holds_answer or call.policy.token_risk_in_stream
         waiting: deque[tuple[Any, dict[int, int]]] = deque()
         async for output in inner:
             began = time.perf_counter()
@@ -119,6 +120,10 @@ class GuardedEngine:
                 answer.extend(completion.token_ids, cumulative)
                 last[completion.index] = len(answer.token_ids)
                 self._note(answer, completion, call)
+            if not waits:
+                call.overhead_seconds += time.perf_counter() - began
+                yield output
+                continue
             waiting.append((output, last))
             ready = []
             while waiting and (output.finished or self._may_go(waiting[0], answers, call)):

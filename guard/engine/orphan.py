@@ -8,15 +8,15 @@ import os
 import signal
 import sys
 
-from guard.engine.ring import PATH_VARIABLE
+VARIABLE = "HGUARD_OWNS_ENGINE"  # set by whoever starts an engine through us
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent() -> None:
-    """In a process that a guarded server started: be killed when its parent ends. Elsewhere: nothing."""
+    """In a process of an engine that we started: be killed when its parent ends. Elsewhere: nothing."""
     parent = multiprocessing.parent_process()
-    if parent is None or PATH_VARIABLE not in os.environ or not sys.platform.startswith("linux"):
+    if parent is None or VARIABLE not in os.environ or not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent.pid:  # it ended before the line above

@@ -62,7 +62,7 @@ class AdapterV1:
         if not self._live:
             return self._model_forward(*args, **kwargs)
         step = self._step = self._next_step()
-        step.begin(self._taps)
+        self._taps.begin(step)
         hidden = self._model_forward(*args, **kwargs)
         if self._taps.ranks > 1 or step.recorded:
             self._after_forward(step, hidden)

@@ -60,7 +60,7 @@ class GuardModelState(DefaultModelState):
         scheduled = input_batch.num_scheduled_tokens.astype(np.int64)
         self.step = Step(self._seats.take(self.index), computed, scheduled)
         self.ready = computed + scheduled >= input_batch.prefill_len_np
-        self.step.begin(self.taps)
+        self.taps.begin(self.step)
 
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any] | None:
         if super().custom_sampler(sampler) is not None:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from guard.engine.config import TapConfig
+from guard.engine.step import Step
 from guard.probe.taps import TapSpec
 
 
@@ -27,6 +28,17 @@ class Taps:
     ranks: int = 1
     damping: bool = False
     tapped_layers: int = 0
+
+    def begin(self, step: Step) -> None:
+        """Fill alpha and clear score, before the forward pass."""
+        damp = step.roster.damp
+        damping = bool((damp != 1).any())
+        if damping:
+            self.fill_alpha(np.repeat(damp, step.scheduled))
+        elif self.damping:
+            self.alpha.fill_(1)
+        self.damping = damping
+        self.score.zero_()
 
     def fill_alpha(self, values: NDArray[np.float32]) -> None:
         """Set the first rows' alpha, without waiting for the device."""

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from guard.engine.measure import log_probability, statistics
 from guard.engine.ring import ScoreRing
 from guard.engine.seat import Seat
-from guard.engine.state import Taps
 
 # Given text: logits held at once, 32 MiB of them in float32, but never fewer rows than keep a matmul busy.
 _LOGITS, _LEAST_ROWS = 1 << 23, 16
@@ -92,17 +91,6 @@ class Step:
         self.rows = int(scheduled.sum())
         self.recorded = bool((roster.slot >= 0).any())
         self.drawn = bool(roster.drawn.any())
-
-    def begin(self, taps: Taps) -> None:
-        """Fill alpha and clear score, before the forward pass."""
-        damp = self.roster.damp
-        damping = bool((damp != 1).any())
-        if damping:
-            taps.fill_alpha(np.repeat(damp, self.scheduled))
-        elif taps.damping:
-            taps.alpha.fill_(1)
-        taps.damping = damping
-        taps.score.zero_()
 
     def activations(self) -> Rows:
         """Rows of the forward pass that are recorded: those of a seat with a slot, from its first position on."""

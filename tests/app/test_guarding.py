@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
+import numpy as np
 import pytest
 from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry
@@ -19,7 +21,7 @@ from app.wire import Token, Writer
 from guard.engine.call import GuardCall, Verdict, current_call
 from guard.policy import Mode, decide
 from guard.probe.bundle import Bundle
-from guard.probe.readout import Peak
+from guard.probe.readout import Peak, Readout, Signals
 
 RISKS = [0.1, 0.9, None]
 TEXT = ["It", " is", " Mars"]
@@ -37,8 +39,13 @@ def spell(ids: Any) -> list[Token]:
 def verdict(call: GuardCall, risk: float | None, index: int = 0) -> Verdict:
     peak = None if risk is None else Peak(0, 3)
     reason = "the neuron score of a token is missing" if risk is None else None
-    risks = RISKS if risk is not None else [None] * 3
-    return Verdict(index, call.policy, decide(risk, call.policy), risk, peak, [0, 1, 2], risks, "stop", reason)
+    decision = decide(risk, call.policy)
+    told = Verdict(index, call.policy, decision, risk, peak, [0, 1, 2], "stop", reason)
+    if risk is not None:
+        neurons = np.array([np.nan if one is None else one for one in RISKS], np.float32)
+        told.signals = Signals(0.0, neurons, neurons, neurons)
+        told.readout = cast(Readout, SimpleNamespace(token_risks=lambda signals: RISKS))
+    return told
 
 
 class Scripted:

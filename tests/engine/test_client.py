@@ -31,6 +31,8 @@ class ScriptedEngine:
         self.admitted: list[int] = []
         self.aborted = 0
 
+    model_config = SimpleNamespace(skip_tokenizer_init=False)
+
     def get_tokenizer(self) -> Any:
         return SimpleNamespace(eos_token_id=1)
 

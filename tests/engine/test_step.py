@@ -82,11 +82,11 @@ def taps(bundle: Bundle, rows: int) -> Taps:
 def test_a_step_fills_alpha_and_clears_score(bundle: Bundle) -> None:
     made = taps(bundle, 6)
     damped = [(Seat(damp=0.5), 2, 0, 2), (EMPTY, 1, 4, 1), (Seat(damp=2.0), 1, 0, 1)]
-    step_of(damped).begin(made)
+    made.begin(step_of(damped))
     assert made.alpha.tolist() == [0.5, 0.5, 1, 2, 1, 1]
     assert made.score.tolist() == [0] * 6
     assert made.damping
-    step_of([(EMPTY, 1, 0, 1)]).begin(made)
+    made.begin(step_of([(EMPTY, 1, 0, 1)]))
     assert made.alpha.tolist() == [1] * 6
     assert not made.damping
 
@@ -97,7 +97,7 @@ def test_a_harvest_survives_the_next_step(bundle: Bundle) -> None:
     step = step_of([(Seat(0, 1), 1, 0, 3)])
     harvest = Harvest(step.roster, (step.activations(), made.total(step.rows)))
     host = harvest.to_host()
-    step.begin(made)
+    made.begin(step)
     ring = ScoreRing.create(1, 4)
     try:
         host.deposit(ring)
