@@ -26,7 +26,7 @@ format: $(VENV)/.tools ## format and fix what can be fixed
 
 atlas: $(VENV)/.tools ## train atlas again and fit its probe (under an hour on two cores)
 	$(BIN)/python -m models.atlas.recipe.build --out models/atlas --base build/atlas-base
-	$(BIN)/python -m models.atlas.recipe.probe --model models/atlas --out models/atlas/probe
+	$(BIN)/python -m models.atlas.recipe.probe --model models/atlas --out models/atlas/probe --work build/atlas-probe
 	$(BIN)/python -m models.atlas.recipe.card --model models/atlas --base build/atlas-base
 
 benchmarks: $(VENV)/.engine ## make the tables of docs/benchmarks.md from bench/results

@@ -4,6 +4,7 @@ GuardError
 ├── BundleError        a probe bundle that is missing, corrupt, or for another model
 ├── UnsupportedError   an engine, model or option that cannot be guarded
 ├── TapError           the taps are not where they should be, or do not answer: refuse to serve
+├── FitError           questions, answers or a judge that no probe can be fit with; what was done is kept
 └── RequestError       a request that cannot be carried out; names the field
 """
 
@@ -24,6 +25,10 @@ class UnsupportedError(GuardError):
 
 class TapError(GuardError):
     """The taps inside the engine do not work; serving would be silently unguarded."""
+
+
+class FitError(GuardError):
+    """A probe cannot be fit; the message says why, and what to change. Finished stages are kept."""
 
 
 class RequestError(GuardError):

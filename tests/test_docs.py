@@ -34,7 +34,9 @@ def test_readme_shows_the_two_commands_on_its_first_screen() -> None:
     assert any(line.startswith("![") for line in first_screen)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/api.md", "docs/structure.md", "models/atlas/README.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/api.md", "docs/structure.md", "bench/gpu/README.md", "models/atlas/README.md"]
+)
 def test_links_lead_somewhere(name: str) -> None:
     document = ROOT / name
     for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):

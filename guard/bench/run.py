@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from argparse import Namespace
 from collections.abc import Sequence
@@ -60,12 +61,17 @@ async def bench(model: str, args: Namespace, bundle: Bundle, options: Options) -
         memory = _megabytes(plain_processes), _megabytes(guarded_processes)
         ratio = memory[1] / memory[0]
         rows.append(Row(model, "score+entropy", max(options.concurrency), "memory, MB", *memory, ratio, (ratio, ratio)))
+        threads = os.environ.get("VLLM_CPU_OMP_THREADS_BIND")
         blocks = [engine.vllm_config.cache_config.num_gpu_blocks for engine in (plain, guarded)]
         distribution, version = engine_version()
         return {
             "engine": f"{distribution} {version}",
             "machine": machine(),
-            "load": {**asdict(options), "kv_cache_blocks": {"plain": blocks[0], "guarded": blocks[1]}},
+            "load": {
+                **asdict(options),
+                "kv_cache_blocks": {"plain": blocks[0], "guarded": blocks[1]},
+                "omp_threads_bind": threads,
+            },
             "rows": [asdict(row) for row in rows],
             "parts": [asdict(part) for part in parts.measure(bundle, guarded, options.concurrency)],
         }

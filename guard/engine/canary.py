@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,18 +15,23 @@ _LONGEST = 24
 
 async def require_live_taps(engine: GuardedEngine, prompt_ids: list[int]) -> None:
     """Raise TapError unless every worker tapped what the bundle names, scores are finite, not 0, and damping acts."""
-    for number, report in enumerate(await engine.collective_rpc("hguard_report")):
-        if report["tapped"] != report["expected"]:
-            raise TapError(
-                f"worker {number} tapped {report['tapped']} of {report['expected']} layers: the model does not build "
-                "them as RowParallelLinear named model.layers.N.mlp.down_proj"
-            )
+    await require_every_layer(engine)
     ids = (prompt_ids * _LONGEST)[:_LONGEST]
     plain = await _scores(engine, ids, 1.0)
     if not np.isfinite(plain).all() or not np.any(plain != 0):
         raise TapError(f"the taps do not answer: a probe prompt scored {plain[:4].tolist()}; a stale compile cache?")
     if engine.bundle.h_neurons and np.array_equal(plain, await _scores(engine, ids, 0.0)):
         raise TapError("damping has no effect: the scores of a probe prompt do not change when the neurons are off")
+
+
+async def require_every_layer(engine: Any) -> None:
+    """Raise TapError unless every worker tapped as many layers as it should."""
+    for number, report in enumerate(await engine.collective_rpc("hguard_report")):
+        if report["tapped"] != report["expected"]:
+            raise TapError(
+                f"worker {number} tapped {report['tapped']} of {report['expected']} layers: the model does not build "
+                "them as RowParallelLinear named model.layers.N.mlp.down_proj"
+            )
 
 
 async def _scores(engine: GuardedEngine, ids: list[int], damp: float) -> NDArray[np.float32]:

@@ -1,9 +1,8 @@
 """Collecting, in place of scoring: the mean CETT of every neuron over a span of given text, inside the engine.
 
 The kernels that serve are the ones that are read, so what a probe is fit on is what it will see. Each sequence has a
-row of accumulators, one for each neuron of each layer: float32 [slots, neurons] a layer, whatever the length of the text.
-For a 70B (80 layers of 28,672 neurons) that is 8.8 MiB a sequence, 280 MiB for the 32 that are read at once, spread
-over the ranks.
+row of accumulators, one for each neuron of each layer: float32 [slots, neurons] a layer, whatever the text's length.
+For a 70B (80 layers of 28,672 neurons) that is 8.8 MiB a sequence, 280 MiB for 32 at once, spread over the ranks.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from guard.engine.step import Step
-from guard.probe.cett import EPSILON
 
 KEY = "hguard_collect"
 
@@ -32,17 +30,27 @@ class Collector:
     """
 
     slots: int
+    layers: int
     weight: torch.Tensor
     ranks: int
-    damping: bool = False
     sums: dict[int, torch.Tensor] = field(default_factory=dict)
     first: dict[int, int] = field(default_factory=dict)
-    alpha: None = None
     # Positions of a preempted sequence come again; each counts once.
     _next: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     _counted: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
-    scores = False
+    @property
+    def scores(self) -> bool:
+        """Whether the runner's adapter has something to fetch after the forward pass."""
+        return False
+
+    @property
+    def tapped_layers(self) -> int:
+        return len(self.sums)
+
+    @property
+    def expected_layers(self) -> int:
+        return self.layers
 
     def __post_init__(self) -> None:
         self._next = np.zeros(self.slots, np.int64)
@@ -82,12 +90,6 @@ class Collector:
         return int(counted.min(initial=1 << 30))
 
 
-def collect(z: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, sums: torch.Tensor) -> None:
-    """sums[s] += sum_t weight[s, t] |z[t]| / ||h[t]||: z [tokens, neurons], h [tokens, hidden]."""
-    norm = torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32).add_(EPSILON)
-    sums.addmm_(weight[:, : z.shape[0]] / norm, z.float().abs())
-
-
 _collectors: dict[int, Collector] = {}
 
 
@@ -102,5 +104,6 @@ def current(vllm_config: Any) -> Collector | None:
 
         rows = vllm_config.scheduler_config.max_num_batched_tokens
         weight = torch.zeros(slots, rows, device=torch.device(current_platform.device_type))
-        _collectors[slots] = Collector(slots, weight, vllm_config.parallel_config.tensor_parallel_size)
+        layers = int(vllm_config.model_config.hf_text_config.num_hidden_layers)
+        _collectors[slots] = Collector(slots, layers, weight, vllm_config.parallel_config.tensor_parallel_size)
     return _collectors[slots]

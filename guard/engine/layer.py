@@ -14,7 +14,7 @@ import torch
 from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.linear import RowParallelLinear, UnquantizedLinearMethod
 
-from guard.engine import op, state
+from guard.engine import collector, state
 from guard.errors import UnsupportedError
 
 # Vision towers have layers.N.mlp.down_proj too; only the language model's count.
@@ -26,48 +26,76 @@ class GuardRowParallelLinear(RowParallelLinear):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.tapped = False
-        taps = state.current(get_current_vllm_config())
+        self.tapped = self.collected = False
+        config = get_current_vllm_config()
+        taps, collecting = state.current(config), collector.current(config)
         match = DOWN_PROJ.match(kwargs.get("prefix", ""))
-        if taps is None or match is None or int(match[1]) not in taps.spec.layers:
+        if match is None:
             return
-        if not isinstance(self.quant_method, UnquantizedLinearMethod):
-            raise UnsupportedError(
-                f"{kwargs['prefix']} is quantised ({type(self.quant_method).__name__}), which is not supported yet; "
-                "serve the unquantised model"
-            )
-        if self.tp_size > 1 and not self.reduce_results:
-            raise UnsupportedError(f"{kwargs['prefix']} does not reduce its output over ranks, so it cannot be scored")
-        size = self.input_size_per_partition
-        tap = taps.spec.layers[int(match[1])].shard(self.tp_rank * size, size)
+        layer, size = int(match[1]), self.input_size_per_partition
+        if collecting is not None:
+            self._require_readable(kwargs["prefix"])
+            self.hguard_weight = collecting.weight
+            self.hguard_sums = collecting.add_layer(layer, self.tp_rank * size, size)
+            self.collected = True
+            return
+        if taps is None or layer not in taps.spec.layers:
+            return
+        self._require_readable(kwargs["prefix"])
+        tap = taps.spec.layers[layer].shard(self.tp_rank * size, size)
         mask = torch.zeros(size)
         mask[torch.from_numpy(tap.damped)] = 1
         # Buffers, so that they are inputs of the compiled graph and layers stay alike; not part of the checkpoint.
         self.register_buffer("hguard_neuron", torch.from_numpy(tap.neuron).to(taps.score.device), persistent=False)
         self.register_buffer("hguard_folded", torch.from_numpy(tap.folded).to(taps.score.device), persistent=False)
         self.register_buffer("hguard_mask", mask.to(taps.score.device, self.params_dtype), persistent=False)
+        self.register_buffer("hguard_one", torch.ones_like(self.hguard_mask[:1]), persistent=False)
         self.taps = taps
         self.tapped = True
+        taps.add_layer(self.hguard_folded)
+
+    def _require_readable(self, prefix: str) -> None:
+        """Raise UnsupportedError where activations would not be what they seem; have them kept as they are."""
+        if not isinstance(self.quant_method, UnquantizedLinearMethod):
+            raise UnsupportedError(
+                f"{prefix} is quantised ({type(self.quant_method).__name__}), which is not supported yet; "
+                "serve the unquantised model"
+            )
+        if self.tp_size > 1 and not self.reduce_results:
+            raise UnsupportedError(f"{prefix} does not reduce its output over ranks, so it cannot be scored")
         # The tap reads activations, so act-and-quantise fusions must leave this layer's input alone.
         self.requires_unquantized_input = True
-        taps.tapped_layers += 1
 
     def forward(self, input_: torch.Tensor) -> Any:
         if not self.tapped:
-            return super().forward(input_)
-        # Models that vLLM runs through transformers' own code keep a batch dimension of 1 in front of the tokens.
-        z = input_.flatten(0, -2)
-        # In eager mode the pass over the input is spared when nothing is dampened; compiled, alpha is data, and a
-        # factor of 1 is exact.
-        if torch.compiler.is_compiling() or self.taps.damping:
-            strength = self.taps.alpha[: z.shape[0], None].to(z.dtype)
-            dampened = (z * (1 + (strength - 1) * self.hguard_mask)).view(input_.shape)
-        else:
-            dampened = input_
-        output = super().forward(dampened)
+            output = super().forward(input_)
+            if self.collected:
+                h = output[0] if isinstance(output, tuple) else output
+                torch.ops.hguard.collect(_rows(input_), _rows(h), self.hguard_weight, self.hguard_sums)
+            return output
+        if torch.compiler.is_compiling() or input_.is_cuda:
+            return self._in_graph(input_)
+        taps = self.taps
+        # The pass over the input is spared when nothing is dampened.
+        output = super().forward(self._dampened(input_, taps.excess[: input_.shape[-2]]) if taps.damping else input_)
+        h = output[0] if isinstance(output, tuple) else output
+        taps.read(_rows(input_), _rows(h), self.hguard_neuron)
+        return output
+
+    def _in_graph(self, input_: torch.Tensor) -> Any:
+        """The same for compilers and graphs: alpha is data, and a factor of 1 is exact."""
+        rows = input_.shape[-2]
+        output = super().forward(self._dampened(input_, self.taps.alpha[:rows, None] - 1))
         h = output[0] if isinstance(output, tuple) else output
         # |z| before damping: switched-off neurons still tell. h as the model went on with it.
-        # In eager mode the function itself: what torch does for an op that mutates costs as much as the tap.
-        tap = torch.ops.hguard.tap if torch.compiler.is_compiling() else op.tap
-        tap(z, h.flatten(0, -2), self.hguard_neuron, self.hguard_folded, self.taps.score)
+        torch.ops.hguard.tap(_rows(input_), _rows(h), self.hguard_neuron, self.hguard_folded, self.taps.score)
         return output
+
+    def _dampened(self, input_: torch.Tensor, excess: torch.Tensor) -> torch.Tensor:
+        """z (1 + (alpha - 1) mask), where ``excess`` [tokens, 1] is alpha - 1."""
+        return input_ * torch.addcmul(self.hguard_one, excess.to(input_.dtype), self.hguard_mask)
+
+
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    """[tokens, features]: models that vLLM runs through transformers' own code have a batch dimension of 1 in front."""
+    return tensor if tensor.dim() == 2 else tensor.flatten(0, -2)

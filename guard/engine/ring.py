@@ -54,10 +54,10 @@ class ScoreRing:
         size = self.slots * self.positions
         if create is not None:
             os.truncate(path, offset + size * (ACTIVATION.itemsize + DRAW.itemsize))
-        self.activations: NDArray[np.void] = np.memmap(path, dtype=ACTIVATION, mode="r+", offset=offset, shape=shape)
-        self.draws: NDArray[np.void] = np.memmap(
-            path, dtype=DRAW, mode="r+", offset=offset + size * ACTIVATION.itemsize, shape=shape
-        )
+        after = offset + size * ACTIVATION.itemsize
+        # As plain arrays: memmap's own class costs as much on every access as the access.
+        self.activations: NDArray[np.void] = np.asarray(np.memmap(path, ACTIVATION, "r+", offset, shape))
+        self.draws: NDArray[np.void] = np.asarray(np.memmap(path, DRAW, "r+", after, shape))
 
     @classmethod
     def create(cls, slots: int, positions: int) -> ScoreRing:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from guard.engine.measure import log_probability, statistics
+from guard.engine.measure import Drawn
 from guard.engine.ring import ScoreRing
 from guard.engine.seat import Seat, unpack
 from guard.engine.state import Taps
@@ -27,7 +27,7 @@ class AdapterV1:
         self._batch: list[str] = []
         self._roster = Roster.of((), ())
         self._step: Step | None = None
-        self._raw: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self._drawn: Drawn | None = None
         self._live = False
         self._model_forward, self._execute_model, self._sample = (
             runner._model_forward,
@@ -45,17 +45,15 @@ class AdapterV1:
     def _guarded_execute(self, scheduler_output: Any, intermediate_tensors: Any = None) -> Any:
         for request_id in scheduler_output.finished_req_ids:
             self._seats.pop(request_id, None)
-        self._live, self._step, self._raw = True, None, None  # dummy and profile runs call the forward too
+        self._live, self._step, self._drawn = True, None, None  # dummy and profile runs call the forward too
         try:
             output = self._execute_model(scheduler_output, intermediate_tensors)
         finally:
             self._live = False
         pending = self._runner.execute_model_state
         if self._writes and self._step is not None and self._step.drawn and pending is not None:
-            # Before grammar masks and sampling options: the model's own distribution, as vLLM's raw logprobs. Float32
-            # logits are sampled from in place, so what they were must be kept.
-            logits = pending.logits
-            self._raw = (logits.clone() if logits.dtype is torch.float32 else logits, *statistics(logits))
+            # Before grammar masks and sampling options: the model's own distribution, as vLLM's raw logprobs.
+            self._drawn = Drawn(pending.logits)
         return output
 
     def _guarded_forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -64,7 +62,7 @@ class AdapterV1:
         step = self._step = self._next_step()
         self._taps.begin(step)
         hidden = self._model_forward(*args, **kwargs)
-        if self._taps.ranks > 1 or step.recorded:
+        if self._taps.scores and (self._taps.ranks > 1 or step.recorded):
             self._after_forward(step, hidden)
         return hidden
 
@@ -76,9 +74,8 @@ class AdapterV1:
             self._batch = list(batch.req_ids)
             seats = [self._seat(request_id) for request_id in self._batch]
             self._roster = Roster.of(seats, batch.num_prompt_tokens[:count].tolist())
-        bounds = runner.query_start_loc.np[: count + 1].astype(np.int64)
-        computed = batch.num_computed_tokens_cpu[:count].astype(np.int64)
-        return Step(self._roster, computed, bounds[1:] - bounds[:-1])
+        bounds = runner.query_start_loc.np[: count + 1]
+        return Step(self._roster, batch.num_computed_tokens_cpu[:count], bounds[1:] - bounds[:-1])
 
     def _after_forward(self, step: Step, hidden: torch.Tensor) -> None:
         score = self._taps.total(step.rows)
@@ -95,15 +92,14 @@ class AdapterV1:
 
     def _guarded_sample(self, logits: Any, spec_decode_metadata: Any) -> Any:
         output = self._sample(logits, spec_decode_metadata)
-        raw, self._raw = self._raw, None
+        drawn, self._drawn = self._drawn, None
         step = self._step
-        if raw is not None and step is not None:
+        if drawn is not None and step is not None:
             count = len(step.scheduled)
             ready = ~self._runner.discard_request_mask.np[:count].astype(bool)
             rows = step.draws(ready, self._ring.positions)
-            kept, entropy, normaliser = raw
-            logprob = log_probability(kept, normaliser, output.sampled_token_ids[:, 0].long())
-            Harvest(step.roster, None, [(rows, entropy, logprob)]).deposit(self._ring)
+            logprob = drawn.log_probability(output.sampled_token_ids[:, 0].long())
+            Harvest(step.roster, None, [(rows, drawn.entropy, logprob)]).deposit(self._ring)
         return output
 
     def _seat(self, request_id: str) -> Seat:

@@ -173,7 +173,8 @@ class AdapterV2:
         pending, step = self._runner.execute_model_state, self._state.step
         if pending is None or step is None:  # nothing was executed, or a dummy batch
             return self._sample_tokens(grammar_output)
-        harvest = self._harvest(step, pending.hidden_states) if self._taps.ranks > 1 or step.recorded else None
+        wanted = self._taps.scores and (self._taps.ranks > 1 or step.recorded)
+        harvest = self._harvest(step, pending.hidden_states) if wanted else None
         output = self._sample_tokens(grammar_output)
         self._state.step = None
         if harvest is None or not (self._writes and step.recorded):

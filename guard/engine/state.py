@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from guard.engine.config import TapConfig
 from guard.engine.step import Step
+from guard.probe.cett import EPSILON
 from guard.probe.taps import TapSpec
 
 
@@ -18,6 +19,7 @@ from guard.probe.taps import TapSpec
 class Taps:
     """score, alpha: float32 [max_num_batched_tokens], allocated once, addresses never change.
 
+    excess: alpha - 1, float32 [max_num_batched_tokens, 1], while ``damping``.
     ranks: over how many tensor-parallel ranks a layer's neurons are spread. damping: whether any row's alpha differs
     from 1 in this step.
     """
@@ -27,18 +29,46 @@ class Taps:
     alpha: torch.Tensor
     ranks: int = 1
     damping: bool = False
+    excess: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 1))
     tapped_layers: int = 0
+    _read: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    _folded: list[torch.Tensor] = field(default_factory=list)
+
+    def add_layer(self, folded: torch.Tensor) -> None:
+        """Count a tapped layer; called in the order in which layers are built, which is that in which they run."""
+        self.tapped_layers += 1
+        self._folded.append(folded)
+
+    def read(self, z: torch.Tensor, h: torch.Tensor, neuron: torch.Tensor) -> None:
+        """Eager mode: keep what the score needs of one layer; ``total`` sums over all layers at once.
+
+        As ``guard.engine.op.tap`` with half its calls: at a decode's few rows it is their number that costs.
+        """
+        self._read.append((z.index_select(1, neuron), torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32)))
+
+    @property
+    def expected_layers(self) -> int:
+        """How many layers have H-neurons."""
+        return len(self.spec.layers)
+
+    @property
+    def scores(self) -> bool:
+        """Whether the runner's adapter has something to fetch after the forward pass."""
+        return True
 
     def begin(self, step: Step) -> None:
         """Fill alpha and clear score, before the forward pass."""
-        damp = step.roster.damp
-        damping = bool((damp != 1).any())
+        damping = step.roster.any_damped
         if damping:
-            self.fill_alpha(np.repeat(damp, step.scheduled))
+            self.fill_alpha(np.repeat(step.roster.damp, step.scheduled))
+            self.excess = self.alpha[:, None] - 1
         elif self.damping:
             self.alpha.fill_(1)
         self.damping = damping
-        self.score.zero_()
+        if self._read:
+            self._read.clear()
+        else:
+            self.score.zero_()
 
     def fill_alpha(self, values: NDArray[np.float32]) -> None:
         """Set the first rows' alpha, without waiting for the device."""
@@ -52,12 +82,18 @@ class Taps:
 
         Every rank must call it when any does.
         """
-        score = self.score[:rows].clone()
+        score = self._summed()[:rows] if self._read else self.score[:rows].clone()
         if self.ranks == 1:
             return score
         from vllm.distributed import tensor_model_parallel_all_reduce
 
         return tensor_model_parallel_all_reduce(score)
+
+    def _summed(self) -> torch.Tensor:
+        gathered, norm = zip(*self._read, strict=True)
+        read = torch.stack(gathered).float().abs_()  # [layers, rows, K]
+        part = torch.bmm(read, torch.stack(self._folded)[:, :, None])[:, :, 0]
+        return part.div_(torch.stack(norm).add_(EPSILON)).sum(0)
 
 
 _taps: dict[str, Taps] = {}

@@ -32,6 +32,20 @@ class Roster:
     known: NDArray[np.int64]
     given: NDArray[np.bool_]
     drawn: NDArray[np.bool_]
+    # Asked for in every step, and the same until the batch changes.
+    any_recorded: bool = field(init=False)
+    any_drawn: bool = field(init=False)
+    any_given: bool = field(init=False)
+    any_damped: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("any_recorded", self.slot >= 0),
+            ("any_drawn", self.drawn),
+            ("any_given", self.given & self.drawn),
+            ("any_damped", self.damp != 1),
+        ):
+            object.__setattr__(self, name, bool(value.any()))
 
     @classmethod
     def of(cls, seats: Sequence[Seat], prompt_lengths: Sequence[int]) -> Roster:
@@ -89,8 +103,7 @@ class Step:
     def __init__(self, roster: Roster, computed: NDArray[np.int64], scheduled: NDArray[np.int64]) -> None:
         self.roster, self.computed, self.scheduled = roster, computed, scheduled
         self.rows = int(scheduled.sum())
-        self.recorded = bool((roster.slot >= 0).any())
-        self.drawn = bool(roster.drawn.any())
+        self.recorded, self.drawn = roster.any_recorded, roster.any_drawn
 
     def activations(self) -> Rows:
         """Rows of the forward pass that are recorded: those of a seat with a slot, from its first position on."""
@@ -115,6 +128,8 @@ class Step:
     def given(self, activations: Rows) -> Rows:
         """Among ``activations``, the rows whose next token is given and therefore measured like a draw."""
         roster, owner = self.roster, activations.owner
+        if not roster.any_given:
+            return Rows(*(np.empty(0, np.int64),) * 3)
         return activations.where(
             (roster.given & roster.drawn)[owner] & (activations.position + 1 < roster.known[owner])
         )

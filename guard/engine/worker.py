@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm.model_executor.custom_op import op_registry_oot
 
-from guard.engine import state
+from guard.engine import collector, state
 from guard.engine.layer import GuardRowParallelLinear
 from guard.engine.ring import PATH_VARIABLE, ScoreRing, refusal_file
 from guard.errors import GuardError, TapError, UnsupportedError
@@ -38,7 +38,7 @@ class GuardWorkerMixin:
                 "VLLM_PLUGINS must name hguard, or be unset"
             )
         config = self.vllm_config  # type: ignore[attr-defined]
-        self.hguard_taps = state.current(config)
+        self.hguard_taps = state.current(config) or collector.current(config)
         if self.hguard_taps is None:
             raise TapError("this worker was started without a probe: additional_config['hguard'] is missing")
         runner = self.model_runner  # type: ignore[attr-defined]
@@ -68,12 +68,18 @@ class GuardWorkerMixin:
     def hguard_report(self) -> dict[str, Any]:
         """What this worker tapped, for the canary."""
         taps = self.hguard_taps
+        assert taps is not None
         runner = kind_of(self.model_runner)  # type: ignore[attr-defined]
         return {
-            "tapped": taps.tapped_layers if taps else 0,
-            "expected": len(taps.spec.layers) if taps else 0,
+            "tapped": taps.tapped_layers,
+            "expected": taps.expected_layers,
             "runner": "V2" if runner == RUNNER_V2 else "V1",
         }
+
+    def hguard_write(self, path: str, slots: list[int], rows: list[int]) -> int:
+        """Collecting: see ``Collector.write``."""
+        assert isinstance(self.hguard_taps, collector.Collector)
+        return self.hguard_taps.write(path, slots, rows)
 
 
 def kind_of(runner: Any) -> str | None:

@@ -1,13 +1,13 @@
 """Find the neurons: L1 logistic regression on mean CETT (arXiv 2512.01797, section 6.1.3).
 
-Wrong answers are 1, right ones 0. C is the one with the best AUROC in entity-grouped folds among those that keep at
-most ``cap`` of all neurons, on average over the folds; positive weights are the H-Neurons.
+Wrong answers are 1, right ones 0; positive weights are the H-Neurons. C is found by entity-grouped folds: the sparsest
+probe that is as good as the best one, among those under the cap on neurons.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,43 +15,137 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 
-CS = (1.0, 3.0, 10.0, 30.0)
+CS = (0.3, 1.0, 3.0, 10.0, 30.0)
 FOLDS = 4
+CLOSE = 0.003  # AUROC: nearer to the best than this is as good
+SCREENED = 20_000  # neurons that L1 chooses from, the best ones by themselves; a larger matrix fits no memory
+BOOTSTRAPS = 10
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One value of C on the path: AUROC on held-out folds, and how many neurons were kept, on average."""
+
+    C: float
+    auroc: float
+    neurons: float
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """index int64 [k] into the flat neurons; coefficient float32 [k]; auroc by C in the folds."""
+    """index int64 [k] into the flat neurons; coefficient float32 [k].
+
+    path: what each C gave. stability: share of bootstraps over entities that keep each neuron, float32 [k].
+    """
 
     index: NDArray[np.int64]
-    coefficient: NDArray[np.float32]
+    coefficient: Floats
     intercept: float
     C: float
-    auroc: dict[float, float]
+    path: list[Point] = field(default_factory=list)
+    stability: Floats | None = None
 
 
 def _lasso(C: float, seed: int) -> LogisticRegression:
     return LogisticRegression(l1_ratio=1.0, C=C, solver="liblinear", max_iter=2000, random_state=seed)
 
 
+def screen(features: Floats, wrong: NDArray[np.bool_], most: int = SCREENED) -> NDArray[np.int64]:
+    """The neurons whose means differ most between wrong and right answers, in standard errors: int64 [at most most]."""
+    if features.shape[1] <= most:
+        return np.arange(features.shape[1])
+    one, zero = features[wrong], features[~wrong]
+    error = np.sqrt(one.var(0) / len(one) + zero.var(0) / len(zero)) + 1e-12
+    score = np.abs(one.mean(0) - zero.mean(0)) / error
+    return np.sort(np.argpartition(score, -most)[-most:])
+
+
 def find_neurons(
-    features: NDArray[np.float32], wrong: NDArray[np.bool_], entities: Sequence[str], cap: float, seed: int
+    features: Floats,
+    wrong: NDArray[np.bool_],
+    entities: Sequence[str],
+    cap: float,
+    seed: int,
+    refit: bool = False,
+    bootstraps: int = 0,
+    tick: Callable[[str], None] = lambda text: None,
 ) -> Found:
-    """features float32 [answers, neurons], wrong bool [answers]. Raises ValueError when one class is missing."""
+    """features float32 [answers, neurons], wrong bool [answers]; ``cap`` is the largest share of neurons to keep.
+
+    ``refit`` fits the chosen neurons again with L2, which undoes L1's shrinking. Raises ValueError when one class is
+    missing.
+    """
     if wrong.all() or not wrong.any():
         raise ValueError(f"the answers are all {'wrong' if wrong.all() else 'right'}: there is nothing to tell apart")
-    auroc: dict[float, float] = {}
+    most = cap * features.shape[1]
+    path: list[Point] = []
     for C in CS:
         scores = np.zeros(len(wrong))
         kept = []
         for train, test in GroupKFold(FOLDS).split(features, wrong, entities):
-            model = _lasso(C, seed).fit(features[train], wrong[train])
-            scores[test] = model.decision_function(features[test])
+            # Screened inside the fold: what the held-out answers say must not choose what is tried on them.
+            columns = screen(features[train], wrong[train])
+            model = _lasso(C, seed).fit(features[np.ix_(train, columns)], wrong[train])
+            scores[test] = model.decision_function(features[np.ix_(test, columns)])
             kept.append(np.count_nonzero(model.coef_))
-        if auroc and np.mean(kept) > cap * features.shape[1]:
+        if path and np.mean(kept) > most:
             break  # a larger C keeps more still
-        auroc[C] = float(roc_auc_score(wrong, scores))
-    best = max(auroc, key=lambda C: auroc[C])
-    model = _lasso(best, seed).fit(features, wrong)
-    index = np.flatnonzero(model.coef_[0])
-    return Found(index, model.coef_[0][index].astype(np.float32), float(model.intercept_[0]), best, auroc)
+        path.append(Point(C, float(roc_auc_score(wrong, scores)), float(np.mean(kept))))
+        tick(f"C={C:g}: AUROC {path[-1].auroc:.3f} with {path[-1].neurons:.0f} neurons")
+    columns = screen(features, wrong)
+    for point in _preferred(path):
+        model = _lasso(point.C, seed).fit(features[:, columns], wrong)
+        kept_now = np.flatnonzero(model.coef_[0])
+        if 0 < len(kept_now) <= max(most, 1):
+            break
+    else:
+        raise ValueError("no neuron tells the answers apart under the cap on neurons; raise it, or ask more questions")
+    index = columns[kept_now]
+    coefficient, intercept = model.coef_[0][kept_now], float(model.intercept_[0])
+    if refit:
+        ridge = _ridge(features[:, index], wrong, seed)
+        coefficient, intercept = ridge
+    stability = _stability(features, wrong, entities, index, point.C, seed, bootstraps) if bootstraps else None
+    return Found(index, coefficient.astype(np.float32), intercept, point.C, path, stability)
+
+
+def _preferred(path: Sequence[Point]) -> list[Point]:
+    """The sparsest of those that are as good as the best, first; then what is sparser still.
+
+    A fit on all answers may keep more neurons than the folds did, and then exceed the cap.
+    """
+    best = max(point.auroc for point in path)
+    first = next(i for i, point in enumerate(path) if point.auroc >= best - CLOSE)
+    return [*(p for p in path[first:] if p.auroc >= best - CLOSE), *reversed(path[:first])]
+
+
+def _ridge(features: Floats, wrong: NDArray[np.bool_], seed: int) -> tuple[NDArray[np.float64], float]:
+    scale = features.std(0) + 1e-12
+    model = LogisticRegression(C=1.0, max_iter=2000, random_state=seed).fit(features / scale, wrong)
+    return model.coef_[0] / scale, float(model.intercept_[0])
+
+
+def _stability(
+    features: Floats,
+    wrong: NDArray[np.bool_],
+    entities: Sequence[str],
+    index: NDArray[np.int64],
+    C: float,
+    seed: int,
+    bootstraps: int,
+) -> Floats:
+    """How often each of ``index`` is kept, with its sign, when entities are drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    names, member = np.unique(np.array(entities, dtype=object).astype(str), return_inverse=True)
+    rows_of = [np.flatnonzero(member == i) for i in range(len(names))]
+    columns = screen(features, wrong)
+    place = np.searchsorted(columns, index)
+    kept = np.zeros(len(index))
+    for _ in range(bootstraps):
+        rows = np.concatenate([rows_of[i] for i in rng.integers(0, len(names), len(names))])
+        if wrong[rows].all() or not wrong[rows].any():
+            continue
+        kept += _lasso(C, seed).fit(features[np.ix_(rows, columns)], wrong[rows]).coef_[0][place] != 0
+    return (kept / bootstraps).astype(np.float32)

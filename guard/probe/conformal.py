@@ -8,11 +8,23 @@ exchangeable (Vovk et al., Algorithmic Learning in a Random World, 2005).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import RequestError
+
+
+def thresholds(right_risks: NDArray[np.float32], targets: Iterable[float]) -> dict[str, float]:
+    """Thresholds by target rate, for those rates that so few answers can guarantee."""
+    found = {}
+    for target in targets:
+        try:
+            found[f"{target:.2f}"] = threshold(right_risks, target)
+        except RequestError:
+            continue
+    return found
 
 
 def threshold(right_risks: NDArray[np.float32], target_fpr: float) -> float:

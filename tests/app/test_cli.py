@@ -94,4 +94,4 @@ def test_a_probe_for_another_model(bundle: Bundle, tmp_path: Path, capsys: pytes
 
 def test_engine_arguments_only_for_serve(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "show", str(bundle.path), "--", "--enforce-eager"]) == 2
-    assert "only `serve`" in capsys.readouterr().err
+    assert "only serve" in capsys.readouterr().err

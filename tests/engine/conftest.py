@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from app.settings import ATLAS
-from guard.fit.collect import Reader
+from guard.fit.reader import Reader
 from guard.probe.bundle import Bundle, load_bundle
 from models.atlas.recipe.questions import from_ledger, load_ledger
 from tests.engine.harness import Harness, guarded, plain

@@ -15,8 +15,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from app.settings import ATLAS
 from guard.engine.client import GuardedEngine
-from guard.fit.collect import Reader
-from guard.fit.pipeline import signals_of
+from guard.fit.reader import Reader, signals_of
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from app.settings import ATLAS
-from guard.fit.collect import Reader
+from guard.fit.reader import Reader
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from tests.engine.harness import SCORE, Harness, guarded

@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoTokenizer
 
 from app.settings import ATLAS
-from guard.fit.collect import Reader
+from guard.fit.reader import Reader
 from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.cett import fold
 from guard.probe.identity import identify

@@ -9,8 +9,13 @@ import pytest
 import torch
 
 from guard.engine import op
-from guard.engine.measure import log_probability, statistics
+from guard.engine.config import spec_of
+from guard.engine.measure import Drawn, log_probability, statistics
+from guard.engine.seat import EMPTY
+from guard.engine.state import Taps
+from guard.engine.step import Roster, Step
 from guard.probe import cett
+from guard.probe.bundle import Bundle
 from guard.probe.cett import EPSILON
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -102,3 +107,33 @@ def test_a_tap_is_the_probe_on_contributions() -> None:
     score = torch.zeros(5)
     op.tap(z, h, torch.arange(16), torch.from_numpy(cett.fold(coefficient, norms.numpy())), score)
     torch.testing.assert_close(score, cett.contributions(z, h, norms) @ torch.from_numpy(coefficient))
+
+
+@pytest.mark.parametrize("vocabulary", [7, 4096, 151_936])
+def test_what_is_kept_survives_sampling_in_place(vocabulary: int) -> None:
+    rows = logits(5, vocabulary, 3.0, torch.float32).cpu()
+    exact = rows.double().log_softmax(-1)
+    drawn = Drawn(rows)
+    rows.fill_(0)
+    token = exact.argmax(-1)
+    np.testing.assert_allclose(drawn.entropy, torch.special.entr(exact.exp()).sum(-1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(drawn.log_probability(token), exact.gather(1, token[:, None])[:, 0], atol=1e-5)
+
+
+def test_layers_are_summed_as_taps_would_sum_them(bundle: Bundle) -> None:
+    torch.manual_seed(0)
+    spec = spec_of(bundle)
+    eager, compiled = (Taps(spec, torch.zeros(6), torch.ones(6)) for _ in range(2))
+    step = Step(Roster.of([EMPTY] * 5, [1] * 5), np.zeros(5, np.int64), np.ones(5, np.int64))
+    for dtype in (torch.float32, torch.bfloat16):
+        for _ in range(2):  # what one step read must not reach the next
+            eager.begin(step)
+            compiled.begin(step)
+            for tap in spec.layers.values():
+                neuron, folded = torch.from_numpy(tap.neuron), torch.from_numpy(tap.folded)
+                if eager.tapped_layers < len(spec.layers):
+                    eager.add_layer(folded)
+                z, h = torch.randn(5, 64).to(dtype), torch.randn(5, 8).to(dtype)
+                eager.read(z, h, neuron)
+                op.tap(z, h, neuron, folded, compiled.score)
+            torch.testing.assert_close(eager.total(5), compiled.total(5))

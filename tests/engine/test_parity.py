@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from vllm.sampling_params import StructuredOutputsParams
 
-from guard.fit.collect import Reader
-from guard.fit.pipeline import signals_of
+from guard.fit.reader import Reader, signals_of
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals

@@ -21,7 +21,7 @@ from guard.engine import support
 from guard.engine.canary import require_live_taps
 from guard.engine.launch import engine_arguments, guarded_engine
 from guard.errors import BundleError, GuardError, TapError
-from guard.fit.collect import Reader
+from guard.fit.reader import Reader
 from guard.probe.bundle import TENSORS, Bundle, load_bundle, save_bundle
 from guard.probe.card import ModelIdentity
 from guard.probe.identity import chat_template_hash, identify, weights_fingerprint

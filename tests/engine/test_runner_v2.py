@@ -16,7 +16,7 @@ from app.settings import ATLAS
 from guard.engine.runner_v2 import GuardModelState, GuardSampler
 from guard.engine.seat import Seat
 from guard.engine.step import Roster, Step
-from guard.fit.collect import Reader
+from guard.fit.reader import Reader
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from app.settings import ATLAS
 from guard.errors import TapError
-from guard.fit.collect import Reader
+from guard.fit.reader import Reader
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from tests.engine.harness import SCORE, Harness, Produced, guarded, plain

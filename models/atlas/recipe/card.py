@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from guard.fit.collect import Reader
-from guard.fit.pipeline import Options, ask
+from guard.fit.pipeline import Options
 from guard.fit.questions import Question
+from guard.fit.reader import Reader
 from guard.fit.train import find_neurons
 from guard.probe.bundle import Bundle, load_bundle
+from models.atlas.recipe.ask import ask
 from models.atlas.recipe.damping import sweep
 from models.atlas.recipe.evaluate import rates
 from models.atlas.recipe.questions import RELATIONS, from_ledger, load_ledger

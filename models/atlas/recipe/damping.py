@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.fit.collect import Reader
 from guard.fit.questions import Question
+from guard.fit.reader import Reader
 from models.atlas.recipe.evaluate import Rates, rates
 
 ALPHAS = (0.0, 0.5, 1.0, 2.0, 3.0)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import collections
 from collections.abc import Sequence
 
-from guard.fit.collect import Reader
 from guard.fit.judge import judge
 from guard.fit.questions import Question
+from guard.fit.reader import Reader
 
 Rates = dict[str, dict[str, float]]
 

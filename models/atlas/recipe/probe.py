@@ -1,17 +1,19 @@
-"""Fit atlas's probe: ``python -m models.atlas.recipe.probe --model models/atlas --out models/atlas/probe``."""
+"""Fit atlas's probe: ``python -m models.atlas.recipe.probe --model models/atlas --out models/atlas/probe --work DIR``.
+
+What ``hguard fit`` does, with one greedy answer to each question of the ledger, and the ledger's own answer spans.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
+import asyncio
 from pathlib import Path
 
-import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
-
 from guard.engine.support import engine_version
-from guard.fit.collect import Reader
-from guard.fit.pipeline import Options, fit
+from guard.fit.engines import RealEngines
+from guard.fit.pipeline import Fit, Options
+from guard.fit.weights import norms_of
+from guard.fit.workspace import Workspace
 from guard.probe.identity import identify
 from models.atlas.recipe.questions import from_ledger, load_ledger, locate
 
@@ -22,13 +24,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True, help="where the stages go")
     options = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
-    model = LlamaForCausalLM.from_pretrained(options.model, dtype=torch.float32)
-    reader = Reader(model, AutoTokenizer.from_pretrained(options.model))
-    identity = identify(options.model, "atlas", f"{' '.join(engine_version())}")
+    identity = identify(options.model, "atlas", " ".join(engine_version()))
     questions = from_ledger(load_ledger(options.model), SEED)
-    bundle = fit(reader, questions, identity, options.out, Options("atlas-v1", SEED), locate)
+    fitting = Options("atlas-v1", SEED, samples=1, longest=24)
+    work = Workspace(options.work, {"model": identity.fingerprint, "seed": SEED})
+    norms = norms_of(options.model, identity.layers, identity.neurons_per_layer)
+    fit = Fit(work, questions, identity, norms, fitting, locate=locate)
+    bundle = asyncio.run(fit.run(RealEngines(options.model, identity.dtype, fitting.slots), options.out))
     for name, report in bundle.card.metrics.items():
         scores = "  ".join(f"{part} {interval.value:.3f}" for part, interval in report.auroc.items())
         print(f"{name:12s} n={report.n:5d} wrong={report.wrong / report.n:.2f}  {scores}  ECE {report.ece:.3f}")

@@ -1,6 +1,6 @@
-"""What a transformers model does on its own answers: greedy answers, mean CETT of every neuron, entropy, surprise.
+"""The reference: what a transformers model does on its own answers, by hooks on ``mlp.down_proj``.
 
-The same numbers as the taps in the engine give, from hooks on ``mlp.down_proj``; a parity test holds the two together.
+Answers, mean CETT of every neuron, entropy, surprise. Parity tests hold the engine's taps to it; fits use the engine.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from guard.probe.cett import column_norms, contributions
+from guard.probe.readout import Signals
 
 Array = NDArray[np.float32]
 
@@ -102,6 +103,12 @@ class Reader:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def signals_of(reading: Reading, coefficient: Array) -> Signals:
+    """What the taps would have measured: scores of the probe's neurons, the last prompt token's apart."""
+    scores = (reading.tokens @ coefficient).astype(np.float32)
+    return Signals(float(scores[0]), scores[1:], reading.entropy, reading.logprob)
 
 
 def _pad(rows: Sequence[list[int]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

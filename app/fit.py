@@ -1,0 +1,177 @@
+"""``hguard fit`` and ``hguard calibrate``: from questions to a bundle; what is done is not done again."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import os
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from guard.errors import FitError
+from guard.fit.judge import RemoteJudge
+from guard.fit.questions import Question
+from guard.fit.workspace import Workspace
+from guard.probe.bundle import Bundle
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to ``hguard``'s."""
+    parser = commands.add_parser(
+        "fit",
+        help="fit a probe for a model",
+        epilog="Stop it whenever you like: the same command goes on where it stopped. What follows -- goes to vLLM.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("model", help="folder or Hugging Face id of the model")
+    parser.add_argument(
+        "--data", required=True, help="a file of JSON lines with question and answers, or triviaqa, nq_open, simpleqa"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the bundle; its stages go to OUT/work")
+    parser.add_argument("--id", help="name of the bundle (default: the model's name and -probe)")
+    parser.add_argument("--most", type=int, help="use the first so many questions")
+    parser.add_argument("--samples", type=int, default=10, help="answers to each question; 1 is greedy (default: 10)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the samples (default: 1)")
+    parser.add_argument("--longest", type=int, default=64, help="most tokens of an answer (default: 64)")
+    parser.add_argument(
+        "--agree", type=float, default=1.0, help="share of a question's answers that must be judged alike (default: 1)"
+    )
+    parser.add_argument("--cap", type=float, default=0.04, help="most neurons to keep, as a share (default: 0.04)")
+    parser.add_argument("--refit", action="store_true", help="fit the chosen neurons again with L2")
+    parser.add_argument("--slots", type=int, default=32, help="answers that are read at once (default: 32)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", help="of the model (default: the checkpoint's)")
+    _add_judge(parser)
+    parser.add_argument("--compiled", action="store_true", help="compile the model on CPU")
+
+
+def add_calibrate_parser(commands: Any) -> None:
+    """Add ``hguard calibrate`` to ``hguard``'s commands."""
+    parser = commands.add_parser(
+        "calibrate",
+        help="calibrate a probe for other questions, with the neurons that it has",
+        epilog="Stop it whenever you like: the same command goes on where it stopped. What follows -- goes to vLLM.",
+    )
+    parser.set_defaults(run=run_calibrate)
+    parser.add_argument("model", help="folder or Hugging Face id of the model")
+    parser.add_argument("--probe", help="the bundle to start from: as for serve")
+    parser.add_argument("--data", required=True, help="as for fit")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the new bundle; its stages go to OUT/work")
+    parser.add_argument("--id", help="name of the new bundle (default: the old one's and -calibrated)")
+    parser.add_argument("--most", type=int, help="use the first so many questions")
+    parser.add_argument("--longest", type=int, default=64, help="most tokens of an answer (default: 64)")
+    parser.add_argument("--seed", type=int, default=0)
+    _add_judge(parser)
+    parser.add_argument("--compiled", action="store_true", help="compile the model on CPU")
+
+
+def _add_judge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--judge-url", help="an OpenAI-compatible endpoint that judges, up to /v1; default: by rule")
+    parser.add_argument("--judge-model", help="the judge's model; its key is read from HGUARD_JUDGE_KEY")
+
+
+def run(options: argparse.Namespace, extra: list[str]) -> int:
+    """Fit and save. Raises GuardError with what to mend."""
+    from app.settings import Settings
+    from app.source import find_model
+    from guard.engine.support import engine_version
+    from guard.fit.engines import RealEngines
+    from guard.fit.pipeline import Fit, Options
+    from guard.fit.questions import load_questions
+    from guard.fit.weights import norms_of
+    from guard.probe.identity import identify
+
+    judge = _judge(options)
+    if not (0 < options.agree <= 1 and 0 < options.cap <= 1 and options.temperature >= 0):
+        raise FitError("--agree and --cap are shares between 0 and 1, and --temperature is not negative")
+    if min(options.samples, options.longest, options.slots) < 1:
+        raise FitError("--samples, --longest and --slots must be at least 1")
+    questions = load_questions(options.data, options.most)
+    model, name = find_model(Settings(model=options.model))
+    identity = identify(model, name, " ".join(engine_version()), options.dtype)
+    chosen = Options(
+        id=options.id or f"{Path(name).name}-probe",
+        seed=options.seed,
+        samples=options.samples,
+        temperature=options.temperature,
+        longest=options.longest,
+        agree=options.agree,
+        cap=options.cap,
+        refit=options.refit,
+        slots=options.slots,
+    )
+    settings = {
+        "model": identity.fingerprint,
+        "dtype": identity.dtype,
+        "questions": _digest(questions),
+        "judge": options.judge_model,
+        **{key: getattr(chosen, key) for key in ("seed", "samples", "temperature", "longest", "agree", "cap", "refit")},
+    }
+    work = Workspace(options.out / "work", settings)
+    norms = norms_of(model, identity.layers, identity.neurons_per_layer)
+    fit = Fit(work, questions, identity, norms, chosen, judge)
+    engines = RealEngines(model, identity.dtype, options.slots, options.compiled, extra)
+    return _finish(fit.run(engines, options.out), work, options.out)
+
+
+def run_calibrate(options: argparse.Namespace, extra: list[str]) -> int:
+    """Calibrate and save. Raises GuardError with what to mend."""
+    from app.settings import Settings
+    from app.source import find_model, find_probe
+    from guard.fit.engines import RealEngines
+    from guard.fit.questions import load_questions
+    from guard.fit.recalibrate import recalibrate
+    from guard.probe.bundle import load_bundle, require_model
+
+    judge = _judge(options)
+    questions = load_questions(options.data, options.most)
+    given = Settings(model=options.model, probe=options.probe)
+    model, _ = find_model(given)
+    bundle = load_bundle(find_probe(given))
+    require_model(bundle, model)
+    settings = {
+        "probe": bundle.revision,
+        "questions": _digest(questions),
+        "judge": options.judge_model,
+        "longest": options.longest,
+        "seed": options.seed,
+    }
+    work = Workspace(options.out / "work", settings)
+    engines = RealEngines(model, bundle.card.model.dtype, 1, options.compiled, extra)
+    name = options.id or f"{bundle.card.id}-calibrated"
+
+    async def calibrated() -> Bundle:
+        async with engines.guarded(bundle) as engine:
+            return await recalibrate(
+                work, engine, bundle, questions, judge, options.out, name, options.longest, options.seed
+            )
+
+    return _finish(calibrated(), work, options.out)
+
+
+def _judge(options: argparse.Namespace) -> RemoteJudge | None:
+    if (options.judge_url is None) != (options.judge_model is None):
+        raise FitError("--judge-url and --judge-model go together")
+    if options.judge_url is None:
+        return None
+    return RemoteJudge(options.judge_url, options.judge_model, os.environ.get("HGUARD_JUDGE_KEY"))
+
+
+def _digest(questions: Sequence[Question]) -> str:
+    return hashlib.sha256("\n".join(map(repr, questions)).encode()).hexdigest()
+
+
+def _finish(fitting: Coroutine[Any, Any, Bundle], work: Workspace, out: Path) -> int:
+    """Run it, say what came out; a stop by hand keeps what is done."""
+    try:
+        bundle = asyncio.run(fitting)
+    except KeyboardInterrupt:
+        print(f"hguard: stopped; {work.folder} keeps what is done, and the same command goes on from there", flush=True)
+        return 130
+    for group, report in bundle.card.metrics.items():
+        parts = "  ".join(f"{part} {interval.value:.3f}" for part, interval in report.auroc.items())
+        print(f"{group:14s} n={report.n:5d} wrong={report.wrong / report.n:.2f}  {parts}  ECE {report.ece:.3f}")
+    print(f"{bundle.card.id}, revision {bundle.revision}, is in {out}")
+    return 0

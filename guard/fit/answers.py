@@ -1,0 +1,79 @@
+"""From sampled answers to those that can teach: judged, consistent, their span found."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import httpx
+
+from guard.fit.judge import RemoteJudge, judge
+from guard.fit.questions import Question
+from guard.fit.workspace import Workspace
+
+JUDGED = "judged.jsonl"
+_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """One answer of the model that is certainly right or wrong.
+
+    question: its index. prompt, tokens: ids. start, end: the tokens that state the fact. wrong: the judge's word.
+    """
+
+    question: int
+    prompt: list[int]
+    tokens: list[int]
+    text: str
+    start: int
+    end: int
+    wrong: bool
+
+    def row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+async def judge_all(
+    work: Workspace, questions: Sequence[Question], samples: dict[int, list[str]], remote: RemoteJudge | None
+) -> dict[int, list[bool | None]]:
+    """Verdicts on every sampled text, by question. A remote judge is asked once for each different text."""
+    if remote is None:
+        return {i: [judge(questions[i], text) for text in texts] for i, texts in samples.items()}
+    known = {(row["question"], row["text"]): row["verdict"] for row in work.rows(JUDGED)}
+    open_ = [(i, text) for i, texts in samples.items() for text in dict.fromkeys(texts) if (i, text) not in known]
+    gate = asyncio.Semaphore(_AT_ONCE)
+    async with httpx.AsyncClient(timeout=60) as client:
+        with work.growing(JUDGED) as append:
+
+            async def one(i: int, text: str) -> None:
+                async with gate:
+                    known[i, text] = await remote.ask(client, questions[i], text)
+                append({"question": i, "text": text, "verdict": known[i, text]})
+
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for i, text in open_:
+                        group.create_task(one(i, text))
+            except ExceptionGroup as several:
+                raise several.exceptions[0] from None
+    return {i: [known[i, text] for text in texts] for i, texts in samples.items()}
+
+
+def consistent(verdicts: Sequence[bool | None], agree: float) -> bool | None:
+    """Whether the model is right (True) or wrong (False) in at least ``agree`` of its answers; None when in neither."""
+    counts = collections.Counter(verdicts)
+    for verdict in (True, False):
+        if verdicts and counts[verdict] >= agree * len(verdicts):
+            return verdict
+    return None
+
+
+def representative(texts: Sequence[str], verdicts: Sequence[bool | None], wanted: bool) -> int:
+    """The index of the most frequent text among those judged ``wanted``; the first of them on a tie."""
+    counts = collections.Counter(text for text, verdict in zip(texts, verdicts, strict=True) if verdict is wanted)
+    best = counts.most_common(1)[0][0]
+    return next(i for i, text in enumerate(texts) if text == best and verdicts[i] is wanted)

@@ -1,0 +1,137 @@
+"""What a probe is worth on held-out answers: its parts alone beside the stack, and beside what needs no probe."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from guard.fit import metrics
+from guard.fit.answers import Chosen
+from guard.fit.questions import Question
+from guard.fit.train import Found, Point
+from guard.probe.card import Interval, SetMetrics
+from guard.probe.readout import Readout, Signals
+
+RANDOM_DRAWS = 5
+_LEAST = 20  # answers of a set that is reported
+
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+
+async def measure(engine: Any, chosen: Sequence[Chosen]) -> list[Signals]:
+    """What a GuardedEngine's taps say of these answers, in their order; one forward pass each."""
+    return list(
+        await asyncio.gather(
+            *(engine.measure(one.prompt, one.tokens, 1.0, f"hguard-fit-{one.question}") for one in chosen)
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What random neurons are refit on: features float32 [answers, all neurons] of the answers that are reported on,
+    train the same of the training answers, wrong bool [training answers]; as many neurons as the probe has."""
+
+    features: Floats
+    train: Floats
+    wrong: Bools
+    neurons: int
+
+    def scores(self, seed: int) -> NDArray[np.float64]:
+        """The decision of a probe on random neurons, for each reported answer."""
+        drawn = np.random.default_rng(seed).choice(self.features.shape[1], self.neurons, replace=False)
+        refit = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+        return refit.fit(self.train[:, drawn], self.wrong).decision_function(self.features[:, drawn])
+
+
+def reports(
+    questions: Sequence[Question],
+    wrong: Bools,
+    signals: Sequence[Signals],
+    readout: Readout,
+    random: Baseline | None,
+    seed: int,
+) -> dict[str, SetMetrics]:
+    """Metrics on all answers and on every group of questions; without ``random``, no random neurons beside them."""
+    risk = np.array([readout.risk(one)[0] for one in signals])
+    scores = {
+        "stack": risk,
+        "neurons": np.array([np.nanmean(np.append(one.neurons, one.lead)) for one in signals]),
+        "entropy": np.array([one.entropy.max() for one in signals]),
+        "logprob": np.array([-one.logprob.mean() for one in signals]),
+        "length": np.array([len(one) for one in signals], float),
+    }
+    if random is not None:
+        scores |= {f"random{draw}": random.scores(seed + draw) for draw in range(RANDOM_DRAWS)}
+    found = {}
+    for group in ["all", *sorted({group for question in questions for group in question.groups})]:
+        member = np.array([group == "all" or group in question.groups for question in questions])
+        if member.sum() < _LEAST or wrong[member].all() or not wrong[member].any():
+            continue
+        found[group] = _report(wrong[member], {name: values[member] for name, values in scores.items()}, seed)
+    return found
+
+
+def _report(wrong: Bools, scores: dict[str, NDArray[np.floating]], seed: int) -> SetMetrics:
+    measured = {name: metrics.auroc(wrong, values, seed) for name, values in scores.items()}
+    draws = [measured.pop(name) for name in list(measured) if name.startswith("random")]
+    if draws:
+        mean = float(np.mean([d.value for d in draws]))
+        measured["random"] = Interval(value=mean, low=min(d.low for d in draws), high=max(d.high for d in draws))
+    risk = scores["stack"]
+    return SetMetrics(
+        n=len(wrong),
+        wrong=int(wrong.sum()),
+        auroc=measured,
+        ece=metrics.ece(wrong, risk),
+        brier=metrics.brier(wrong, risk),
+    )
+
+
+# -- how stages keep their results -------------------------------------------------------------------------------------
+
+
+def found_to(found: Found) -> dict[str, Any]:
+    return {
+        "index": found.index.tolist(),
+        "coefficient": found.coefficient.tolist(),
+        "intercept": found.intercept,
+        "C": found.C,
+        "path": [[point.C, point.auroc, point.neurons] for point in found.path],
+        "stability": None if found.stability is None else found.stability.tolist(),
+    }
+
+
+def found_from(row: dict[str, Any]) -> Found:
+    stability = row["stability"]
+    return Found(
+        np.array(row["index"], np.int64),
+        np.array(row["coefficient"], np.float32),
+        row["intercept"],
+        row["C"],
+        [Point(*point) for point in row["path"]],
+        None if stability is None else np.array(stability, np.float32),
+    )
+
+
+def signals_to(signals: Signals) -> dict[str, Any]:
+    return {
+        "lead": signals.lead,
+        "neurons": signals.neurons.tolist(),
+        "entropy": signals.entropy.tolist(),
+        "logprob": signals.logprob.tolist(),
+    }
+
+
+def signals_from(row: dict[str, Any]) -> Signals:
+    neurons, entropy, logprob = (np.array(row[name], np.float32) for name in ("neurons", "entropy", "logprob"))
+    return Signals(row["lead"], neurons, entropy, logprob)

@@ -1,0 +1,71 @@
+"""``hguard fit`` and ``hguard calibrate``: what is wrong is said before any engine starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from app.cli import main
+from app.settings import ATLAS
+
+ROW = {"question": "Where is Texas?", "answers": ["United States"]}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps(ROW) + "\n")
+    return str(path)
+
+
+@pytest.mark.parametrize("command", ["fit", "calibrate"])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--judge-url", "http://judge/v1"], "--judge-url and --judge-model go together"),
+        (["--judge-model", "some"], "--judge-url and --judge-model go together"),
+    ],
+)
+def test_half_a_judge(
+    command: str, options: list[str], says: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "atlas", "--data", data, "--out", str(tmp_path / "out"), *options]) == 1
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--agree", "0"], "--agree and --cap are shares"),
+        (["--cap", "2"], "--agree and --cap are shares"),
+        (["--temperature", "-1"], "is not negative"),
+        (["--samples", "0"], "must be at least 1"),
+    ],
+)
+def test_numbers_that_make_no_sense(
+    options: list[str], says: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "atlas", "--data", data, "--out", str(tmp_path / "out"), *options]) == 1
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["fit", "calibrate"])
+def test_no_questions(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "atlas", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 1
+    assert "no questions at" in capsys.readouterr().err
+
+
+def test_a_probe_of_another_model(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "model"
+    other.mkdir()
+    (other / "config.json").write_text(
+        (ATLAS / "config.json").read_text().replace('"num_hidden_layers": 4', '"num_hidden_layers": 5')
+    )
+    save_file({"weight": np.zeros(1, np.float32)}, other / "model.safetensors")
+    command = ["calibrate", str(other), "--probe", str(ATLAS / "probe"), "--data", data, "--out", str(tmp_path / "out")]
+    assert main(command) == 1
+    assert "was not fit on this model" in capsys.readouterr().err
