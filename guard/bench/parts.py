@@ -12,7 +12,7 @@ import torch
 
 from guard.engine import op
 from guard.engine.config import spec_of
-from guard.engine.measure import log_probability, statistics
+from guard.engine.measure import Drawn, log_probability, statistics
 from guard.engine.ring import ScoreRing
 from guard.engine.seat import Seat
 from guard.engine.state import Taps
@@ -51,23 +51,35 @@ def measure(bundle: Bundle, engine: Any, rows: Sequence[int]) -> list[Part]:
         damped = _step(count, 0.5)
         plain = _step(count, 1.0)
 
+        for _ in spec.layers:
+            taps.add_layer(folded)
+
         def taps_of_all_layers(
             z: torch.Tensor = z,
             h: torch.Tensor = h,
             neuron: torch.Tensor = neuron,
             folded: torch.Tensor = folded,
             taps: Taps = taps,
+            plain: Step = plain,
         ) -> None:
+            if z.is_cuda:  # in the graph
+                for _ in spec.layers:
+                    op.tap(z, h, neuron, folded, taps.score)
+                return
+            taps.begin(plain)
             for _ in spec.layers:
-                op.tap(z, h, neuron, folded, taps.score)
+                taps.read(z, h, neuron)
+            taps.total(len(z))
 
         def draws(logits: torch.Tensor = logits, tokens: torch.Tensor = tokens) -> None:
-            _, normaliser = statistics(logits)
-            log_probability(logits, normaliser, tokens)
+            if logits.is_cuda:
+                _, normaliser = statistics(logits)
+                log_probability(logits, normaliser, tokens)
+            else:
+                Drawn(logits).log_probability(tokens)
 
         def bookkeeping(step: Step = plain, taps: Taps = taps, ring: ScoreRing = ring) -> None:
-            taps.begin(step)
-            score = taps.total(step.rows)
+            score = taps.score[: step.rows]
             drawn = step.draws(np.ones(step.rows, np.bool_), ring.positions)
             Harvest(step.roster, (step.activations(), score), [(drawn, score, score)]).to_host().deposit(ring)
 

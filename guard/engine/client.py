@@ -18,7 +18,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from guard.engine import seat
 from guard.engine.answer import Answer, judge, risks_so_far, verdict_on
-from guard.engine.call import GuardCall, Verdict, current_call
+from guard.engine.call import GuardCall, Verdict, current_call, use_call
 from guard.engine.ring import ScoreRing, Slot, SlotPool
 from guard.engine.vllm_api import RefusalError
 from guard.errors import RequestError
@@ -216,6 +216,15 @@ class GuardedEngine:
             return answer.signals(self.ring, len(response_ids))
         finally:
             self.pool.release(slots, done)
+
+    async def answer(self, prompt_ids: Sequence[int], longest: int, request_id: str) -> Verdict:
+        """A greedy answer of at most ``longest`` tokens, and what is to be said of it."""
+        params = SamplingParams(max_tokens=longest, temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY)
+        prompt = {"type": "token", "prompt_token_ids": list(prompt_ids)}
+        with use_call(GuardCall(Policy(Mode.SCORE, self.default_policy.threshold))) as call:
+            async for _ in self.generate(prompt, params, request_id):
+                pass
+        return call.verdicts[0]
 
     async def score(
         self, prompt_ids: Sequence[int], response_ids: Sequence[int], policy: Policy, request_id: str, index: int = 0

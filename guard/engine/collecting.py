@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,11 @@ class CollectingEngine:
             return index, answers
 
         waiting = iter(range(len(prompts)))
-        running = {asyncio.create_task(one(index)) for index, _ in zip(waiting, range(at_once), strict=False)}
+        running = {asyncio.create_task(one(index)) for index in islice(waiting, at_once)}
         try:
             while running:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                running |= {asyncio.create_task(one(index)) for index, _ in zip(waiting, done, strict=False)}
+                running |= {asyncio.create_task(one(index)) for index in islice(waiting, len(done))}
                 for task in done:
                     yield task.result()
         finally:

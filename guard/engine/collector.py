@@ -39,6 +39,8 @@ class Collector:
     _next: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     _counted: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
+    _counts: bool = False
+
     @property
     def scores(self) -> bool:
         """Whether the runner's adapter has something to fetch after the forward pass."""
@@ -64,6 +66,9 @@ class Collector:
 
     def begin(self, step: Step) -> None:
         """Before the forward pass: which of its rows count."""
+        if not (step.recorded or self._counts):
+            return  # sampling: no row counts, in this step as in the one before
+        self._counts = step.recorded
         weight = np.zeros(tuple(self.weight.shape), np.float32)
         rows = step.activations()
         slot = step.roster.slot[rows.owner]

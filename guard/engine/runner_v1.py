@@ -29,6 +29,7 @@ class AdapterV1:
         self._step: Step | None = None
         self._drawn: Drawn | None = None
         self._live = False
+        self._hidden: dict[int, torch.Generator] = {}
         self._model_forward, self._execute_model, self._sample = (
             runner._model_forward,
             runner.execute_model,
@@ -45,6 +46,7 @@ class AdapterV1:
     def _guarded_execute(self, scheduler_output: Any, intermediate_tensors: Any = None) -> Any:
         for request_id in scheduler_output.finished_req_ids:
             self._seats.pop(request_id, None)
+        self._show_generators()
         self._live, self._step, self._drawn = True, None, None  # dummy and profile runs call the forward too
         try:
             output = self._execute_model(scheduler_output, intermediate_tensors)
@@ -91,6 +93,7 @@ class AdapterV1:
             harvest.deposit(self._ring)
 
     def _guarded_sample(self, logits: Any, spec_decode_metadata: Any) -> Any:
+        self._hide_generators()
         output = self._sample(logits, spec_decode_metadata)
         drawn, self._drawn = self._drawn, None
         step = self._step
@@ -101,6 +104,21 @@ class AdapterV1:
             logprob = drawn.log_probability(output.sampled_token_ids[:, 0].long())
             Harvest(step.roster, None, [(rows, drawn.entropy, logprob)]).deposit(self._ring)
         return output
+
+    def _hide_generators(self) -> None:
+        """Take the generators of requests whose draw is discarded (their prompt goes on) out of this step.
+
+        vLLM lets them draw and then sets them back, which a generator on the CPU cannot do: a seeded request with a
+        prompt longer than a chunk would end the engine. One that draws nothing need not be set back.
+        """
+        batch = self._runner.input_batch
+        if batch.generators:
+            discarded = self._runner.discard_request_mask.np[: len(batch.req_ids)]
+            self._hidden = {i: batch.generators.pop(i) for i in np.flatnonzero(discarded) if i in batch.generators}
+
+    def _show_generators(self) -> None:
+        self._runner.input_batch.generators.update(self._hidden)
+        self._hidden = {}
 
     def _seat(self, request_id: str) -> Seat:
         found = self._seats.get(request_id)

@@ -33,6 +33,7 @@ class Taps:
     tapped_layers: int = 0
     _read: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     _folded: list[torch.Tensor] = field(default_factory=list)
+    _stacked: torch.Tensor | None = None
 
     def add_layer(self, folded: torch.Tensor) -> None:
         """Count a tapped layer; called in the order in which layers are built, which is that in which they run."""
@@ -92,8 +93,9 @@ class Taps:
     def _summed(self) -> torch.Tensor:
         gathered, norm = zip(*self._read, strict=True)
         read = torch.stack(gathered).float().abs_()  # [layers, rows, K]
-        part = torch.bmm(read, torch.stack(self._folded)[:, :, None])[:, :, 0]
-        return part.div_(torch.stack(norm).add_(EPSILON)).sum(0)
+        if self._stacked is None:
+            self._stacked = torch.stack(self._folded)[:, :, None]
+        return torch.bmm(read, self._stacked)[:, :, 0].div_(torch.stack(norm).add_(EPSILON)).sum(0)
 
 
 _taps: dict[str, Taps] = {}

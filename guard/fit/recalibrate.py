@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.engine.call import GuardCall, use_call
 from guard.errors import FitError
 from guard.fit import calibrate, evaluate
 from guard.fit.answers import judge_all
@@ -19,7 +18,6 @@ from guard.fit.pipeline import TARGETS, parameters_of, prompt_of, unit_readout
 from guard.fit.questions import Question, split
 from guard.fit.span import find_span, token_offsets, tokens_of
 from guard.fit.workspace import Workspace, explained
-from guard.policy import Mode, Policy
 from guard.probe import conformal
 from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.card import ReadoutParameters
@@ -52,14 +50,7 @@ async def answer_all(
 
 
 async def _answer(engine: Any, tokenizer: Any, text: str, number: int, longest: int) -> dict[str, Any]:
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-    params = SamplingParams(max_tokens=longest, temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY)
-    prompt = {"type": "token", "prompt_token_ids": prompt_of(tokenizer, text)}
-    with use_call(GuardCall(Policy(Mode.SCORE, 0.5))) as call:
-        async for _ in engine.generate(prompt, params, f"hguard-calibrate-{number}"):
-            pass
-    verdict = call.verdicts[0]
+    verdict = await engine.answer(prompt_of(tokenizer, text), longest, f"hguard-calibrate-{number}")
     row: dict[str, Any] = {"question": number, "tokens": verdict.token_ids, "signals": None}
     if verdict.signals is not None and verdict.reason is None:
         row["signals"] = evaluate.signals_to(verdict.signals)

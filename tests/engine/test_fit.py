@@ -18,6 +18,7 @@ from guard.fit.engines import RealEngines
 from guard.fit.pipeline import CHOSEN, SAMPLES, Fit, Options
 from guard.fit.questions import Question
 from guard.fit.reader import Reader
+from guard.fit.recalibrate import ANSWERED, recalibrate
 from guard.fit.weights import norms_of
 from guard.fit.workspace import Workspace
 from guard.probe.bundle import Bundle, load_bundle
@@ -115,3 +116,22 @@ def test_the_bundle_serves(fitted: tuple[Bundle, Path]) -> None:
     assert bundle.h_neurons > 0
     assert bundle.card.metrics["all"].auroc["stack"].value > 0.8
     assert {"0.10", "0.05"} >= set(bundle.card.thresholds) - {"0.01"}
+
+
+def test_calibrating_for_other_questions(fitted: tuple[Bundle, Path], tmp_path: Path) -> None:
+    """The same neurons; everything behind them anew, in one pass over the questions."""
+    bundle, _ = fitted
+    asked = [q for q in from_ledger(load_ledger(ATLAS), seed=12) if "codes" in q.groups or "fabricated" in q.groups]
+    work = Workspace(tmp_path / "work", {})
+
+    async def calibrated() -> Bundle:
+        async with RealEngines(ATLAS, "float32", 1).guarded(bundle) as engine:
+            return await recalibrate(work, engine, bundle, asked[:240], None, tmp_path / "out", "codes", 16, 0)
+
+    new = asyncio.run(calibrated())
+    assert new.neuron.tolist() == bundle.neuron.tolist()
+    assert new.card.id == "codes"
+    assert new.card.readout != bundle.card.readout
+    assert new.card.metrics["all"].n < 240
+    assert "random" not in new.card.metrics["all"].auroc
+    assert len(work.rows(ANSWERED)) == 240

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from vllm.sampling_params import StructuredOutputsParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 from guard.fit.reader import Reader, signals_of
 from guard.policy import Mode, Policy
@@ -144,13 +144,31 @@ def test_a_grammar_does_not_hide_the_model_s_own_doubt(
     assert behind.max() > 0.1, "what vLLM reports is measured behind the grammar"
 
 
+def test_a_seeded_request_with_a_long_prompt(tight: Harness, prompts: list[list[int]]) -> None:
+    """vLLM's CPU engine dies of one whose prompt is cut into chunks; ours lives on, and draws the same again."""
+
+    async def draw(seed: int) -> list[int]:
+        params = SamplingParams(
+            max_tokens=12, temperature=1.0, seed=seed, ignore_eos=True, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        prompt = {"type": "token", "prompt_token_ids": max(prompts, key=len)}
+        async for output in tight.engine.generate(prompt, params, f"seeded-{seed}-{len(drawn)}"):
+            last = output
+        return list(last.outputs[0].token_ids)
+
+    drawn: list[list[int]] = []
+    for seed in (1, 2, 1):
+        tight.run(tight.engine.reset_prefix_cache())
+        drawn.append(tight.run(draw(seed)))
+    assert len(max(prompts, key=len)) > 64
+    assert drawn[0] == drawn[2] != drawn[1]
+
+
 def test_no_slot_is_left_claimed(tight: Harness) -> None:
     assert tight.engine.pool.in_use == 0
 
 
 def test_an_abandoned_request_frees_its_slot(tight: Harness, prompts: list[list[int]]) -> None:
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
-
     async def abandon() -> None:
         params = SamplingParams(max_tokens=200, temperature=0.0, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
         prompt = {"type": "token", "prompt_token_ids": prompts[0]}

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an 
 BFLOAT16 = 0.03  # of the largest score of the answer
 CONFIGURATION = (
     "--dtype=bfloat16",
-    "--max-num-batched-tokens=128",
+    "--max-num-batched-tokens=64",
     "--max-num-seqs=64",
     "--gpu-memory-utilization=0.2",
     "--enable-prefix-caching",
@@ -82,7 +82,7 @@ def test_nothing_was_switched_off(cuda: Harness) -> None:
 
 
 def test_alone(alone: list[Produced], prompts: list[list[int]], bfloat16_reader: Reader, atlas_bundle: Bundle) -> None:
-    assert max(map(len, prompts)) > 128 or len(prompts) == 50
+    assert max(map(len, prompts)) > 64, "some prompts must be cut into chunks"
     assert_close(alone, bfloat16_reader, atlas_bundle, prompts)
 
 
