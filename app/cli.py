@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app import bench, fit
+from app import bench, evaluate, fit
 from app.settings import Settings
 from guard.errors import GuardError
 
@@ -23,9 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     own, extra = _split(arguments)
     options = _parser().parse_args(own)
-    if extra and options.command not in ("serve", "fit", "calibrate", "bench"):
+    if extra and options.command not in ("serve", "fit", "calibrate", "eval", "bench"):
         print(
-            "hguard: arguments after -- are vLLM's, and only serve, fit, calibrate and bench start vLLM",
+            "hguard: arguments after -- are vLLM's, and only serve, fit, calibrate, eval and bench start vLLM",
             file=sys.stderr,
         )
         return 2
@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
             serve.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=text)
     fit.add_parser(commands)
     fit.add_calibrate_parser(commands)
+    evaluate.add_parser(commands)
     bench.add_parser(commands)
     probe = commands.add_parser("probe", help="look at probe bundles").add_subparsers(dest="action", required=True)
     show = probe.add_parser("show", help="verify a bundle and print its card")

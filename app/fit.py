@@ -83,7 +83,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     from guard.fit.weights import norms_of
     from guard.probe.identity import identify
 
-    judge = _judge(options)
+    judge = judge_of(options)
     if not (0 < options.agree <= 1 and 0 < options.cap <= 1 and options.temperature >= 0):
         raise FitError("--agree and --cap are shares between 0 and 1, and --temperature is not negative")
     if min(options.samples, options.longest, options.slots) < 1:
@@ -125,7 +125,7 @@ def run_calibrate(options: argparse.Namespace, extra: list[str]) -> int:
     from guard.fit.recalibrate import recalibrate
     from guard.probe.bundle import load_bundle, require_model
 
-    judge = _judge(options)
+    judge = judge_of(options)
     questions = load_questions(options.data, options.most)
     given = Settings(model=options.model, probe=options.probe)
     model, _ = find_model(given)
@@ -151,7 +151,8 @@ def run_calibrate(options: argparse.Namespace, extra: list[str]) -> int:
     return _finish(calibrated(), work, options.out)
 
 
-def _judge(options: argparse.Namespace) -> RemoteJudge | None:
+def judge_of(options: argparse.Namespace) -> RemoteJudge | None:
+    """The remote judge that --judge-url names, or None. Raises FitError for half of one."""
     if (options.judge_url is None) != (options.judge_model is None):
         raise FitError("--judge-url and --judge-model go together")
     if options.judge_url is None:

@@ -217,11 +217,11 @@ class GuardedEngine:
         finally:
             self.pool.release(slots, done)
 
-    async def answer(self, prompt_ids: Sequence[int], longest: int, request_id: str) -> Verdict:
+    async def answer(self, prompt_ids: Sequence[int], longest: int, request_id: str, damp: float = 1.0) -> Verdict:
         """A greedy answer of at most ``longest`` tokens, and what is to be said of it."""
         params = SamplingParams(max_tokens=longest, temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY)
         prompt = {"type": "token", "prompt_token_ids": list(prompt_ids)}
-        with use_call(GuardCall(Policy(Mode.SCORE, self.default_policy.threshold))) as call:
+        with use_call(GuardCall(Policy(Mode.SCORE, self.default_policy.threshold, damp))) as call:
             async for _ in self.generate(prompt, params, request_id):
                 pass
         return call.verdicts[0]
