@@ -69,9 +69,14 @@ def counts(answers: Sequence[Answered]) -> dict[str, Any]:
 
 
 def report(
-    bundle: Bundle, readout: Readout, questions: Sequence[Question], answers: Sequence[Answered], seed: int = 0
+    bundle: Bundle,
+    readout: Readout,
+    questions: Sequence[Question],
+    answers: Sequence[Answered],
+    seed: int = 0,
+    draws: int = 1000,
 ) -> dict[str, Any]:
-    """Everything that is measured on one set of answers; JSON."""
+    """Everything that is measured on one set of answers, as JSON; intervals from ``draws`` bootstraps."""
     scored = [
         (question, answer, answer.signals)
         for question, answer in zip(questions, answers, strict=True)
@@ -92,7 +97,8 @@ def report(
     for group in groups:
         member = np.array([group == "all" or group in question.groups for question, _, _ in scored], bool)
         if member.sum() >= 20 and wrong[member].any() and not wrong[member].all():
-            sets[group] = _set(wrong[member], {name: values[member] for name, values in parts.items()}, seed)
+            own = {name: values[member] for name, values in parts.items()}
+            sets[group] = _set(wrong[member], own, seed, draws)
     coverage, error = metrics.risk_coverage(wrong, risk)
     points = np.linspace(0, len(wrong) - 1, min(_POINTS, len(wrong))).astype(int)
     return {
@@ -107,14 +113,14 @@ def report(
     }
 
 
-def _set(wrong: NDArray[np.bool_], parts: dict[str, NDArray[np.floating]], seed: int) -> dict[str, Any]:
+def _set(wrong: NDArray[np.bool_], parts: dict[str, NDArray[np.floating]], seed: int, draws: int) -> dict[str, Any]:
     table = {}
     for name, score in parts.items():
         table[name] = {
-            "auroc": metrics.auroc(wrong, score, seed).model_dump(),
-            "auprc": metrics.auprc(wrong, score, seed).model_dump(),
+            "auroc": metrics.auroc(wrong, score, seed, draws).model_dump(),
+            "auprc": metrics.auprc(wrong, score, seed, draws).model_dump(),
             **{
-                f"recall_at_{target:.2f}": metrics.recall_at(wrong, score, target, seed).model_dump()
+                f"recall_at_{target:.2f}": metrics.recall_at(wrong, score, target, seed, draws).model_dump()
                 for target in TARGETS
             },
         }

@@ -35,7 +35,7 @@ def questions(count: int) -> list[Question]:
 
 
 def test_report(bundle: Bundle, answers: list[Answered]) -> None:
-    result = report(bundle, bundle.readout, questions(len(answers)), answers)
+    result = report(bundle, bundle.readout, questions(len(answers)), answers, draws=20)
     assert (result["right"], result["wrong"], result["declined"], result["not_scored"]) == (150, 61, 10, 1)
     assert result["truthfulness"] == pytest.approx((150 - 61) / 221)
     everything = result["sets"]["all"]
@@ -47,7 +47,7 @@ def test_report(bundle: Bundle, answers: list[Answered]) -> None:
 
 
 def test_abstaining_withholds_what_was_not_scored(bundle: Bundle, answers: list[Answered]) -> None:
-    result = report(bundle, bundle.readout, questions(len(answers)), answers)
+    result = report(bundle, bundle.readout, questions(len(answers)), answers, draws=20)
     row = next(row for row in result["thresholds"] if row["target_fpr"] == 0.05)
     risk = np.array(
         [bundle.readout.risk(a.signals)[0] for a in answers if a.signals is not None and a.right is not None]
@@ -59,7 +59,7 @@ def test_abstaining_withholds_what_was_not_scored(bundle: Bundle, answers: list[
 
 
 def test_the_page_has_everything(bundle: Bundle, answers: list[Answered]) -> None:
-    result = {"model": "some <model>", **report(bundle, bundle.readout, questions(len(answers)), answers)}
+    result = {"model": "some <model>", **report(bundle, bundle.readout, questions(len(answers)), answers, draws=20)}
     counts = {"right": 1, "wrong": 2, "declined": 3, "truthfulness": -0.1}
     result["damp"] = [{"alpha": alpha, **counts} for alpha in (0, 1)]
     page = render(result)
