@@ -29,6 +29,19 @@ from guard.probe.readout import Signals
 REFUSAL_FINISH = "content_filter"
 
 
+def one_pass(packed: dict[str, Any]) -> SamplingParams:
+    """Parameters of a request that reads given text: one forward pass, past the prefix cache, whose positions have no
+    activations. ``packed`` is what the worker is told (``seat.pack``)."""
+    return SamplingParams(
+        max_tokens=1,  # the engine must draw something; it is thrown away
+        temperature=0.0,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_reading_prefix_cache=True,
+        extra_args={seat.KEY: packed},
+    )
+
+
 class GuardedEngine:
     """Wraps an AsyncLLM; give it to vLLM's ``init_app_state`` in its place."""
 
@@ -201,14 +214,7 @@ class GuardedEngine:
         slots = self._claim(1)
         done = False
         try:
-            params = SamplingParams(
-                max_tokens=1,  # the engine must draw something; it is thrown away
-                temperature=0.0,
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-                skip_reading_prefix_cache=True,
-                extra_args={seat.KEY: seat.pack(slots, damp, len(prompt_ids) - 1, self.readout.uses_draws)},
-            )
+            params = one_pass(seat.pack(slots, damp, len(prompt_ids) - 1, self.readout.uses_draws))
             prompt = self._salted({"type": "token", "prompt_token_ids": [*prompt_ids, *response_ids]}, damp)
             async for output in self._engine.generate(prompt, params, request_id):
                 done = output.finished

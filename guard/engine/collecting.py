@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from guard.engine import seat
+from guard.engine.client import one_pass
 from guard.engine.ring import Slot
 from guard.errors import TapError
 
@@ -97,17 +98,7 @@ class CollectingEngine:
                 )
 
     async def _read(self, span: Span, slot: int) -> None:
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-        packed = seat.pack([Slot(slot, 1)], 1.0, span.start - 1, draws=False)
-        params = SamplingParams(
-            max_tokens=1,  # the engine must draw something; it is thrown away
-            temperature=0.0,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_reading_prefix_cache=True,
-            extra_args={seat.KEY: packed},
-        )
+        params = one_pass(seat.pack([Slot(slot, 1)], 1.0, span.start - 1, draws=False))
         async for _ in self._engine.generate(_prompt(list(span.tokens[: span.end])), params, self._name()):
             pass
 
