@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import tempfile
 from argparse import Namespace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from app.settings import Settings
 from guard.bench.shapes import SHAPES, write_model, write_probe
+from guard.engine.launch import run_engines
 from guard.errors import GuardError
 from guard.probe.bundle import Bundle
 
@@ -53,10 +53,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     load = Options(options.prompt, options.output, clients, options.requests, options.rounds, modes)
     with tempfile.TemporaryDirectory() as folder:
         name, args, bundle = _engine(options, extra, Path(folder))
-        try:
-            result = asyncio.run(bench(name, args, bundle, load))
-        except RuntimeError as error:
-            raise GuardError(f"an engine did not start: {error}") from error
+        result = run_engines(bench(name, args, bundle, load))
     write(result, options.out)
     return 0
 

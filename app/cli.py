@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import sys
 from collections.abc import Sequence
@@ -87,6 +86,7 @@ def _serve(options: argparse.Namespace, extra: list[str]) -> int:
     chosen = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     settings = settings_from(chosen)
     from app.main import bind, plan, serve
+    from guard.engine.launch import run_engines
 
     prepared = plan(settings, extra)
     try:
@@ -94,10 +94,7 @@ def _serve(options: argparse.Namespace, extra: list[str]) -> int:
     except OSError as error:
         raise GuardError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; set --port") from None
     with contextlib.closing(sock):
-        try:
-            asyncio.run(serve(prepared, sock))
-        except RuntimeError as error:
-            raise GuardError(f"the engine did not start: {error}") from error
+        run_engines(serve(prepared, sock))
     return 0
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from app.fit import add_asking, judge_of
+from guard.engine.launch import run_engines
 from guard.errors import FitError
 
 
@@ -17,25 +18,19 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "eval",
         help="measure detection, calibration and abstention on questions whose answers are known",
-        epilog="What follows -- goes to vLLM.",
+        epilog="None of the questions may have been fit or calibrated on. What follows -- goes to vLLM.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("model", help="folder or Hugging Face id of the model")
     parser.add_argument("--probe", help="as for serve")
-    parser.add_argument("--data", required=True, help="as for fit; none of it may have been fit on")
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     parser.add_argument("--html", type=Path, help="where a page with plots goes (default: beside the JSON)")
-    parser.add_argument("--most", type=int, help="use the first so many questions")
-    parser.add_argument("--longest", type=int, default=64, help="most tokens of an answer (default: 64)")
     parser.add_argument("--damp-sweep", metavar="A,B,...", help="also answer with the neurons scaled by each of these")
-    parser.add_argument("--judge-url", help="as for fit")
-    parser.add_argument("--judge-model", help="as for fit")
-    parser.add_argument("--compiled", action="store_true", help="compile the model on CPU")
+    add_asking(parser)
 
 
 def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Measure and write. Raises GuardError with what to mend."""
-    from app.fit import judge_of
     from app.settings import Settings
     from app.source import find_model, find_probe
     from guard.fit import examine
@@ -69,7 +64,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
             return result
 
     with tempfile.TemporaryDirectory() as folder:
-        result = asyncio.run(measured(Path(folder)))
+        result = run_engines(measured(Path(folder)))
     page = options.html or options.json.with_suffix(".html")
     for path, text in ((options.json, json.dumps(result, indent=1) + "\n"), (page, render(result))):
         with explained(path):

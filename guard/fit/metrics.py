@@ -61,15 +61,16 @@ def truthfulness(right: int, wrong: int, declined: int) -> float:
     return (right - wrong) / (right + wrong + declined)
 
 
+def reliability(wrong: Bools, risk: Floats, bins: int = 10) -> list[tuple[float, float, int]]:
+    """(mean risk, share of wrong answers, how many) of each equally wide bin of risk that has any."""
+    place = np.minimum((risk * bins).astype(int), bins - 1)
+    members = [place == b for b in range(bins) if (place == b).any()]
+    return [(float(risk[member].mean()), float(wrong[member].mean()), int(member.sum())) for member in members]
+
+
 def ece(wrong: Bools, risk: Floats, bins: int = 10) -> float:
     """Expected calibration error over equally wide bins of risk (Guo et al., 2017)."""
-    place = np.minimum((risk * bins).astype(int), bins - 1)
-    gaps = [
-        abs(float(wrong[place == b].mean()) - float(risk[place == b].mean())) * float((place == b).mean())
-        for b in range(bins)
-        if (place == b).any()
-    ]
-    return float(sum(gaps))
+    return sum(abs(share - mean) * n / len(wrong) for mean, share, n in reliability(wrong, risk, bins))
 
 
 def brier(wrong: Bools, risk: Floats) -> float:
