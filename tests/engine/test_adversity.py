@@ -21,7 +21,7 @@ from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
 from models.atlas.recipe.damping import dampened
 from tests.engine.harness import Harness, Produced, guarded
-from tests.engine.test_parity import RELATIVE, cached_tokens, preemptions
+from tests.engine.test_parity import RELATIVE, cached_tokens, preemptions, signals
 
 CHUNK, BLOCK = 96, 32
 # Room for 64 sequences, but neither for all their prompts in one step nor for many long answers in the cache.
@@ -239,7 +239,7 @@ def test_preempted_answers_are_replayed_in_chunks(
     for damp in (1.0, 0.5):
         rows = [i for i in range(32) if damps[i] == damp]
         wanted = read(reader, atlas_bundle, [prompts[i] for i in rows], [produced[i].tokens for i in rows], damp)
-        found = [off(measured(produced[i]), expected, length - 1) for i, expected in zip(rows, wanted, strict=True)]
+        found = [off(signals(produced[i]), expected, length - 1) for i, expected in zip(rows, wanted, strict=True)]
         assert found == [None] * len(rows)
 
 
@@ -282,12 +282,6 @@ def cold(harness: Harness, prompt: list[int], damp: float) -> Produced:
     return produced
 
 
-def measured(one: Produced) -> Signals:
-    assert one.verdict is not None
-    assert one.verdict.signals is not None
-    return one.verdict.signals
-
-
 def assert_same(got: list[Produced], wanted: list[Produced]) -> None:
     assert [one.tokens for one in got] == [one.tokens for one in wanted]
     assert [difference(*pair) for pair in zip(got, wanted, strict=True)] == [None] * len(wanted)
@@ -295,7 +289,7 @@ def assert_same(got: list[Produced], wanted: list[Produced]) -> None:
 
 def difference(got: Produced, wanted: Produced) -> str | None:
     """The first signal in which two answers differ, None when they agree."""
-    return off(measured(got), measured(wanted), TOKENS - 1)
+    return off(signals(got), signals(wanted), TOKENS - 1)
 
 
 def off(got: Signals, wanted: Signals, fed_back: int) -> str | None:

@@ -21,7 +21,16 @@ from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
 from tests.engine.harness import SCORE, Harness, Produced, guarded, plain
-from tests.engine.test_parity import LENGTHS, RELATIVE, assert_measured, cached_tokens, preemptions, reference, signals
+from tests.engine.test_parity import (
+    LENGTHS,
+    RELATIVE,
+    assert_measured,
+    assert_plain_says,
+    cached_tokens,
+    preemptions,
+    reference,
+    signals,
+)
 
 # Chunks cut the longer prompts; the cache holds a few sequences only.
 CONFIGURATION = (
@@ -143,9 +152,4 @@ def test_no_slot_is_left_claimed(v2: Harness) -> None:
 
 
 def test_plain_vllm_says_the_same(vanilla: Harness, alone: list[Produced], prompts: list[list[int]]) -> None:
-    """The same tokens, and the same log-probabilities bit for bit."""
-    for prompt, length, one in zip(prompts, LENGTHS, alone, strict=False):
-        vanilla.run(vanilla.engine.reset_prefix_cache())
-        (plain,) = vanilla.produce([prompt], length)
-        assert plain.tokens == one.tokens
-        assert plain.logprobs == one.logprobs
+    assert_plain_says(vanilla, prompts, alone)

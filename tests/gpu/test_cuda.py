@@ -20,7 +20,7 @@ from guard.fit.reader import Reader
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from tests.engine.harness import SCORE, Harness, Produced, guarded, plain
-from tests.engine.test_parity import LENGTHS, cached_tokens, reference, signals
+from tests.engine.test_parity import LENGTHS, assert_plain_says, cached_tokens, reference, signals
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -129,12 +129,8 @@ def test_no_slot_is_left_claimed(cuda: Harness) -> None:
 
 
 def test_plain_vllm_says_the_same(vanilla: Harness, alone: list[Produced], prompts: list[list[int]]) -> None:
-    """Bit for bit, graphs on: reading changes nothing, and a damp strength of 1 is exact."""
-    for prompt, length, one in zip(prompts, LENGTHS, alone, strict=True):
-        vanilla.run(vanilla.engine.reset_prefix_cache())
-        (bare,) = vanilla.produce([prompt], length)
-        assert bare.tokens == one.tokens
-        assert bare.logprobs == one.logprobs
+    """Graphs on: reading changes nothing, and a damp strength of 1 is exact."""
+    assert_plain_says(vanilla, prompts, alone)
 
 
 def test_the_canary_finds_that_taps_are_gone(atlas_bundle: Bundle) -> None:
