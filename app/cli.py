@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app import bench, evaluate, fit
+from app import bench, evaluate, fit, probe
 from app.settings import Settings
 from guard.errors import GuardError
 
@@ -66,10 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_calibrate_parser(commands)
     evaluate.add_parser(commands)
     bench.add_parser(commands)
-    probe = commands.add_parser("probe", help="look at probe bundles").add_subparsers(dest="action", required=True)
-    show = probe.add_parser("show", help="verify a bundle and print its card")
-    show.add_argument("path")
-    show.set_defaults(run=_show)
+    probe.add_parser(commands)
     return parser
 
 
@@ -95,16 +92,6 @@ def _serve(options: argparse.Namespace, extra: list[str]) -> int:
         raise GuardError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; set --port") from None
     with contextlib.closing(sock):
         run_engines(serve(prepared, sock))
-    return 0
-
-
-def _show(options: argparse.Namespace, extra: list[str]) -> int:
-    import json
-
-    from app.info import card
-    from guard.probe.bundle import load_bundle
-
-    print(json.dumps(card(load_bundle(options.path)), indent=2, ensure_ascii=False))
     return 0
 
 

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
 from app.settings import ATLAS, Settings
 from guard.errors import BundleError, UnsupportedError
+from guard.probe import hub
 
-_HF = re.compile(r"^hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
-_GONE = (RepositoryNotFoundError, RevisionNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError)
+_PARTS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")  # of a model; not its weights in other formats
 
 
 def find_model(settings: Settings) -> tuple[Path, str]:
@@ -30,14 +20,15 @@ def find_model(settings: Settings) -> tuple[Path, str]:
         return ATLAS, settings.served_model_name or "atlas"
     if (folder := Path(name)).is_dir():
         return folder, settings.served_model_name or name
-    if not _HUB_ID.match(name):
+    if not hub.HUB_ID.fullmatch(name):
         raise UnsupportedError(f"no model at {name!r}: neither a folder nor an owner/name of the Hugging Face Hub")
-    try:
-        patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-        path = snapshot_download(name, revision=settings.revision, allow_patterns=patterns)
-    except _GONE as error:
-        raise UnsupportedError(f"the model {name!r} could not be fetched from the Hugging Face Hub: {error}") from None
-    return Path(path), settings.served_model_name or name
+    with hub.explained(f"the model {name!r} could not be fetched", UnsupportedError):
+        return hub.snapshot(name, settings.revision, _PARTS), settings.served_model_name or name
+
+
+def label_of(name: str) -> str:
+    """What a card calls the model: a folder's own name, not where it lies on this machine; a Hub id as it is."""
+    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def find_probe(settings: Settings) -> Path:
@@ -47,16 +38,9 @@ def find_probe(settings: Settings) -> Path:
         if settings.model == "atlas":
             return ATLAS / "probe"
         raise BundleError(f"no probe for {settings.model!r}: give --probe PATH or --probe hf://owner/name@revision")
-    if not probe.startswith("hf://"):
-        return Path(probe)
-    match = _HF.match(probe)
-    if match is None:
-        raise BundleError(f"--probe {probe!r} is not of the form hf://owner/name@revision")
-    try:
-        return Path(
-            snapshot_download(
-                match["repo"], revision=match["revision"], allow_patterns=["probe.json", "probe.safetensors"]
-            )
-        )
-    except _GONE as error:
-        raise BundleError(f"the probe {probe!r} could not be fetched from the Hugging Face Hub: {error}") from None
+    return locate(probe)
+
+
+def locate(probe: str) -> Path:
+    """The folder of a bundle that is named by its path or by hf://owner/name@revision. Raises BundleError."""
+    return hub.fetch(hub.Address.parse(probe)) if probe.startswith("hf://") else Path(probe)

@@ -11,6 +11,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from app import source
 from app.settings import Settings
 from guard.errors import BundleError, UnsupportedError
+from guard.probe import hub as hub_module
+from guard.probe.bundle import FILES
 
 
 @pytest.fixture
@@ -24,7 +26,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str 
             raise LocalEntryNotFoundError("no connection")
         return str(tmp_path)
 
-    monkeypatch.setattr(source, "snapshot_download", download)
+    for name in FILES:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(hub_module, "snapshot_download", download)
     return asked
 
 
