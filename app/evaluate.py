@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from app.fit import add_asking, judge_of
+from app.fit import add_asking, digest, judge_of, stopped
 from guard.engine.launch import run_engines
 from guard.errors import FitError
 
@@ -26,6 +27,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     parser.add_argument("--html", type=Path, help="where a page with plots goes (default: beside the JSON)")
     parser.add_argument("--damp-sweep", metavar="A,B,...", help="also answer with the neurons scaled by each of these")
+    parser.add_argument(
+        "--random-draws", type=int, default=1, help="draws of random neurons that a sweep scales, too (default: 1)"
+    )
+    parser.add_argument(
+        "--no-baselines", action="store_true", help="leave out what needs a second engine and further samples"
+    )
+    parser.add_argument("--work", type=Path, help="a folder that keeps answers, so that a stop loses nothing")
     add_asking(parser)
 
 
@@ -33,38 +41,40 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Measure and write. Raises GuardError with what to mend."""
     from app.settings import Settings
     from app.source import find_model, find_probe
-    from guard.fit import examine
     from guard.fit.engines import RealEngines
+    from guard.fit.material import SLOTS
     from guard.fit.page import render
     from guard.fit.questions import load_questions
+    from guard.fit.trial import Trial
     from guard.fit.workspace import Workspace, explained
-    from guard.probe.bundle import load_bundle, require_model
+    from guard.probe.bundle import load_bundle, require_calibrated, require_model
 
     judge, strengths = judge_of(options), _strengths(options.damp_sweep)
+    if options.random_draws < 0:
+        raise FitError("--random-draws cannot be negative")
     questions = load_questions(options.data, options.most)
     given = Settings(model=options.model, probe=options.probe)
     model, name = find_model(given)
     bundle = load_bundle(find_probe(given))
     require_model(bundle, model)
-    engines = RealEngines(model, bundle.card.model.dtype, 1, options.compiled, extra)
-
-    async def measured(folder: Path) -> dict[str, Any]:
-        async with engines.guarded(bundle) as engine:
-            answers = await examine.answer_all(engine, questions, judge, Workspace(folder / "1", {}), options.longest)
-            result = {"model": name, **examine.report(bundle, bundle.readout, questions, answers)}
-            if strengths:
-                result["damp"] = await examine.damp_sweep(
-                    engine,
-                    questions,
-                    judge,
-                    lambda alpha: Workspace(folder / f"damp-{alpha:g}", {}),
-                    options.longest,
-                    strengths,
-                )
-            return result
-
-    with tempfile.TemporaryDirectory() as folder:
-        result = run_engines(measured(Path(folder)))
+    require_calibrated(bundle, options.model)
+    settings = {
+        "probe": bundle.revision,
+        "questions": digest(questions),
+        "judge": options.judge_model,
+        "longest": options.longest,
+    }
+    engines = RealEngines(model, bundle.card.model.dtype, SLOTS, options.compiled, extra)
+    with contextlib.ExitStack() as stack:
+        folder = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        trial = Trial(
+            engines, bundle, questions, judge, options.longest, lambda name: Workspace(folder / name, settings)
+        )
+        try:
+            result = run_engines(trial.run(strengths, options.random_draws, not options.no_baselines))
+        except KeyboardInterrupt:
+            return stopped(folder) if options.work else 130
+    result = {"model": name, **result}
     page = options.html or options.json.with_suffix(".html")
     for path, text in ((options.json, json.dumps(result, indent=1) + "\n"), (page, render(result))):
         with explained(path):

@@ -1,4 +1,4 @@
-"""CollectingEngine: sample answers in vLLM's batches, and collect the mean CETT of every neuron over given spans."""
+"""CollectingEngine: sample answers in vLLM's batches, and collect what every neuron and layer does over given spans."""
 
 from __future__ import annotations
 
@@ -82,16 +82,23 @@ class CollectingEngine:
             for task in running:
                 task.cancel()
 
-    async def collect(self, spans: Sequence[Span], rows: Sequence[int], path: Path) -> None:
+    @property
+    def hidden(self) -> int:
+        """How wide a layer's output is."""
+        return int(self._engine.model_config.get_hidden_size())
+
+    async def collect(
+        self, spans: Sequence[Span], rows: Sequence[int], path: Path, outputs: Path | None = None
+    ) -> None:
         """Put the mean of |z| / ||h|| over each span, and over the token before it, into its row of the array at
         ``path``: float32 [answers, layers, neurons]. At most ``slots`` spans; one forward pass over each text.
 
         Times a neuron's column norm this is its mean CETT. The token before the span is the one that it was drawn from.
+        The mean of h goes into the array at ``outputs``, float32 [answers, layers, hidden], where one is given.
         """
         await asyncio.gather(*(self._read(span, slot) for slot, span in enumerate(spans)))
-        for counted in await self._engine.collective_rpc(
-            "hguard_write", args=(str(path), list(range(len(spans))), list(rows))
-        ):
+        written = (str(path), list(range(len(spans))), list(rows), None if outputs is None else str(outputs))
+        for counted in await self._engine.collective_rpc("hguard_write", args=written):
             if counted < min(span.end - span.start + 1 for span in spans):
                 raise TapError(
                     "the engine skipped tokens that were to be collected; report this with your vLLM options"
@@ -107,9 +114,9 @@ class CollectingEngine:
         return f"hguard-fit-{self._number}"
 
 
-def new_means(path: Path, answers: int, layers: int, neurons: int) -> None:
+def new_means(path: Path, answers: int, layers: int, width: int) -> None:
     """Make an array for ``collect`` on disk; it is as large as it says, and never in memory as a whole."""
-    made = np.lib.format.open_memmap(path, "w+", np.float32, (answers, layers, neurons))  # type: ignore[no-untyped-call]
+    made = np.lib.format.open_memmap(path, "w+", np.float32, (answers, layers, width))  # type: ignore[no-untyped-call]
     made.flush()
 
 

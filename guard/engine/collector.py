@@ -1,8 +1,11 @@
-"""Collecting, in place of scoring: the mean CETT of every neuron over a span of given text, inside the engine.
+"""Collecting, in place of scoring: the mean CETT of every neuron, and the mean output of every layer's MLP, over a span
+of given text, inside the engine.
 
 The kernels that serve are the ones that are read, so what a probe is fit on is what it will see. Each sequence has a
 row of accumulators, one for each neuron of each layer: float32 [slots, neurons] a layer, whatever the text's length.
 For a 70B (80 layers of 28,672 neurons) that is 8.8 MiB a sequence, 280 MiB for 32 at once, spread over the ranks.
+Beside them the outputs, float32 [slots, hidden] a layer, the same on every rank and whole on each: for a 70B (8,192
+wide) 2.5 MiB a sequence, 80 MiB for 32.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ class Collector:
 
     weight: float32 [slots, max_num_batched_tokens], which row of the step counts for which sequence, and how much.
     sums: by layer, float32 [slots, neurons of this rank], the weighted sum of |z| / ||h||.
+    outputs: by layer, float32 [slots, hidden], the weighted sum of h, which is summed over the ranks already.
     first: by layer, the first neuron of this rank.
     """
 
@@ -34,6 +38,7 @@ class Collector:
     weight: torch.Tensor
     ranks: int
     sums: dict[int, torch.Tensor] = field(default_factory=dict)
+    outputs: dict[int, torch.Tensor] = field(default_factory=dict)
     first: dict[int, int] = field(default_factory=dict)
     # Positions of a preempted sequence come again; each counts once.
     _next: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
@@ -58,11 +63,12 @@ class Collector:
         self._next = np.zeros(self.slots, np.int64)
         self._counted = np.zeros(self.slots, np.int64)
 
-    def add_layer(self, layer: int, first: int, neurons: int) -> torch.Tensor:
-        """Accumulators for one layer."""
+    def add_layer(self, layer: int, first: int, neurons: int, hidden: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Accumulators for one layer: its ``sums`` and its ``outputs``."""
         self.first[layer] = first
         self.sums[layer] = torch.zeros(self.slots, neurons, device=self.weight.device)
-        return self.sums[layer]
+        self.outputs[layer] = torch.zeros(self.slots, hidden, device=self.weight.device)
+        return self.sums[layer], self.outputs[layer]
 
     def begin(self, step: Step) -> None:
         """Before the forward pass: which of its rows count."""
@@ -78,21 +84,36 @@ class Collector:
         self._counted += weight.sum(1).astype(np.int64)
         self.weight.copy_(torch.from_numpy(weight))
 
-    def write(self, path: str, slots: list[int], rows: list[int]) -> int:
+    def write(self, path: str, slots: list[int], rows: list[int], outputs: str | None = None) -> int:
         """Put the means of ``slots`` into rows of the array at ``path`` [answers, layers, neurons], and clear them.
 
+        With ``outputs``, those of the layers' outputs into the array there [answers, layers, hidden]; one rank does.
         Returns how many positions the sequence that counted least had.
         """
-        means: NDArray[np.float32] = np.load(Path(path), mmap_mode="r+")
         counted = self._counted[slots]
-        for layer, sums in self.sums.items():
-            columns = slice(self.first[layer], self.first[layer] + sums.shape[1])
-            means[rows, layer, columns] = sums[slots].cpu().numpy() / np.maximum(counted, 1)[:, None]
-            sums[slots] = 0
-        means.flush()  # type: ignore[attr-defined]
+        self._put(path, self.sums, self.first, slots, rows)
+        if outputs is not None and not any(self.first.values()):
+            self._put(outputs, self.outputs, dict.fromkeys(self.outputs, 0), slots, rows)
+        for accumulators in (*self.sums.values(), *self.outputs.values()):
+            accumulators[slots] = 0
         self._next[slots] = 0
         self._counted[slots] = 0
         return int(counted.min(initial=1 << 30))
+
+    def _put(
+        self,
+        path: str,
+        sums: dict[int, torch.Tensor],
+        first: dict[int, int],
+        slots: list[int],
+        rows: list[int],
+    ) -> None:
+        """Write means by layer, from each layer's ``first`` column on."""
+        means: NDArray[np.float32] = np.load(Path(path), mmap_mode="r+")
+        counted = np.maximum(self._counted[slots], 1)[:, None]
+        for layer, one in sums.items():
+            means[rows, layer, first[layer] : first[layer] + one.shape[1]] = one[slots].cpu().numpy() / counted
+        means.flush()  # type: ignore[attr-defined]
 
 
 _collectors: dict[int, Collector] = {}

@@ -36,7 +36,9 @@ class GuardRowParallelLinear(RowParallelLinear):
         if collecting is not None:
             self._require_readable(kwargs["prefix"])
             self.hguard_weight = collecting.weight
-            self.hguard_sums = collecting.add_layer(layer, self.tp_rank * size, size)
+            self.hguard_sums, self.hguard_outputs = collecting.add_layer(
+                layer, self.tp_rank * size, size, self.output_size
+            )
             self.collected = True
             return
         if taps is None or layer not in taps.spec.layers:
@@ -70,8 +72,9 @@ class GuardRowParallelLinear(RowParallelLinear):
         if not self.tapped:
             output = super().forward(input_)
             if self.collected:
-                h = output[0] if isinstance(output, tuple) else output
-                torch.ops.hguard.collect(_rows(input_), _rows(h), self.hguard_weight, self.hguard_sums)
+                h = _rows(output[0] if isinstance(output, tuple) else output)
+                torch.ops.hguard.collect(_rows(input_), h, self.hguard_weight, self.hguard_sums)
+                torch.ops.hguard.collect_outputs(h, self.hguard_weight, self.hguard_outputs)
             return output
         if torch.compiler.is_compiling() or input_.is_cuda:
             return self._in_graph(input_)

@@ -30,8 +30,27 @@ def collect(z: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, sums: torch.
     z [tokens, neurons] and h [tokens, hidden] in the model's dtype; weight float32 [slots, at least tokens];
     sums float32 [slots, neurons].
     """
-    norm = torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32).add_(EPSILON)
-    sums.addmm_(weight[:, : z.shape[0]] / norm, z.float().abs())
+    weight, idle = _counting(weight, z.shape[0])
+    norm = torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32).add_(EPSILON).masked_fill_(idle, 1)
+    sums.addmm_(weight / norm, z.float().abs().masked_fill_(idle[:, None], 0))
+
+
+def collect_outputs(h: torch.Tensor, weight: torch.Tensor, outputs: torch.Tensor) -> None:
+    """outputs[s] += sum_t weight[s, t] h[t]: what a linear probe on a layer's output is fit on.
+
+    h and weight as for ``collect``; outputs float32 [slots, hidden].
+    """
+    weight, idle = _counting(weight, h.shape[0])
+    outputs.addmm_(weight, h.float().masked_fill(idle[:, None], 0))
+
+
+def _counting(weight: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights of a step's rows, and which of them count nowhere, bool [rows].
+
+    Rows that only pad a CUDA graph may hold anything: 0 times NaN is NaN, so they are blanked.
+    """
+    weight = weight[:, :rows]
+    return weight, ~weight.any(0)
 
 
 def _tap_fake(
@@ -44,15 +63,26 @@ def _collect_fake(z: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, sums: 
     return None
 
 
+def _collect_outputs_fake(h: torch.Tensor, weight: torch.Tensor, outputs: torch.Tensor) -> None:
+    return None
+
+
 # The ops live as long as their library does.
 _library = torch.library.Library("hguard", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def register() -> None:
-    """Register ``torch.ops.hguard.tap`` and ``collect``; again is harmless."""
+    """Register ``torch.ops.hguard``'s ``tap``, ``collect`` and ``collect_outputs``; again is harmless."""
     if hasattr(torch.ops.hguard, "tap"):
         return
     from vllm.utils.torch_utils import direct_register_custom_op
 
     direct_register_custom_op("tap", tap, mutates_args=["score"], fake_impl=_tap_fake, target_lib=_library)
     direct_register_custom_op("collect", collect, mutates_args=["sums"], fake_impl=_collect_fake, target_lib=_library)
+    direct_register_custom_op(
+        "collect_outputs",
+        collect_outputs,
+        mutates_args=["outputs"],
+        fake_impl=_collect_outputs_fake,
+        target_lib=_library,
+    )

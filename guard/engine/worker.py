@@ -76,10 +76,10 @@ class GuardWorkerMixin:
             "runner": "V2" if runner == RUNNER_V2 else "V1",
         }
 
-    def hguard_write(self, path: str, slots: list[int], rows: list[int]) -> int:
+    def hguard_write(self, path: str, slots: list[int], rows: list[int], outputs: str | None = None) -> int:
         """Collecting: see ``Collector.write``."""
         assert isinstance(self.hguard_taps, collector.Collector)
-        return self.hguard_taps.write(path, slots, rows)
+        return self.hguard_taps.write(path, slots, rows, outputs)
 
 
 def kind_of(runner: Any) -> str | None:

@@ -13,14 +13,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from guard.fit import metrics
+from guard.fit import chance, metrics
 from guard.fit.answers import Chosen
 from guard.fit.questions import Question
 from guard.fit.train import Found, Point
-from guard.probe.card import Interval, SetMetrics
+from guard.probe.card import SetMetrics
 from guard.probe.readout import Readout, Signals
 
-RANDOM_DRAWS = 5
 _LEAST = 20  # answers of a set that is reported
 
 Floats = NDArray[np.float32]
@@ -39,16 +38,18 @@ async def measure(engine: Any, chosen: Sequence[Chosen]) -> list[Signals]:
 @dataclass(frozen=True, slots=True)
 class Baseline:
     """What random neurons are refit on: features float32 [answers, all neurons] of the answers that are reported on,
-    train the same of the training answers, wrong bool [training answers]; as many neurons as the probe has."""
+    train the same of the training answers, wrong bool [training answers]. index: int64 [k], the probe's neurons, and
+    width: how many a layer has; as many are drawn in each layer."""
 
     features: Floats
     train: Floats
     wrong: Bools
-    neurons: int
+    index: NDArray[np.int64]
+    width: int
 
     def scores(self, seed: int) -> NDArray[np.float64]:
         """The decision of a probe on random neurons, for each reported answer."""
-        drawn = np.random.default_rng(seed).choice(self.features.shape[1], self.neurons, replace=False)
+        drawn = chance.layer_matched(self.index, self.width, seed)
         refit = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
         return refit.fit(self.train[:, drawn], self.wrong).decision_function(self.features[:, drawn])
 
@@ -58,6 +59,7 @@ def parts_of(signals: Sequence[Signals], readout: Readout) -> dict[str, NDArray[
     return {
         "stack": np.array([readout.risk(one)[0] for one in signals]),
         "neurons": np.array([np.nanmean(np.append(one.neurons, one.lead)) for one in signals]),
+        "preemptive": np.array([one.lead for one in signals]),
         "entropy": np.array([one.entropy.max() for one in signals]),
         "logprob": np.array([-one.logprob.mean() for one in signals]),
         "length": np.array([len(one) for one in signals], float),
@@ -75,7 +77,7 @@ def reports(
     """Metrics on all answers and on every group of questions; without ``random``, no random neurons beside them."""
     scores = parts_of(signals, readout)
     if random is not None:
-        scores |= {f"random{draw}": random.scores(seed + draw) for draw in range(RANDOM_DRAWS)}
+        scores |= {f"random{draw}": random.scores(seed + draw) for draw in range(chance.DRAWS)}
     found = {}
     for group in ["all", *sorted({group for question in questions for group in question.groups})]:
         member = np.array([group == "all" or group in question.groups for question in questions])
@@ -89,8 +91,7 @@ def _report(wrong: Bools, scores: dict[str, NDArray[np.floating]], seed: int) ->
     measured = {name: metrics.auroc(wrong, values, seed) for name, values in scores.items()}
     draws = [measured.pop(name) for name in list(measured) if name.startswith("random")]
     if draws:
-        mean = float(np.mean([d.value for d in draws]))
-        measured["random"] = Interval(value=mean, low=min(d.low for d in draws), high=max(d.high for d in draws))
+        measured["random"] = metrics.over(draws)
     risk = scores["stack"]
     return SetMetrics(
         n=len(wrong),

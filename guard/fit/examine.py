@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,48 +11,69 @@ from numpy.typing import NDArray
 
 from guard.fit import metrics
 from guard.fit.answers import judge_all
-from guard.fit.evaluate import parts_of
+from guard.fit.asking import ANSWERED, answer_all
+from guard.fit.baselines import Baselines
+from guard.fit.engines import Engines
+from guard.fit.evaluate import parts_of, signals_from
 from guard.fit.judge import RemoteJudge
-from guard.fit.pipeline import TARGETS, prompt_of
 from guard.fit.questions import Question
 from guard.fit.workspace import Workspace
 from guard.probe.bundle import Bundle
+from guard.probe.conformal import TARGETS
 from guard.probe.readout import Readout, Signals
 
-_AT_ONCE = 64
 _POINTS = 101  # of the risk-coverage curve
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One greedy answer: its text, what was measured (None: not scored), and the judge's word (None: declined)."""
+    """One greedy answer: its text, what was measured (None: not scored), the judge's word (None: declined); tokens."""
 
     text: str
     signals: Signals | None
     right: bool | None
+    tokens: tuple[int, ...] = ()
 
 
-async def answer_all(
-    engine: Any,
+async def answered(
+    engines: Engines,
+    bundle: Bundle,
     questions: Sequence[Question],
     judge: RemoteJudge | None,
-    work: Workspace,
+    works: Mapping[float, Workspace],
     longest: int,
-    damp: float = 1.0,
-) -> list[Answered]:
-    """Answers to all questions, judged."""
-    tokenizer = engine.get_tokenizer()
-    gate = asyncio.Semaphore(_AT_ONCE)
+    say: Callable[[str], None],
+) -> dict[float, list[Answered]]:
+    """Judged answers to all questions at each strength of damping in ``works``, from one engine that serves ``bundle``.
 
-    async def one(number: int, text: str) -> tuple[str, Signals | None]:
-        async with gate:
-            verdict = await engine.answer(prompt_of(tokenizer, text), longest, f"hguard-eval-{damp}-{number}", damp)
-        spelled = tokenizer.decode(verdict.token_ids, skip_special_tokens=True)
-        return spelled, None if verdict.reason else verdict.signals
+    It is not started where every answer is there already.
+    """
+    open_ = [alpha for alpha, work in works.items() if len(work.rows(ANSWERED)) < len(questions)]
+    if open_:
+        async with engines.guarded(bundle) as engine:
+            for alpha in open_:
+                say(f"{bundle.card.id}: answering {len(questions)} questions, damp {alpha:g}")
+                await answer_all(works[alpha], engine, questions, longest, say, alpha)
+    return {alpha: await _judged(work, questions, judge) for alpha, work in works.items()}
 
-    answers = await asyncio.gather(*(one(i, question.text) for i, question in enumerate(questions)))
-    verdicts = await judge_all(work, questions, {i: [text] for i, (text, _) in enumerate(answers)}, judge)
-    return [Answered(text, signals, verdicts[i][0]) for i, (text, signals) in enumerate(answers)]
+
+async def _judged(work: Workspace, questions: Sequence[Question], judge: RemoteJudge | None) -> list[Answered]:
+    rows = {row["question"]: row for row in work.rows(ANSWERED)}
+    verdicts = await judge_all(work, questions, {i: [rows[i]["text"]] for i in range(len(questions))}, judge)
+    return [
+        Answered(
+            rows[i]["text"],
+            None if rows[i]["signals"] is None else signals_from(rows[i]["signals"]),
+            verdicts[i][0],
+            tuple(rows[i]["tokens"]),
+        )
+        for i in range(len(questions))
+    ]
+
+
+def scored(answers: Sequence[Answered]) -> list[int]:
+    """Which answers say how well a score tells right from wrong: those that are either, and were measured."""
+    return [i for i, answer in enumerate(answers) if answer.right is not None and answer.signals is not None]
 
 
 def counts(answers: Sequence[Answered]) -> dict[str, Any]:
@@ -75,27 +95,28 @@ def report(
     answers: Sequence[Answered],
     seed: int = 0,
     draws: int = 1000,
+    baselines: Baselines | None = None,
 ) -> dict[str, Any]:
-    """Everything that is measured on one set of answers, as JSON; intervals from ``draws`` bootstraps."""
-    scored = [
-        (question, answer, answer.signals)
-        for question, answer in zip(questions, answers, strict=True)
-        if answer.right is not None and answer.signals is not None
-    ]
-    wrong = np.array([not answer.right for _, answer, _ in scored], bool)
-    signals = [measured for _, _, measured in scored]
-    parts = parts_of(signals, readout)
+    """Everything that is measured on one set of answers, as JSON; intervals from ``draws`` bootstraps.
+
+    ``baselines`` score the answers that ``scored`` names, in its order.
+    """
+    use = scored(answers)
+    wrong = np.array([not answers[i].right for i in use], bool)
+    parts = parts_of([signals for i in use if (signals := answers[i].signals) is not None], readout)
     risk = parts["stack"]
-    groups = ["all", *sorted({group for question, _, _ in scored for group in question.groups})]
+    if baselines is not None:
+        parts |= baselines.scores
+    groups = ["all", *sorted({group for i in use for group in questions[i].groups})]
     sets = {}
     for group in groups:
-        member = np.array([group == "all" or group in question.groups for question, _, _ in scored], bool)
+        member = np.array([group == "all" or group in questions[i].groups for i in use], bool)
         if member.sum() >= 20 and wrong[member].any() and not wrong[member].all():
-            own = {name: values[member] for name, values in parts.items()}
+            own = {name: values[..., member] for name, values in parts.items()}
             sets[group] = _set(wrong[member], own, seed, draws)
     coverage, error = metrics.risk_coverage(wrong, risk)
     points = np.linspace(0, len(wrong) - 1, min(_POINTS, len(wrong))).astype(int)
-    return {
+    found = {
         "probe": {"id": bundle.card.id, "revision": bundle.revision},
         "n": len(answers),
         "not_scored": sum(answer.signals is None for answer in answers),
@@ -105,19 +126,16 @@ def report(
         "reliability": [{"risk": mean, "wrong": share, "n": n} for mean, share, n in metrics.reliability(wrong, risk)],
         "risk_coverage": [[float(coverage[i]), float(error[i])] for i in points],
     }
+    if baselines is not None:
+        found["baselines"] = {**baselines.facts, "left_out": baselines.left_out}
+    return found
 
 
 def _set(wrong: NDArray[np.bool_], parts: dict[str, NDArray[np.floating]], seed: int, draws: int) -> dict[str, Any]:
     table = {}
     for name, score in parts.items():
-        table[name] = {
-            "auroc": metrics.auroc(wrong, score, seed, draws).model_dump(),
-            "auprc": metrics.auprc(wrong, score, seed, draws).model_dump(),
-            **{
-                f"recall_at_{target:.2f}": metrics.recall_at(wrong, score, target, seed, draws).model_dump()
-                for target in TARGETS
-            },
-        }
+        each = [metrics.detection(wrong, one, TARGETS, seed, draws) for one in np.atleast_2d(score)]
+        table[name] = {measure: metrics.over([one[measure] for one in each]).model_dump() for measure in each[0]}
     risk = parts["stack"]
     return {
         "n": len(wrong),
@@ -153,17 +171,11 @@ def _at(bundle: Bundle, target: float, answers: Sequence[Answered], readout: Rea
     }
 
 
-async def damp_sweep(
-    engine: Any,
-    questions: Sequence[Question],
-    judge: RemoteJudge | None,
-    work: Callable[[float], Workspace],
-    longest: int,
-    strengths: Sequence[float],
-) -> list[dict[str, Any]]:
-    """Right, wrong and declined answers against the strength of damping."""
-    rows = []
-    for alpha in strengths:
-        answers = await answer_all(engine, questions, judge, work(alpha), longest, alpha)
-        rows.append({"alpha": alpha, **counts(answers)})
-    return rows
+def damped(alpha: float, questions: Sequence[Question], answers: Sequence[Answered]) -> dict[str, Any]:
+    """What one strength of damping does: right, wrong and declined answers, of all and of every group."""
+    groups = sorted({group for question in questions for group in question.groups})
+    sets = {}
+    for group in groups:
+        own = [a for question, a in zip(questions, answers, strict=True) if group in question.groups]
+        sets[group] = {name: count for name, count in counts(own).items() if name != "truthfulness"}
+    return {"alpha": alpha, **counts(answers), "sets": sets}

@@ -25,11 +25,13 @@ class Reading:
     """Everything measured on one answer of n tokens (end-of-sequence left out).
 
     mean: float32 [layers * neurons], CETT averaged over the last prompt token and the answer's tokens.
+    output: float32 [layers * hidden], the output of each layer's MLP, averaged the same way.
     tokens: float32 [n + 1, k] CETT of chosen neurons (the last prompt token first), when any were chosen.
     entropy, logprob: float32 [n].
     """
 
     mean: Array
+    output: Array
     tokens: Array
     entropy: Array
     logprob: Array
@@ -87,7 +89,11 @@ class Reader:
                 logp = logits[row, span.start : span.stop - 1].float().log_softmax(-1)
                 drawn = logp.gather(1, torch.tensor(answer, dtype=torch.int64)[:, None])[:, 0]
                 yield Reading(
-                    cett.mean(0).flatten().numpy(), kept.numpy(), (-(logp.exp() * logp).sum(-1)).numpy(), drawn.numpy()
+                    cett.mean(0).flatten().numpy(),
+                    torch.stack([h[row, span].float().mean(0) for _, h in seen]).flatten().numpy(),
+                    kept.numpy(),
+                    (-(logp.exp() * logp).sum(-1)).numpy(),
+                    drawn.numpy(),
                 )
 
     @contextmanager

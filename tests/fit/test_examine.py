@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from app.cli import main
 from guard.fit import metrics
-from guard.fit.examine import Answered, report
+from guard.fit.baselines import Baselines, cost
+from guard.fit.examine import Answered, damped, report, scored
 from guard.fit.page import render
 from guard.fit.questions import Question
 from guard.probe.bundle import Bundle
@@ -60,13 +62,75 @@ def test_abstaining_withholds_what_was_not_scored(bundle: Bundle, answers: list[
 
 def test_the_page_has_everything(bundle: Bundle, answers: list[Answered]) -> None:
     result = {"model": "some <model>", **report(bundle, bundle.readout, questions(len(answers)), answers, draws=20)}
-    counts = {"right": 1, "wrong": 2, "declined": 3, "truthfulness": -0.1}
-    result["damp"] = [{"alpha": alpha, **counts} for alpha in (0, 1)]
+    assert render(result).count("<svg") == 3
+    counts = {"right": 1, "wrong": 2, "declined": 3}
+    row = {**counts, "truthfulness": -0.1, "sets": {"odd": counts}}
+    result["damp"] = [{"alpha": alpha, **row} for alpha in (0, 1)]
+    result["damp_random"] = [result["damp"]] * 2
     page = render(result)
     assert "some &lt;model&gt;" in page
-    assert page.count("<svg") == 3
-    for heading in ("<h2>all</h2>", "<h2>odd</h2>", "<h2>Abstaining</h2>", "<h2>Damping</h2>"):
+    assert page.count("<svg") == 4
+    for heading in ("<h3>all</h3>", "<h3>odd</h3>", "<h3>Abstaining</h3>", "<h2>Damping</h2>", "draw 2</h3>"):
         assert heading in page
+
+
+def test_baselines_stand_in_the_same_table(bundle: Bundle, answers: list[Answered]) -> None:
+    use = scored(answers)
+    wrong = np.array([not answers[i].right for i in use])
+    rng = np.random.default_rng(0)
+    draws = wrong + rng.normal(size=(3, len(use)))
+    facts = {
+        "folds": 5,
+        "draws": 3,
+        "layers": [2, 2, 1, 2, 2],
+        "consistency": cost([[4, 6]], [5], 1.0),
+    }
+    made = Baselines({"consistency": wrong * 1.0, "random": draws}, {"linear": "too few < many"}, facts)
+    result = report(bundle, bundle.readout, questions(len(answers)), answers, draws=20, baselines=made)
+    parts = result["sets"]["all"]["parts"]
+    assert next(iter(parts)) == "stack"
+    assert list(parts)[-2:] == ["consistency", "random"]
+    assert parts["consistency"]["auprc"]["value"] == 1
+    each = [metrics.auroc(wrong, one, draws=20) for one in draws]
+    random = parts["random"]["auroc"]
+    assert random["value"] == pytest.approx(np.mean([one.value for one in each]))
+    assert (random["low"], random["high"]) == (min(one.low for one in each), max(one.high for one in each))
+    assert set(result["sets"]["odd"]["parts"]) == set(parts)
+    json.dumps(result)
+    page = render({"model": "m", **result})
+    assert "Left out: too few &lt; many." in page
+    assert "2.0 times as many" in page
+    assert "fit on the evaluated answers themselves" in page
+
+
+def test_damping_is_counted_for_each_set(answers: list[Answered]) -> None:
+    row = damped(0.5, questions(len(answers)), answers)
+    assert {name: row[name] for name in ("alpha", "right", "wrong", "declined")} == {
+        "alpha": 0.5,
+        "right": 150,
+        "wrong": 61,
+        "declined": 10,
+    }
+    odd = [answer.right for i, answer in enumerate(answers) if i % 2]
+    assert row["sets"] == {"odd": {"right": odd.count(True), "wrong": odd.count(False), "declined": odd.count(None)}}
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_intervals_are_those_of_resampled_answers(ties: bool) -> None:
+    """All draws at once give what scikit-learn gives for each draw."""
+    rng = np.random.default_rng(2)
+    wrong = rng.random(80) < 0.2
+    score = rng.normal(size=80) + wrong
+    score = np.round(score) if ties else score
+    found = metrics.detection(wrong, score, (0.1,), seed=3, draws=50)
+    rng = np.random.default_rng(3)
+    drawn = [rng.integers(0, 80, 80) for _ in range(50)]
+    for name, statistic in (("auroc", roc_auc_score), ("auprc", average_precision_score)):
+        values = [statistic(wrong[rows], score[rows]) for rows in drawn]
+        low, high = np.percentile(values, [2.5, 97.5])
+        assert found[name].value == pytest.approx(statistic(wrong, score))
+        assert (found[name].low, found[name].high) == (pytest.approx(low), pytest.approx(high))
+    assert found["recall_at_0.10"] == metrics.recall_at(wrong, score, 0.1, seed=3, draws=50)
 
 
 def test_metrics_of_a_perfect_and_of_a_useless_score() -> None:
@@ -91,8 +155,15 @@ def test_recall_at_a_rate_keeps_the_rate() -> None:
     assert metrics.recall_at(wrong, score, 0.1, draws=20).value == pytest.approx((score[wrong] > limit).mean())
 
 
-@pytest.mark.parametrize(("sweep", "says"), [("a,b", "takes numbers"), ("0,4", "from 0 to 3")])
-def test_wrong_strengths(sweep: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["eval", "atlas", "--data", "none", "--json", str(tmp_path / "out.json"), "--damp-sweep", sweep]
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--damp-sweep", "a,b", "takes numbers"),
+        ("--damp-sweep", "0,4", "from 0 to 3"),
+        ("--random-draws", "-1", "cannot be negative"),
+    ],
+)
+def test_wrong_options(option: str, value: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", "atlas", "--data", "none", "--json", str(tmp_path / "out.json"), option, value]
     assert main(command) == 1
     assert says in capsys.readouterr().err

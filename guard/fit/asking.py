@@ -1,0 +1,49 @@
+"""One greedy answer to each question from a guarded engine, with what its taps measured; kept as they come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from guard.fit.calibrate import unit_readout
+from guard.fit.evaluate import signals_to
+from guard.fit.questions import Question, prompt_of
+from guard.fit.workspace import Workspace
+
+ANSWERED = "answered.jsonl"
+_AT_ONCE = 64
+
+
+async def answer_all(
+    work: Workspace,
+    engine: Any,
+    questions: Sequence[Question],
+    longest: int,
+    say: Callable[[str], None],
+    damp: float = 1.0,
+) -> dict[int, dict[str, Any]]:
+    """Rows by question: ``question``, ``tokens``, ``text``, and ``signals``, None for what cannot be scored."""
+    engine.readout = unit_readout()  # so that everything is measured, whatever the bundle uses
+    tokenizer = engine.get_tokenizer()
+    known = {row["question"]: row for row in work.rows(ANSWERED)}
+    gate = asyncio.Semaphore(_AT_ONCE)
+    with work.growing(ANSWERED) as append:
+
+        async def one(i: int) -> None:
+            async with gate:
+                prompt = prompt_of(tokenizer, questions[i].text)
+                verdict = await engine.answer(prompt, longest, f"hguard-ask-{damp:g}-{i}", damp)
+            scored = verdict.signals is not None and verdict.reason is None
+            known[i] = {
+                "question": i,
+                "tokens": verdict.token_ids,
+                "text": tokenizer.decode(verdict.token_ids, skip_special_tokens=True),
+                "signals": signals_to(verdict.signals) if scored else None,
+            }
+            append(known[i])
+            if len(known) % max(1, len(questions) // 10) == 0:
+                say(f"answered {len(known)} of {len(questions)} questions")
+
+        await asyncio.gather(*(one(i) for i in range(len(questions)) if i not in known))
+    return known
