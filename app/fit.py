@@ -16,6 +16,9 @@ from guard.fit.questions import Question
 from guard.fit.workspace import Workspace
 from guard.probe.bundle import Bundle
 
+# What the stages of a fit depend on, beside model, questions and judge.
+_SETTINGS = ("seed", "samples", "temperature", "longest", "agree", "cap", "refit", "suppress")
+
 
 def add_parser(commands: Any) -> None:
     """Add the command to ``hguard``'s."""
@@ -34,8 +37,15 @@ def add_parser(commands: Any) -> None:
         "--agree", type=float, default=1.0, help="share of a question's answers that must be judged alike (default: 1)"
     )
     parser.add_argument("--cap", type=float, default=0.04, help="most neurons to keep, as a share (default: 0.04)")
+    parser.add_argument(
+        "--suppress",
+        type=int,
+        default=200,
+        help="questions to answer with each candidate's neurons off, to choose C by; 0: by AUROC alone (default: 200)",
+    )
     parser.add_argument("--refit", action="store_true", help="fit the chosen neurons again with L2")
     parser.add_argument("--slots", type=int, default=32, help="answers that are read at once (default: 32)")
+    add_calibration(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", help="of the model (default: the checkpoint's)")
     add_asking(parser)
@@ -53,8 +63,19 @@ def add_calibrate_parser(commands: Any) -> None:
     parser.add_argument("--probe", help="the bundle to start from: as for serve")
     parser.add_argument("--out", type=Path, required=True, help="folder for the new bundle; its stages go to OUT/work")
     parser.add_argument("--id", help="name of the new bundle (default: the old one's and -calibrated)")
+    add_calibration(parser)
     parser.add_argument("--seed", type=int, default=0)
     add_asking(parser)
+
+
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says how risks are calibrated."""
+    parser.add_argument(
+        "--calibration",
+        choices=("platt", "isotonic"),
+        default="platt",
+        help="how logits become risks; isotonic needs a thousand answers or more (default: platt)",
+    )
 
 
 def add_asking(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +93,7 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Fit and save. Raises GuardError with what to mend."""
     from app.settings import Settings
-    from app.source import find_model
+    from app.source import find_model, label_of
     from guard.engine.support import engine_version
     from guard.fit.engines import RealEngines
     from guard.fit.pipeline import Fit, Options
@@ -83,11 +104,13 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     judge = judge_of(options)
     if not (0 < options.agree <= 1 and 0 < options.cap <= 1 and options.temperature >= 0):
         raise FitError("--agree and --cap are shares between 0 and 1, and --temperature is not negative")
+    if options.suppress < 0:
+        raise FitError("--suppress cannot be negative")
     if min(options.samples, options.longest, options.slots) < 1:
         raise FitError("--samples, --longest and --slots must be at least 1")
     questions = load_questions(options.data, options.most)
     model, name = find_model(Settings(model=options.model))
-    identity = identify(model, name, " ".join(engine_version()), options.dtype)
+    identity = identify(model, label_of(name), " ".join(engine_version()), options.dtype)
     chosen = Options(
         id=options.id or f"{Path(name).name}-probe",
         seed=options.seed,
@@ -97,14 +120,16 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
         agree=options.agree,
         cap=options.cap,
         refit=options.refit,
+        suppress=options.suppress,
+        method=options.calibration,
         slots=options.slots,
     )
     settings = {
         "model": identity.fingerprint,
         "dtype": identity.dtype,
-        "questions": _digest(questions),
+        "questions": digest(questions),
         "judge": options.judge_model,
-        **{key: getattr(chosen, key) for key in ("seed", "samples", "temperature", "longest", "agree", "cap", "refit")},
+        **{key: getattr(chosen, key) for key in _SETTINGS},
     }
     work = Workspace(options.out / "work", settings)
     norms = norms_of(model, identity.layers, identity.neurons_per_layer)
@@ -130,7 +155,7 @@ def run_calibrate(options: argparse.Namespace, extra: list[str]) -> int:
     require_model(bundle, model)
     settings = {
         "probe": bundle.revision,
-        "questions": _digest(questions),
+        "questions": digest(questions),
         "judge": options.judge_model,
         "longest": options.longest,
         "seed": options.seed,
@@ -142,7 +167,16 @@ def run_calibrate(options: argparse.Namespace, extra: list[str]) -> int:
     async def calibrated() -> Bundle:
         async with engines.guarded(bundle) as engine:
             return await recalibrate(
-                work, engine, bundle, questions, judge, options.out, name, options.longest, options.seed
+                work,
+                engine,
+                bundle,
+                questions,
+                judge,
+                options.out,
+                name,
+                options.longest,
+                options.seed,
+                options.calibration,
             )
 
     return _finish(calibrated(), work, options.out)
@@ -157,8 +191,15 @@ def judge_of(options: argparse.Namespace) -> RemoteJudge | None:
     return RemoteJudge(options.judge_url, options.judge_model, os.environ.get("HGUARD_JUDGE_KEY"))
 
 
-def _digest(questions: Sequence[Question]) -> str:
+def digest(questions: Sequence[Question]) -> str:
+    """What tells these questions from others."""
     return hashlib.sha256("\n".join(map(repr, questions)).encode()).hexdigest()
+
+
+def stopped(folder: Path) -> int:
+    """Say where what is done is kept; the exit status of a stop by hand."""
+    print(f"hguard: stopped; {folder} keeps what is done, and the same command goes on from there", flush=True)
+    return 130
 
 
 def _finish(fitting: Coroutine[Any, Any, Bundle], work: Workspace, out: Path) -> int:
@@ -166,8 +207,7 @@ def _finish(fitting: Coroutine[Any, Any, Bundle], work: Workspace, out: Path) ->
     try:
         bundle = run_engines(fitting)
     except KeyboardInterrupt:
-        print(f"hguard: stopped; {work.folder} keeps what is done, and the same command goes on from there", flush=True)
-        return 130
+        return stopped(work.folder)
     for group, report in bundle.card.metrics.items():
         parts = "  ".join(f"{part} {interval.value:.3f}" for part, interval in report.auroc.items())
         print(f"{group:14s} n={report.n:5d} wrong={report.wrong / report.n:.2f}  {parts}  ECE {report.ece:.3f}")

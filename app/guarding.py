@@ -226,6 +226,7 @@ def _log(path: str, call: GuardCall, seconds: float) -> None:
         "damp": call.policy.damp,
         "risks": [None if v.risk is None else round(v.risk, 4) for v in verdicts],
         "actions": [v.decision.action.value for v in verdicts],
+        "preempted": any(v.preempted for v in verdicts),
         "tokens": sum(len(v.token_ids) for v in verdicts),
         "seconds": round(seconds, 4),
         "guard_seconds": round(call.overhead_seconds, 6),

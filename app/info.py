@@ -23,7 +23,7 @@ def card(bundle: Bundle) -> dict[str, Any]:
         "h_neurons": bundle.h_neurons,
         "h_neurons_per_mille": round(1000 * bundle.h_neurons / (model.layers * model.neurons_per_layer), 4),
         "tapped_layers": sorted(set(bundle.layer.tolist())),
-        **bundle.card.model_dump(mode="json"),
+        **bundle.card.as_json(),
     }
 
 

@@ -27,7 +27,7 @@ from app.wire import Writer
 from guard.engine import support
 from guard.engine.launch import complain, engine_arguments, guarded_engine
 from guard.errors import UnsupportedError
-from guard.probe.bundle import Bundle, load_bundle, require_model
+from guard.probe.bundle import Bundle, load_bundle, require_calibrated, require_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,8 @@ def plan(settings: Settings, extra: Sequence[str] = ()) -> Plan:
     bundle = load_bundle(find_probe(settings))
     for difference in require_model(bundle, model, settings.relaxed):
         complain(f"WARNING: {difference} from what the probe was fit on; its risks may be off")
-    defaults = Defaults.resolve(settings.mode, settings.threshold, settings.target_fpr, bundle)
+    require_calibrated(bundle, settings.model)
+    defaults = Defaults.resolve(settings.mode, settings.threshold, settings.target_fpr, bundle, settings.preempt)
     own = ["--host", settings.host, "--port", str(settings.port), "--disable-uvicorn-access-log", *extra]
     args = engine_arguments(model, name, bundle, settings.compile, own, settings.relaxed)
     if (args.host, args.port) != (settings.host, settings.port):

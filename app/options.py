@@ -35,6 +35,9 @@ class Options(BaseModel):
         None, description="how much of a stream waits for its verdict; abstain mode holds the whole answer"
     )
     fallback: Fallback = Field(Fallback.REFUSAL, description="how an abstention looks")
+    preempt: Annotated[bool, Field(strict=True)] | None = Field(
+        None, description="in abstain mode: generate nothing when the prompt alone is as risky as the threshold says"
+    )
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Options:
@@ -49,14 +52,23 @@ class Defaults:
 
     mode: Mode
     threshold: float
+    foreseen: float | None = None  # the threshold of the risk before generation; None where the probe gives none
+    preempt: bool = False
 
     @classmethod
-    def resolve(cls, mode: Mode, threshold: float | None, target_fpr: float, bundle: Bundle) -> Defaults:
-        return cls(mode, threshold if threshold is not None else bundle.threshold(target_fpr))
+    def resolve(
+        cls, mode: Mode, threshold: float | None, target_fpr: float, bundle: Bundle, preempt: bool = False
+    ) -> Defaults:
+        """Raises RequestError when thresholds are asked for that the bundle cannot give."""
+        foreseen = bundle.preemptive_threshold(target_fpr) if preempt or bundle.foresees else None
+        if threshold is None:
+            return cls(mode, bundle.threshold(target_fpr), foreseen, preempt)
+        return cls(mode, threshold, None if foreseen is None else threshold, preempt)
 
     @property
     def policy(self) -> Policy:
-        return Policy(self.mode, self.threshold)
+        preempts = self.preempt and self.mode is Mode.ABSTAIN
+        return Policy(self.mode, self.threshold, preempt=self.foreseen if preempts else None)
 
 
 def parse(raw: Any, defaults: Defaults, bundle: Bundle, token_risk_in_stream: bool = False) -> Policy:
@@ -65,13 +77,21 @@ def parse(raw: Any, defaults: Defaults, bundle: Bundle, token_risk_in_stream: bo
         options = Options.model_validate({} if raw is None else raw)
     except ValidationError as error:
         raise from_validation(error, FIELD) from None
+    foreseen: float | None
     if options.threshold is not None:
-        threshold = options.threshold
+        threshold, foreseen = options.threshold, options.threshold
     elif options.target_fpr is not None:
         threshold = bundle.threshold(options.target_fpr)
+        foreseen = bundle.preemptive_threshold(options.target_fpr) if bundle.foresees else None
     else:
-        threshold = defaults.threshold
+        threshold, foreseen = defaults.threshold, defaults.foreseen
     mode = options.mode or defaults.mode
     if options.damp != 1 and bundle.h_neurons == 0:
         raise RequestError("this probe has no neurons that can be dampened", param=f"{FIELD}.damp")
-    return Policy(mode, threshold, options.damp, options.tokens, options.fallback, token_risk_in_stream)
+    wanted = defaults.preempt if options.preempt is None else options.preempt
+    if options.preempt and mode is not Mode.ABSTAIN:
+        raise RequestError("only mode abstain can refuse before generation", param=f"{FIELD}.preempt")
+    if options.preempt and not bundle.foresees:
+        raise RequestError("this probe gives no risk before generation", param=f"{FIELD}.preempt")
+    preempt = foreseen if wanted and mode is Mode.ABSTAIN else None
+    return Policy(mode, threshold, options.damp, options.tokens, options.fallback, token_risk_in_stream, preempt)

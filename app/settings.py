@@ -35,6 +35,9 @@ class Settings(BaseSettings):
     target_fpr: Annotated[
         float, Field(gt=0, lt=1, description="flag at this rate of false alarms on right answers")
     ] = 0.05
+    preempt: Annotated[
+        bool, Field(description="in abstain mode: generate nothing when the prompt alone is as risky")
+    ] = False
     refusal: Annotated[str, Field(min_length=1, description="text of an abstention")] = BEYOND
     fallback_text: Annotated[str, Field(min_length=1, description="text in place of an answer (fallback: message)")] = (
         BEYOND

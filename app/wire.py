@@ -48,6 +48,10 @@ class Writer:
             "threshold": verdict.policy.threshold,
             "scored_tokens": verdict.scored_tokens,
         }
+        if verdict.foreseen is not None:
+            result["preemptive"] = verdict.foreseen
+        if verdict.preempted:
+            result["preempted"] = True
         if verdict.risk is None:
             result["reason"] = verdict.reason
         elif verdict.peak is not None:

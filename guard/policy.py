@@ -32,7 +32,10 @@ class Fallback(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What one request asked of the guard, with every default filled in."""
+    """What one request asked of the guard, with every default filled in.
+
+    preempt: in abstain mode, the risk before generation at which nothing is generated; None generates in any case.
+    """
 
     mode: Mode
     threshold: float
@@ -40,6 +43,7 @@ class Policy:
     tokens: bool = False
     fallback: Fallback = Fallback.REFUSAL
     token_risk_in_stream: bool = False
+    preempt: float | None = None
 
     @property
     def holds_answer(self) -> bool:

@@ -58,3 +58,12 @@ def make_tensors(layers: int = LAYERS, neurons: int = NEURONS) -> dict[str, np.n
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     return save_bundle(tmp_path / "probe", make_card(), make_tensors())
+
+
+@pytest.fixture
+def foreseeing(tmp_path: Path) -> Bundle:
+    """The same with a risk before generation: sigmoid(lead), and right answers whose risks were .01 to .99."""
+    card = make_card()
+    card = card.model_copy(update={"readout": card.readout.model_copy(update={"preemptive": (1.0, 0.0)})})
+    tensors = {**make_tensors(), "right_foreseen": np.linspace(0.01, 0.99, 99, dtype=np.float32)}
+    return save_bundle(tmp_path / "foreseeing", card, tensors)

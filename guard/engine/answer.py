@@ -68,7 +68,8 @@ def verdict_on(
         return _unscored(index, policy, ids, finish_reason, flaw)
     risk, peak = readout.risk(signals)
     decision = decide(risk, policy)
-    return Verdict(index, policy, decision, risk, peak, ids, finish_reason, signals=signals, readout=readout)
+    foreseen = readout.foreseen(signals.lead)
+    return Verdict(index, policy, decision, risk, peak, ids, finish_reason, None, signals, readout, foreseen)
 
 
 def _unscored(index: int, policy: Policy, ids: list[int], finish_reason: str | None, reason: str) -> Verdict:

@@ -15,7 +15,11 @@ from guard.probe.readout import Peak, Readout, Signals
 
 @dataclass(slots=True)
 class Verdict:
-    """The guard's word on one answer. ``reason`` says why it could not be scored; then risk and peak are None."""
+    """The guard's word on one answer. ``reason`` says why it could not be scored; then risk and peak are None.
+
+    foreseen: the risk before any text existed, where the probe gives one. preempted: nothing was generated, and
+    ``risk`` is what was foreseen.
+    """
 
     index: int
     policy: Policy
@@ -27,6 +31,8 @@ class Verdict:
     reason: str | None = None
     signals: Signals | None = None
     readout: Readout | None = None
+    foreseen: float | None = None
+    preempted: bool = False
 
     @property
     def token_risks(self) -> list[float | None]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from guard.engine import seat
+from guard.engine import preempt, seat
 from guard.engine.answer import Answer, judge, risks_so_far, verdict_on
 from guard.engine.call import GuardCall, Verdict, current_call, use_call
 from guard.engine.ring import ScoreRing, Slot, SlotPool
@@ -96,6 +96,11 @@ class GuardedEngine:
     ) -> AsyncGenerator[Any, None]:
         policy = call.policy
         scored = policy.mode is not Mode.OFF
+        if policy.preempt is not None:
+            refused = await self._preempted(call, first, prompt, params.n, request_id, kwargs)
+            if refused is not None:
+                yield refused
+                return
         slots = self._claim(params.n) if scored else []
         finished = False
         try:
@@ -116,6 +121,33 @@ class GuardedEngine:
                 await inner.aclose()  # aborts the engine's work if it is not done
         finally:
             self.pool.release(slots, finished)
+
+    async def _preempted(
+        self, call: GuardCall, first: int, prompt: Any, count: int, request_id: str, kwargs: dict[str, Any]
+    ) -> Any | None:
+        """The output that refuses all ``count`` answers, when the prompt alone is risky enough; else None."""
+        policy = call.policy
+        slots = self._claim(1)
+        done = False
+        try:
+            looking = preempt.parameters(slots[0], policy.damp)
+            inner = self._engine.generate(self._salted(prompt, policy.damp), looking, f"{request_id}-ahead", **kwargs)
+            try:
+                async for output in inner:
+                    done = output.finished
+            finally:
+                await inner.aclose()
+            risk = self.readout.foreseen(preempt.lead_of(output, slots[0], self.ring))
+        finally:
+            self.pool.release(slots, done)
+        if risk is None or policy.preempt is None or risk < policy.preempt:
+            return None
+        refused = preempt.emptied(output, request_id, count)
+        for completion in refused.outputs:
+            verdict = preempt.refusal(risk, policy, first + completion.index)
+            call.verdicts[verdict.index] = verdict
+            self._withhold(completion, verdict, 1)
+        return refused
 
     async def _decided(
         self, inner: Any, answers: list[Answer], call: GuardCall, kind: RequestOutputKind

@@ -1,16 +1,20 @@
-"""From neuron scores to calibrated risks: the window, the stack, Platt scaling, the token head, thresholds."""
+"""From neuron scores to calibrated risks: the window, the stack, its calibration, the token head, what is foreseen."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from guard.probe.card import ReadoutParameters, StackParameters, ThresholdMetrics
 from guard.probe.readout import Readout, Signals, Stack, token_features, windows
 
+Method = Literal["platt", "isotonic"]
 _UNREGULARISED = 1e6  # inverse strength that leaves a logistic regression on few features unregularised
 
 
@@ -26,13 +30,43 @@ def stack(features: NDArray[np.float32], wrong: NDArray[np.bool_]) -> Stack:
     )
 
 
+def platt(scores: Sequence[float], wrong: NDArray[np.bool_]) -> tuple[float, float]:
+    """(a, b) of sigmoid(a score + b), by maximum likelihood (Platt, 1999). The slope is never negative."""
+    column = np.array(scores, np.float64)[:, None]
+    model = LogisticRegression(C=_UNREGULARISED).fit(column, wrong)
+    if model.coef_[0, 0] < 0:  # a score that says nothing here: everybody gets the base rate
+        share = float(wrong.mean())
+        return 0.0, float(np.log(share / (1 - share)))
+    return float(model.coef_[0, 0]), float(model.intercept_[0])
+
+
+def isotonic(logits: Sequence[float], wrong: NDArray[np.bool_]) -> tuple[tuple[float, float], ...]:
+    """(logit, risk) points by isotonic regression, one in the middle of each of its steps, joined by straight lines.
+
+    Plain steps would give many answers the same risk, and a threshold could not fall between them (centred isotonic
+    regression: Oron and Flournoy, 2017). Risks stay off 0 and 1 by half an answer.
+    """
+    order = np.argsort(logits, kind="stable")
+    x, y = np.array(logits, np.float64)[order], wrong[order].astype(np.float64)
+    fitted = IsotonicRegression(y_min=0.5 / len(y), y_max=1 - 0.5 / len(y)).fit_transform(x, y)
+    points = [(float(x[fitted == value].mean()), float(value)) for value in np.unique(fitted)]
+    if len(points) == 1:
+        return (float(x[0]) - 1.0, points[0][1]), (float(x[-1]) + 1.0, points[0][1])
+    return tuple(points)
+
+
 def fit_readout(
-    signals: Sequence[Signals], wrong: NDArray[np.bool_], spans: Sequence[tuple[int, int]], window: int
+    signals: Sequence[Signals],
+    wrong: NDArray[np.bool_],
+    spans: Sequence[tuple[int, int]],
+    window: int,
+    method: Method = "platt",
 ) -> Readout:
     """Fit the readout on calibration answers.
 
-    The stack learns from each answer's highest-entropy window, Platt scaling from the resulting logits; the token head
-    from single tokens: those of a wrong answer's span (``spans``, token indices) are 1, all others 0.
+    The stack learns from each answer's highest-entropy window, Platt scaling or isotonic regression from the resulting
+    logits; the token head from single tokens: those of a wrong answer's span (``spans``, token indices) are 1, all
+    others 0; what is foreseen from the score of the last prompt token.
     """
     chosen = []
     for answer in signals:
@@ -46,6 +80,56 @@ def fit_readout(
         labels.append((position >= start) & (position < end) & is_wrong)
     token_stack = stack(np.concatenate(tokens), np.concatenate(labels))
     rough = Readout(window, answer_stack, (1.0, 0.0), token_stack)
-    logits = np.array([[rough.logit(answer)[0]] for answer in signals])
-    platt = LogisticRegression(C=_UNREGULARISED).fit(logits, wrong)
-    return Readout(window, answer_stack, (float(platt.coef_[0, 0]), float(platt.intercept_[0])), token_stack)
+    logits = [rough.logit(answer)[0] for answer in signals]
+    return Readout(
+        window,
+        answer_stack,
+        platt(logits, wrong),
+        token_stack,
+        isotonic(logits, wrong) if method == "isotonic" else None,
+        platt([answer.lead for answer in signals], wrong),
+    )
+
+
+def calibrated(
+    readout: Readout, signals: Sequence[Signals], wrong: NDArray[np.bool_]
+) -> tuple[ReadoutParameters, dict[str, NDArray[np.float32]]]:
+    """The card's parameters, and the tensors that thresholds come from: ascending risks of the right answers."""
+    right = [one for one, is_wrong in zip(signals, wrong, strict=True) if not is_wrong]
+    parameters = ReadoutParameters(
+        window=readout.window,
+        answer=parameters_of(readout.answer),
+        platt=readout.platt,
+        token=parameters_of(readout.token),
+        isotonic=readout.isotonic,
+        preemptive=readout.preemptive,
+    )
+    risks = {"right_risks": np.sort(np.array([readout.risk(one)[0] for one in right], np.float32))}
+    if readout.preemptive is not None:
+        risks["right_foreseen"] = np.sort(np.array([readout.foreseen(one.lead) for one in right], np.float32))
+    return parameters, risks
+
+
+def at_thresholds(
+    thresholds: dict[str, float], risk: NDArray[np.floating], wrong: NDArray[np.bool_]
+) -> dict[str, ThresholdMetrics]:
+    """What abstaining at each threshold does to these answers; both kinds must be there."""
+    found = {}
+    for target, threshold in thresholds.items():
+        withheld = risk >= threshold
+        found[target] = ThresholdMetrics(
+            false_alarms=float(withheld[~wrong].mean()),
+            caught=float(withheld[wrong].mean()),
+            coverage=float(1 - withheld.mean()),
+        )
+    return found
+
+
+def parameters_of(stack: Stack) -> StackParameters:
+    return StackParameters(mean=stack.mean, scale=stack.scale, weight=stack.weight, bias=stack.bias)
+
+
+def unit_readout() -> Readout:
+    """A readout that uses everything, so that everything is measured; what it says is not used."""
+    stack = Stack((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), 0.0)
+    return Readout(1, stack, (1.0, 0.0), stack)

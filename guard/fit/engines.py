@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from guard.engine.collecting import CollectingEngine
 from guard.engine.launch import collecting_arguments, collecting_engine, engine_arguments, guarded_engine
@@ -14,6 +14,14 @@ from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 
 _SCORE_SLOTS = 128
+
+
+class Engines(Protocol):
+    """Starts the two kinds of engines that a fit needs: one that samples and collects, one that serves a probe."""
+
+    def collecting(self) -> AbstractAsyncContextManager[CollectingEngine]: ...
+
+    def guarded(self, bundle: Bundle) -> AbstractAsyncContextManager[Any]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,3 +123,9 @@ def split(questions: Sequence[Question], shares: dict[str, float], seed: int) ->
         place = int.from_bytes(digest[:8], "big") / 2**64 * total
         dealt[next(name for name, bound in bounds if place < bound)].append(i)
     return dealt
+
+
+def prompt_of(tokenizer: Any, question: str) -> list[int]:
+    """Token ids of a chat with this one message, up to where the assistant starts."""
+    message = [{"role": "user", "content": question}]
+    return list(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))

@@ -1,7 +1,8 @@
 """Find the neurons: L1 logistic regression on mean CETT (arXiv 2512.01797, section 6.1.3).
 
 Wrong answers are 1, right ones 0; positive weights are the H-Neurons. C is found by entity-grouped folds: the sparsest
-probe that is as good as the best one, among those under the cap on neurons.
+probe that is as good as the best one, among those under the cap on neurons. Those that are nearly as good are
+candidates too: what happens to the model's accuracy when their neurons are switched off may decide between them.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 
-CS = (0.3, 1.0, 3.0, 10.0, 30.0)
+CS = (0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 FOLDS = 4
 CLOSE = 0.003  # AUROC: nearer to the best than this is as good
+NEAR = 0.01  # AUROC: nearer to the best than this is a candidate
+CANDIDATES = 3
 SCREENED = 20_000  # neurons that L1 chooses from, the best ones by themselves; a larger matrix fits no memory
 BOOTSTRAPS = 10
 
@@ -71,15 +74,46 @@ def find_neurons(
     refit: bool = False,
     bootstraps: int = 0,
     tick: Callable[[str], None] = lambda text: None,
-) -> Found:
+    most: int = 1,
+) -> list[Found]:
     """features float32 [answers, neurons], wrong bool [answers]; ``cap`` is the largest share of neurons to keep.
 
-    ``refit`` fits the chosen neurons again with L2, which undoes L1's shrinking. Raises ValueError when one class is
-    missing.
+    The best first, then at most ``most`` - 1 other candidates. ``refit`` fits the chosen neurons again with L2, which
+    undoes L1's shrinking. Raises ValueError when one class is missing, or no neuron tells them apart.
     """
     if wrong.all() or not wrong.any():
         raise ValueError(f"the answers are all {'wrong' if wrong.all() else 'right'}: there is nothing to tell apart")
-    most = cap * features.shape[1]
+    limit = max(cap * features.shape[1], 1)
+    path = _path(features, wrong, entities, limit, seed, tick)
+    columns = screen(features, wrong)
+    found: list[Found] = []
+    for point in _preferred(path):
+        if found and (len(found) == most or point.auroc < max(p.auroc for p in path) - NEAR):
+            break
+        model = _lasso(point.C, seed).fit(features[:, columns], wrong)
+        kept = np.flatnonzero(model.coef_[0])
+        if not 0 < len(kept) <= limit:
+            continue
+        index = columns[kept]
+        coefficient, intercept = model.coef_[0][kept], float(model.intercept_[0])
+        if refit:
+            coefficient, intercept = _ridge(features[:, index], wrong, seed)
+        stable = _stability(features, wrong, entities, index, point.C, seed, bootstraps) if bootstraps else None
+        found.append(Found(index, coefficient.astype(np.float32), intercept, point.C, path, stable))
+    if not found:
+        raise ValueError("no neuron tells the answers apart under the cap on neurons; raise it, or ask more questions")
+    return found
+
+
+def _path(
+    features: Floats,
+    wrong: NDArray[np.bool_],
+    entities: Sequence[str],
+    limit: float,
+    seed: int,
+    tick: Callable[[str], None],
+) -> list[Point]:
+    """What each C gives on held-out folds, up to the first that keeps more than ``limit`` neurons."""
     path: list[Point] = []
     for C in CS:
         scores = np.zeros(len(wrong))
@@ -90,25 +124,11 @@ def find_neurons(
             model = _lasso(C, seed).fit(features[np.ix_(train, columns)], wrong[train])
             scores[test] = model.decision_function(features[np.ix_(test, columns)])
             kept.append(np.count_nonzero(model.coef_))
-        if path and np.mean(kept) > most:
+        if path and np.mean(kept) > limit:
             break  # a larger C keeps more still
         path.append(Point(C, float(roc_auc_score(wrong, scores)), float(np.mean(kept))))
         tick(f"C={C:g}: AUROC {path[-1].auroc:.3f} with {path[-1].neurons:.0f} neurons")
-    columns = screen(features, wrong)
-    for point in _preferred(path):
-        model = _lasso(point.C, seed).fit(features[:, columns], wrong)
-        kept_now = np.flatnonzero(model.coef_[0])
-        if 0 < len(kept_now) <= max(most, 1):
-            break
-    else:
-        raise ValueError("no neuron tells the answers apart under the cap on neurons; raise it, or ask more questions")
-    index = columns[kept_now]
-    coefficient, intercept = model.coef_[0][kept_now], float(model.intercept_[0])
-    if refit:
-        ridge = _ridge(features[:, index], wrong, seed)
-        coefficient, intercept = ridge
-    stability = _stability(features, wrong, entities, index, point.C, seed, bootstraps) if bootstraps else None
-    return Found(index, coefficient.astype(np.float32), intercept, point.C, path, stability)
+    return path
 
 
 def _preferred(path: Sequence[Point]) -> list[Point]:

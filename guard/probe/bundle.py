@@ -1,7 +1,8 @@
 """A probe bundle: a folder with ``probe.safetensors`` and ``probe.json``. Never pickle.
 
 Tensors: layer, neuron int32 [k]; coefficient, folded float32 [k]; right_risks float32 [m], ascending, the risks of the
-calibration answers that were right (thresholds for any false-positive rate come from them).
+calibration answers that were right (thresholds for any false-positive rate come from them). A bundle that knows a risk
+before any text exists also has right_foreseen float32 [m], the same of that risk.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from guard.errors import BundleError
+from guard.errors import BundleError, RequestError
 from guard.probe import conformal
 from guard.probe.card import SCHEMA_VERSION, ProbeCard, StackParameters
 from guard.probe.identity import differences
 from guard.probe.readout import Readout, Stack
 
+FILES = ("probe.json", "probe.safetensors")
 TENSORS = {
     "layer": np.int32,
     "neuron": np.int32,
@@ -30,6 +32,7 @@ TENSORS = {
     "folded": np.float32,
     "right_risks": np.float32,
 }
+OPTIONAL = {"right_foreseen": np.float32}
 LARGEST = 64 << 20  # bytes; a probe has thousands of neurons at most
 
 
@@ -44,11 +47,13 @@ class Bundle:
     coefficient: NDArray[np.float32]
     folded: NDArray[np.float32]
     right_risks: NDArray[np.float32]
+    right_foreseen: NDArray[np.float32] | None = None
 
     @property
     def revision(self) -> str:
         """The first twelve hex digits of the hash of tensors and card."""
-        text = json.dumps(self.card.model_dump(mode="json"), sort_keys=True)
+        # Of what the file says, not of what a later release lets a card say, too: a bundle keeps its revision.
+        text = json.dumps(self.card.model_dump(mode="json", exclude_unset=True), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
@@ -57,13 +62,32 @@ class Bundle:
         return int((self.coefficient > 0).sum())
 
     @property
+    def calibrated(self) -> bool:
+        """Whether its risks are probabilities. Those of an imported list are not: no answers stand behind them."""
+        return len(self.right_risks) > 0
+
+    @property
     def readout(self) -> Readout:
         r = self.card.readout
-        return Readout(r.window, _stack(r.answer), r.platt, _stack(r.token))
+        return Readout(r.window, _stack(r.answer), r.platt, _stack(r.token), r.isotonic, r.preemptive)
+
+    @property
+    def foresees(self) -> bool:
+        """Whether it gives a risk before any text exists, and thresholds for it."""
+        return self.card.readout.preemptive is not None and self.right_foreseen is not None
 
     def threshold(self, target_fpr: float) -> float:
         """The risk at which to flag for at most this rate of false alarms on right answers."""
         return conformal.threshold(self.right_risks, target_fpr)
+
+    def preemptive_threshold(self, target_fpr: float) -> float:
+        """The same of the risk before any text exists. Raises RequestError where this bundle gives none."""
+        if self.right_foreseen is None:
+            raise RequestError(
+                f"probe {self.card.id} gives no risk before generation; `hguard calibrate` adds it",
+                param="hallucination.preempt",
+            )
+        return conformal.threshold(self.right_foreseen, target_fpr)
 
 
 def _stack(p: StackParameters) -> Stack:
@@ -73,7 +97,7 @@ def _stack(p: StackParameters) -> Stack:
 def load_bundle(path: str | Path) -> Bundle:
     """Read and verify a bundle. Raises BundleError with the cause and the remedy."""
     folder = Path(path)
-    for name in ("probe.json", "probe.safetensors"):
+    for name in FILES:
         file = folder / name
         if not file.is_file():
             raise BundleError(f"no probe bundle at {folder}: {name} is missing; fit one, or check --probe")
@@ -90,16 +114,17 @@ def load_bundle(path: str | Path) -> Bundle:
     except (SafetensorError, ValueError, KeyError) as error:
         raise BundleError(f"{folder / 'probe.safetensors'} is not a readable safetensors file: {error}") from None
     _check_tensors(folder, card, tensors)
-    return Bundle(folder, card, **{name: tensors[name] for name in TENSORS})
+    return Bundle(folder, card, **{name: tensors[name] for name in (*TENSORS, *OPTIONAL) if name in tensors})
 
 
 def save_bundle(folder: Path, card: ProbeCard, tensors: dict[str, NDArray[np.generic]]) -> Bundle:
     """Write a bundle (its card's hash is filled in here) and read it back verified."""
-    raw = save({name: np.ascontiguousarray(tensors[name], dtype=dtype) for name, dtype in TENSORS.items()})
+    kept = {name: dtype for name, dtype in (TENSORS | OPTIONAL).items() if name in TENSORS or name in tensors}
+    raw = save({name: np.ascontiguousarray(tensors[name], dtype=dtype) for name, dtype in kept.items()})
     card = card.model_copy(update={"tensors_sha256": hashlib.sha256(raw).hexdigest()})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "probe.safetensors").write_bytes(raw)
-    text = json.dumps(card.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    text = json.dumps(card.as_json(), indent=1, ensure_ascii=False)
     (folder / "probe.json").write_text(text + "\n", encoding="utf-8")
     return load_bundle(folder)
 
@@ -115,6 +140,15 @@ def require_model(bundle: Bundle, model: str | Path, relaxed: bool = False) -> l
         listed = "; ".join(fatal + tolerable)
         raise BundleError(f"probe {bundle.card.id} was not fit on this model: {listed}. Fit a probe for this model.")
     return tolerable
+
+
+def require_calibrated(bundle: Bundle, model: str | Path) -> None:
+    """Raise BundleError for a bundle whose risks mean nothing yet; ``model`` is how to name its model."""
+    if not bundle.calibrated:
+        raise BundleError(
+            f"probe {bundle.card.id} is not calibrated: run "
+            f"`hguard calibrate {model} --probe {bundle.path} --data QUESTIONS --out DIR` and use what that makes"
+        )
 
 
 def _read_card(file: Path) -> ProbeCard:
@@ -137,8 +171,10 @@ def _check_tensors(folder: Path, card: ProbeCard, tensors: dict[str, NDArray[np.
     def fail(why: str) -> None:
         raise BundleError(f"probe bundle {folder}: {why}")
 
-    for name, dtype in TENSORS.items():
+    for name, dtype in (TENSORS | OPTIONAL).items():
         if name not in tensors:
+            if name in OPTIONAL:
+                continue
             fail(f"tensor {name!r} is missing")
         if tensors[name].dtype != dtype or tensors[name].ndim != 1:
             found = f"{tensors[name].dtype}{list(tensors[name].shape)}"
@@ -148,7 +184,7 @@ def _check_tensors(folder: Path, card: ProbeCard, tensors: dict[str, NDArray[np.
         fail("it has no neurons, so there is nothing to tap")
     if any(len(tensors[name]) != k for name in ("neuron", "coefficient", "folded")):
         fail("layer, neuron, coefficient and folded differ in length")
-    for name in ("coefficient", "folded", "right_risks"):
+    for name in set(tensors) & {"coefficient", "folded", "right_risks", "right_foreseen"}:
         if not np.isfinite(tensors[name]).all():
             fail(f"tensor {name!r} has values that are not finite")
     for name, limit in (("layer", card.model.layers), ("neuron", card.model.neurons_per_layer)):
@@ -156,5 +192,8 @@ def _check_tensors(folder: Path, card: ProbeCard, tensors: dict[str, NDArray[np.
             fail(f"a {name} index is outside 0..{limit - 1}")
     if len(set(zip(tensors["layer"].tolist(), tensors["neuron"].tolist(), strict=True))) != k:
         fail("a neuron is listed twice")
-    if np.any(np.diff(tensors["right_risks"].astype(np.float64)) < 0):
-        fail("right_risks is not ascending")
+    for name in set(tensors) & {"right_risks", "right_foreseen"}:
+        if np.any(np.diff(tensors[name].astype(np.float64)) < 0):
+            fail(f"{name} is not ascending")
+    if (card.readout.preemptive is None) != ("right_foreseen" not in tensors):
+        fail("a risk before generation needs both its calibration in the card and the tensor right_foreseen")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, field_validator, model_validator
 
 SCHEMA_VERSION = 1
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
+Unit = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Triple = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 
 
@@ -46,17 +48,35 @@ class ReadoutParameters(_Strict):
     answer: StackParameters
     platt: tuple[FiniteFloat, FiniteFloat]
     token: StackParameters
+    isotonic: Annotated[tuple[tuple[FiniteFloat, Unit], ...], Field(min_length=2, max_length=4096)] | None = None
+    preemptive: tuple[FiniteFloat, FiniteFloat] | None = None
+
+    @field_validator("isotonic")
+    @classmethod
+    def _ascending(cls, points: tuple[tuple[float, float], ...] | None) -> tuple[tuple[float, float], ...] | None:
+        steps = list(pairwise(points or ()))
+        if any(after[0] <= before[0] or after[1] < before[1] for before, after in steps):
+            raise ValueError("isotonic points must ascend")
+        return points
 
 
 class Training(_Strict):
-    """How the neurons were found."""
+    """How the neurons were found. A list that was imported does not say, so it leaves out what it cannot know."""
 
-    method: Literal["l1-logistic-regression", "random"]  # random neurons say nothing; benchmarks use them
-    labels: Literal["1-vs-1"]
-    C: Positive
-    seed: int
-    span: Literal["answer-tokens-and-last-prompt-token"]
+    # Random neurons say nothing; benchmarks use them.
+    method: Literal["l1-logistic-regression", "random", "imported"]
+    labels: Literal["1-vs-1"] | None = None
+    C: Positive | None = None
+    seed: int | None = None
+    span: Literal["answer-tokens-and-last-prompt-token"] | None = None
     answers: dict[str, int]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Training:
+        missing = [name for name in ("labels", "C", "seed", "span") if getattr(self, name) is None]
+        if missing and self.method != "imported":
+            raise ValueError(f"{', '.join(missing)} cannot be left out of {self.method}")
+        return self
 
 
 class Interval(_Strict):
@@ -65,6 +85,15 @@ class Interval(_Strict):
     value: FiniteFloat
     low: FiniteFloat
     high: FiniteFloat
+
+
+class ThresholdMetrics(_Strict):
+    """What abstaining at one threshold does on held-out answers: of the right ones, the share withheld by mistake; of
+    the wrong ones, the share withheld; of all, the share that is still given."""
+
+    false_alarms: Unit
+    caught: Unit
+    coverage: Unit
 
 
 class SetMetrics(_Strict):
@@ -87,5 +116,17 @@ class ProbeCard(_Strict):
     intercept: FiniteFloat
     readout: ReadoutParameters
     thresholds: dict[str, FiniteFloat]
+    at_thresholds: dict[str, ThresholdMetrics] | None = None
     metrics: dict[str, SetMetrics]
     tensors_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    def as_json(self) -> dict[str, Any]:
+        """As ``probe.json`` has it. What came into the schema later is left out where absent: hashes stay."""
+        card = self.model_dump(mode="json")
+        later = {"": ("at_thresholds",), "readout": ("isotonic", "preemptive")}
+        for part, names in later.items():
+            inside = card[part] if part else card
+            for name in names:
+                if inside[name] is None:
+                    del inside[name]
+        return card

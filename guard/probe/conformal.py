@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from guard.errors import RequestError
 
+TARGETS = (0.01, 0.05, 0.10)  # false-positive rates that a card has thresholds for
+
 
 def thresholds(right_risks: NDArray[np.float32], targets: Iterable[float]) -> dict[str, float]:
     """Thresholds by target rate, for those rates that so few answers can guarantee."""

@@ -4,7 +4,8 @@ The answer's risk is that of its worst window of ``window`` tokens (a shorter an
 the truth signal averages away and length dominates. Three features describe a window: the mean neuron score, the
 highest entropy and the highest surprise (negative log-probability) of its tokens. The first window also counts the
 neuron score of the last prompt token, the state from which the answer sets out. A logistic stack turns features into
-a logit, Platt scaling on held-out answers turns the highest logit into a probability.
+a logit; Platt scaling or isotonic regression on held-out answers turns the highest logit into a probability. The score
+of the last prompt token alone gives a risk before any text exists.
 """
 
 from __future__ import annotations
@@ -75,12 +76,18 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Readout:
-    """The calibrated reading of one bundle."""
+    """The calibrated reading of one bundle.
+
+    platt: (a, b) of sigmoid(a logit + b). isotonic: (logit, risk) points, ascending, joined by straight lines; they
+    stand in place of Platt scaling where given. preemptive: Platt scaling of the lead score, None without one.
+    """
 
     window: int
     answer: Stack
     platt: tuple[float, float]
     token: Stack
+    isotonic: tuple[tuple[float, float], ...] | None = None
+    preemptive: tuple[float, float] | None = None
 
     @property
     def uses_draws(self) -> bool:
@@ -97,8 +104,21 @@ class Readout:
     def risk(self, signals: Signals) -> tuple[float, Peak]:
         """The calibrated probability that the answer is wrong, and its worst window."""
         logit, peak = self.logit(signals)
+        if self.isotonic is not None:
+            logits, risks = zip(*self.isotonic, strict=True)
+            return float(np.interp(logit, logits, risks)), peak
         a, b = self.platt
         return float(sigmoid(np.float64(a * logit + b))), peak
+
+    def foreseen(self, lead: float) -> float | None:
+        """The calibrated probability that what follows the prompt is wrong, from its last token's neuron score alone.
+
+        None without a score, or without a calibration of it.
+        """
+        if self.preemptive is None or not np.isfinite(lead):
+            return None
+        a, b = self.preemptive
+        return float(sigmoid(np.float64(a * lead + b)))
 
     def token_risks(self, signals: Signals) -> list[float | None]:
         """For each token the calibrated probability that it states something wrong; None where it has no score."""

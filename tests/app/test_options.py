@@ -53,6 +53,9 @@ def test_target_fpr_becomes_the_bundles_threshold(bundle: Bundle) -> None:
         ({"tokens": "yes"}, "hallucination.tokens"),
         ({"hold": "window"}, "hallucination.hold"),
         ({"fallback": "shrug"}, "hallucination.fallback"),
+        ({"preempt": "yes", "mode": "abstain"}, "hallucination.preempt"),
+        ({"preempt": True}, "hallucination.preempt"),
+        ({"preempt": True, "mode": "abstain"}, "hallucination.preempt"),  # this probe foresees nothing
         ({"treshold": 0.5}, "hallucination.treshold"),
         ({"threshold": 0.5, "target_fpr": 0.1}, "hallucination"),
     ],
@@ -63,3 +66,21 @@ def test_wrong_options_are_named(bundle: Bundle, asked: Any, field: str) -> None
     assert caught.value.param == field
     assert caught.value.status == 400
     assert str(caught.value)
+
+
+def test_refusing_before_generation(foreseeing: Bundle) -> None:
+    defaults = Defaults.resolve(Mode.ABSTAIN, None, 0.05, foreseeing, preempt=True)
+    assert parse(None, defaults, foreseeing).preempt == pytest.approx(0.95, abs=1e-6)
+    assert parse({"target_fpr": 0.1}, defaults, foreseeing).preempt == pytest.approx(0.9, abs=1e-6)
+    assert parse({"threshold": 0.4}, defaults, foreseeing).preempt == 0.4
+    assert parse({"preempt": False}, defaults, foreseeing).preempt is None
+    assert parse({"mode": "score"}, defaults, foreseeing).preempt is None, "the operator's default is no error"
+    plain = Defaults.resolve(Mode.SCORE, 0.3, 0.05, foreseeing)
+    assert parse({"mode": "abstain"}, plain, foreseeing).preempt is None
+    assert parse({"mode": "abstain", "preempt": True}, plain, foreseeing).preempt == 0.3
+    assert Defaults.resolve(Mode.ABSTAIN, None, 0.05, foreseeing, preempt=True).policy.preempt is not None
+
+
+def test_an_operator_cannot_ask_for_what_the_probe_does_not_give(bundle: Bundle) -> None:
+    with pytest.raises(RequestError, match="no risk before generation"):
+        Defaults.resolve(Mode.ABSTAIN, 0.5, 0.05, bundle, preempt=True)

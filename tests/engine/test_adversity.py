@@ -19,7 +19,7 @@ from guard.fit.reader import Reader, signals_of
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
-from models.atlas.recipe.damping import dampened
+from models.atlas.recipe.trials import dampened
 from tests.engine.harness import Harness, Produced, guarded
 from tests.engine.test_parity import RELATIVE, cached_tokens, preemptions, signals
 

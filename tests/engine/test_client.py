@@ -16,7 +16,7 @@ from guard.engine import seat
 from guard.engine.call import GuardCall, use_call
 from guard.engine.client import GuardedEngine
 from guard.engine.ring import ScoreRing
-from guard.policy import Fallback, Mode, Policy
+from guard.policy import Action, Fallback, Mode, Policy
 from guard.probe.bundle import Bundle
 
 PROMPT = [5, 6, 7]
@@ -30,6 +30,7 @@ class ScriptedEngine:
         self.ring: ScoreRing
         self.admitted: list[int] = []
         self.aborted = 0
+        self.drawn = 0  # tokens
 
     model_config = SimpleNamespace(skip_tokenizer_init=False)
 
@@ -44,13 +45,15 @@ class ScriptedEngine:
         self._activate(slots, len(PROMPT) - 1)
         finished = False
         try:
-            for k, word in enumerate(WORDS):
+            words = WORDS[: params.max_tokens]
+            for k, word in enumerate(words):
                 at = len(PROMPT) + k
+                self.drawn += params.n
                 for index, generation in slots:
                     self.ring.write_draws(*self._key(index, generation, at), np.ones(1, "f4"), -np.ones(1, "f4"))
                 if k:
                     self._activate(slots, at - 1)
-                finished = k == len(WORDS) - 1
+                finished = k == len(words) - 1
                 outputs = [
                     CompletionOutput(i, word, [10 + k], None, None, finish_reason="length" if finished else None)
                     for i in range(params.n)
@@ -166,3 +169,47 @@ def test_only_damped_requests_are_salted_each_by_its_strength(engine: GuardedEng
     assert engine._salted(prompt, 1.0) is prompt
     salts = {engine._salted({**prompt, "cache_salt": own}, damp)["cache_salt"] for own in "ab" for damp in (0.0, 0.5)}
     assert len(salts) == 4
+
+
+@pytest.fixture
+def looking(foreseeing: Bundle) -> Iterator[GuardedEngine]:
+    scripted = ScriptedEngine()
+    ring = scripted.ring = ScoreRing.create(slots=4, positions=32)
+    yield GuardedEngine(scripted, foreseeing, ring, Policy(Mode.SCORE, 0.5), "withheld")
+    ring.unlink()
+
+
+RISK = 1 / (1 + np.exp(-2))  # of the scripted lead score, which is its position
+
+
+async def test_a_risky_prompt_is_refused_before_generation(looking: GuardedEngine) -> None:
+    seen, call = await texts(looking, Policy(Mode.ABSTAIN, 1.1, preempt=RISK - 0.01), n=3)
+    assert seen == [""]
+    assert looking._engine.drawn == 1, "one token looks, for all three answers"
+    assert sorted(call.verdicts) == [0, 1, 2]
+    for verdict in call.verdicts.values():
+        assert verdict.preempted
+        assert verdict.decision.action is Action.ABSTAINED
+        assert verdict.risk == verdict.foreseen == pytest.approx(RISK)
+        assert verdict.scored_tokens == 0
+    assert looking.pool.in_use == 0
+    seen, _ = await texts(looking, Policy(Mode.ABSTAIN, 1.1, fallback=Fallback.MESSAGE, preempt=0.1))
+    assert seen == ["withheld"]
+
+
+async def test_a_prompt_that_is_not_risky_is_answered(looking: GuardedEngine) -> None:
+    seen, call = await texts(looking, Policy(Mode.ABSTAIN, 1.1, preempt=RISK + 0.01))
+    assert seen == WORDS
+    verdict = call.verdicts[0]
+    assert not verdict.preempted
+    assert verdict.foreseen == pytest.approx(RISK), "what was foreseen is reported beside what came"
+    assert looking.pool.in_use == 0
+
+
+async def test_leaving_while_the_engine_looks_frees_everything(looking: GuardedEngine) -> None:
+    params = SamplingParams(max_tokens=8, output_kind=RequestOutputKind.DELTA)
+    with use_call(GuardCall(Policy(Mode.ABSTAIN, 1.1, preempt=0.1))):
+        stream = looking.generate({"type": "token", "prompt_token_ids": PROMPT}, params, "r")
+        await anext(stream)
+        await stream.aclose()
+    assert looking.pool.in_use == 0

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 
 from app.settings import ATLAS
-from guard.engine.collecting import CollectingEngine
+from guard.engine.collecting import CollectingEngine, new_means
 from guard.fit.answers import Chosen
+from guard.fit.asking import ANSWERED
+from guard.fit.choose import CHOSEN, SAMPLES
+from guard.fit.collected import OUTPUTS
 from guard.fit.engines import RealEngines
-from guard.fit.pipeline import CHOSEN, SAMPLES, Fit, Options
+from guard.fit.pipeline import Fit, Options
 from guard.fit.questions import Question
 from guard.fit.reader import Reader
-from guard.fit.recalibrate import ANSWERED, recalibrate
+from guard.fit.recalibrate import recalibrate
 from guard.fit.weights import norms_of
 from guard.fit.workspace import Workspace
 from guard.probe.bundle import Bundle, load_bundle
@@ -49,11 +52,15 @@ class Engines(RealEngines):
                 Engines.sampled += len(prompts)
                 return sample(prompts, *args, **kwargs)
 
-            async def stopped(*args: Any, **kwargs: Any) -> None:
+            async def stopped(spans: Any, rows: Any, path: Path, outputs: Path | None = None) -> None:
                 Engines.waves += 1
                 if Engines.waves == Engines.stop_at:
                     raise StopError
-                await collect(*args, **kwargs)
+                # A fit does without the layers' outputs; they are collected here to be compared.
+                if not (outputs := path.with_name(OUTPUTS)).exists():
+                    answers, layers, _ = np.load(path, mmap_mode="r").shape
+                    new_means(outputs, answers, layers, engine.hidden)
+                await collect(spans, rows, path, outputs)
 
             engine.sample, engine.collect = counted, stopped  # type: ignore[method-assign]
             yield engine
@@ -103,10 +110,13 @@ def test_collected_means_are_transformers_s(fitted: tuple[Bundle, Path], reader:
     _, folder = fitted
     chosen = [Chosen(**row) for row in Workspace(folder, {"seed": 0}).rows(CHOSEN)]
     collected = np.load(folder / "means.npy") * norms_of(ATLAS, *reader.norms.shape)
-    readings = reader.read([one.prompt for one in chosen], [one.tokens for one in chosen])
+    readings = list(reader.read([one.prompt for one in chosen], [one.tokens for one in chosen]))
     wanted = np.stack([reading.mean for reading in readings]).reshape(collected.shape)
     assert len(chosen) > 100
     np.testing.assert_allclose(collected, wanted, rtol=1e-3, atol=1e-5 * wanted.max())
+    outputs = np.load(folder / OUTPUTS)
+    wanted = np.stack([reading.output for reading in readings]).reshape(outputs.shape)
+    np.testing.assert_allclose(outputs, wanted, rtol=1e-3, atol=1e-5 * wanted.max())
 
 
 def test_the_bundle_serves(fitted: tuple[Bundle, Path]) -> None:

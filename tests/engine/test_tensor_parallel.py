@@ -48,7 +48,7 @@ def test_given_text_on_two_ranks(two_ranks: Harness, prompts: list[list[int]]) -
 def test_damping_reaches_both_ranks(
     two_ranks: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle
 ) -> None:
-    from models.atlas.recipe.damping import dampened
+    from models.atlas.recipe.trials import dampened
 
     (one,) = two_ranks.produce(prompts[:1], 16, [Policy(Mode.SCORE, 0.5, damp=0.5)])
     assert one.verdict is not None

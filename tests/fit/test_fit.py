@@ -57,7 +57,7 @@ def test_planted_neurons_are_found_under_the_cap() -> None:
     wrong = rng.random(600) < 0.5
     features[wrong, 7] += 0.1
     features[~wrong, 42] += 0.1
-    found = find_neurons(features, wrong, [str(i) for i in range(600)], cap=0.1, seed=0, bootstraps=4)
+    found = find_neurons(features, wrong, [str(i) for i in range(600)], cap=0.1, seed=0, bootstraps=4)[0]
     weights = dict(zip(found.index.tolist(), found.coefficient.tolist(), strict=True))
     assert weights[7] > 0 > weights[42]
     assert max(point.auroc for point in found.path) > 0.95
@@ -85,7 +85,7 @@ def test_the_sparsest_of_the_best_is_taken() -> None:
     features = rng.gamma(2, 0.02, (800, 400)).astype(np.float32)
     wrong = rng.random(800) < 0.5
     features[wrong, :3] += 0.2
-    found = find_neurons(features, wrong, [str(i) for i in range(800)], cap=0.5, seed=0)
+    found = find_neurons(features, wrong, [str(i) for i in range(800)], cap=0.5, seed=0)[0]
     assert set(found.index) <= {0, 1, 2}
     assert min(point.C for point in found.path) == found.C
 
@@ -95,8 +95,8 @@ def test_refit_undoes_the_shrinking() -> None:
     features = rng.gamma(2, 0.02, (400, 50)).astype(np.float32)
     wrong = rng.random(400) < 1 / (1 + np.exp(-60 * (features[:, 3] - 0.04)))
     entities = [str(i) for i in range(400)]
-    shrunk = find_neurons(features, wrong, entities, 0.2, 0)
-    refit = find_neurons(features, wrong, entities, 0.2, 0, refit=True)
+    shrunk = find_neurons(features, wrong, entities, 0.2, 0)[0]
+    refit = find_neurons(features, wrong, entities, 0.2, 0, refit=True)[0]
     assert refit.index.tolist() == shrunk.index.tolist()
     assert refit.coefficient[refit.index == 3] > shrunk.coefficient[shrunk.index == 3]
 
@@ -110,3 +110,15 @@ def test_screening_keeps_what_differs() -> None:
     assert len(columns) == 10
     assert 17 in columns
     assert screen(features, wrong, most=1000).tolist() == list(range(1000))
+
+
+def test_candidates_are_nearly_as_good_and_sparser_or_denser() -> None:
+    rng = np.random.default_rng(4)
+    features = rng.gamma(2, 0.02, (900, 200)).astype(np.float32)
+    wrong = rng.random(900) < 0.5
+    features[wrong, :6] += 0.03
+    found = find_neurons(features, wrong, [str(i) for i in range(900)], cap=0.5, seed=0, most=3)
+    assert 1 < len(found) <= 3
+    assert len({one.C for one in found}) == len(found)
+    auroc = {point.C: point.auroc for point in found[0].path}
+    assert all(auroc[one.C] >= max(auroc.values()) - 0.01 for one in found)

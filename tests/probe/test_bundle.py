@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from guard.errors import BundleError
-from guard.probe.bundle import Bundle, load_bundle, save_bundle
+from guard.errors import BundleError, RequestError
+from guard.probe.bundle import Bundle, load_bundle, require_calibrated, save_bundle
 from tests.conftest import make_card, make_tensors
+
+ATLAS_PROBE = Path(__file__).parents[2] / "models/atlas/probe"
 
 
 def rewrite(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
@@ -36,6 +38,13 @@ def test_round_trip(bundle: Bundle) -> None:
     np.testing.assert_array_equal(again.coefficient, make_tensors()["coefficient"])
     assert again.h_neurons == 3
     assert again.revision == bundle.revision
+
+
+def test_revision_is_the_hash_of_what_the_file_says() -> None:
+    """So a release in which a card may say more leaves the revisions of older bundles as they were."""
+    said = json.loads((ATLAS_PROBE / "probe.json").read_text())
+    expected = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+    assert load_bundle(ATLAS_PROBE).revision == expected
 
 
 def test_revision_follows_the_content(bundle: Bundle, tmp_path: Path) -> None:
@@ -92,6 +101,12 @@ def test_corrupt_card(bundle: Bundle, text: str) -> None:
         (lambda card: card["readout"]["answer"].update(bias=float("nan")), "readout.answer.bias"),
         (lambda card: card.update(id="../../etc"), "id"),
         (lambda card: card["model"].update(dtype="int3"), "model.dtype"),
+        (lambda card: card["readout"].update(isotonic=[[0, 0.1], [0, 0.2]]), "isotonic points must ascend"),
+        (lambda card: card["readout"].update(isotonic=[[0, 0.4], [1, 0.2]]), "isotonic points must ascend"),
+        (lambda card: card["readout"].update(isotonic=[[0, 0.1], [1, 1.2]]), "readout.isotonic"),
+        (lambda card: card["readout"].update(preemptive=[1.0, 0.0]), "needs both its calibration"),
+        (lambda card: card["training"].update(C=None), "C cannot be left out of l1-logistic-regression"),
+        (lambda card: card["training"].pop("answers"), "training.answers: Field required"),
     ],
 )
 def test_wrong_card(bundle: Bundle, edit: Callable[[dict[str, Any]], None], says: str) -> None:
@@ -113,6 +128,9 @@ def test_wrong_card(bundle: Bundle, edit: Callable[[dict[str, Any]], None], says
         ("neuron", np.array([[3, 7, 0, 63, 2]], np.int32), "one-dimensional int32"),
         ("neuron", np.array([3, 7, 0, 63, 2], np.int64), "one-dimensional int32"),
         ("right_risks", np.array([0.5, 0.1], np.float32), "not ascending"),
+        ("right_foreseen", np.array([0.5, 0.1], np.float32), "not ascending"),
+        ("right_foreseen", np.array([0.1, np.nan], np.float32), "not finite"),
+        ("right_foreseen", np.array([0.1, 0.5], np.float32), "needs both its calibration"),
     ],
 )
 def test_wrong_tensors(bundle: Bundle, name: str, value: np.ndarray, says: str) -> None:
@@ -134,3 +152,24 @@ def test_missing_tensor(bundle: Bundle) -> None:
     put_tensors(bundle.path, tensors)
     with pytest.raises(BundleError, match="'folded' is missing"):
         load_bundle(bundle.path)
+
+
+def test_what_no_answers_stand_behind_is_not_calibrated(bundle: Bundle, tmp_path: Path) -> None:
+    assert bundle.calibrated
+    require_calibrated(bundle, "model")
+    none = save_bundle(tmp_path / "none", make_card(), {**make_tensors(), "right_risks": np.zeros(0, np.float32)})
+    assert not none.calibrated
+    with pytest.raises(
+        BundleError, match=r"small-probe is not calibrated: run `hguard calibrate model --probe .*none "
+    ):
+        require_calibrated(none, "model")
+
+
+def test_a_risk_before_generation_has_thresholds_of_its_own(bundle: Bundle, foreseeing: Bundle) -> None:
+    assert foreseeing.foresees
+    assert not bundle.foresees
+    assert foreseeing.readout.foreseen(0.0) == 0.5
+    assert foreseeing.preemptive_threshold(0.1) == pytest.approx(0.9, abs=1e-6)
+    assert bundle.readout.foreseen(0.0) is None
+    with pytest.raises(RequestError, match="no risk before generation"):
+        bundle.preemptive_threshold(0.1)

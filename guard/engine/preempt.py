@@ -1,0 +1,51 @@
+"""Look before answering: the risk of the last prompt token alone, and the refusal that may follow from it.
+
+One token is drawn and thrown away; the answer, if there is to be one, finds its prompt in the prefix cache.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Any
+
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from guard.engine import seat
+from guard.engine.answer import Answer
+from guard.engine.call import Verdict
+from guard.engine.ring import ScoreRing, Slot
+from guard.policy import Action, Decision, Policy
+
+
+def parameters(slot: Slot, damp: float) -> SamplingParams:
+    """Of the request that looks; a prompt's last token is computed anew even where the cache has the others."""
+    return SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        extra_args={seat.KEY: seat.pack([slot], damp, draws=False)},
+    )
+
+
+def lead_of(output: Any, slot: Slot, ring: ScoreRing) -> float:
+    """The neuron score of the last prompt token; NaN where there is none."""
+    return Answer(0, slot, len(output.prompt_token_ids)).signals(ring, 0).lead
+
+
+def refusal(risk: float, policy: Policy, index: int) -> Verdict:
+    """The verdict on an answer that is not going to exist."""
+    decision = Decision(True, Action.ABSTAINED)
+    return Verdict(index, policy, decision, risk, None, [], foreseen=risk, preempted=True)
+
+
+def emptied(output: Any, request_id: str, count: int) -> Any:
+    """The looking request's output as that of the request that asked, with ``count`` completions to be withheld."""
+    whole = copy(output)
+    whole.request_id = request_id
+    whole.outputs = []
+    for index in range(count):
+        completion = copy(output.outputs[0])
+        completion.index = index
+        whole.outputs.append(completion)
+    return whole

@@ -1,0 +1,103 @@
+"""Settle on a C, and measure with what it gives: one engine for each candidate.
+
+arXiv 2512.01797, section 6.1.3: the best sum of detection and of the model's accuracy without the neurons.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from guard.fit import evaluate
+from guard.fit.answers import judge_all
+from guard.fit.choose import Dealt
+from guard.fit.engines import Engines
+from guard.fit.judge import RemoteJudge
+from guard.fit.questions import prompt_of
+from guard.fit.train import Found
+from guard.fit.workspace import Workspace
+from guard.probe.bundle import Bundle
+from guard.probe.readout import Signals
+
+MEASURED, SUPPRESSED = "measured-{C:g}.jsonl", "suppressed.json"
+PARTS = ("calibration", "thresholds", "test")  # that are measured
+_AT_ONCE = 64  # fewer than an engine has score slots
+
+
+class Settle:
+    """``suppress``: how many of the questions that the neurons were found on are asked again without them."""
+
+    def __init__(
+        self,
+        work: Workspace,
+        dealt: Dealt,
+        judge: RemoteJudge | None,
+        longest: int,
+        suppress: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self._work, self._dealt, self._judge, self._longest, self._say = work, dealt, judge, longest, say
+        self._asked = [dealt.chosen[row].question for row in dealt.parts["train"]][:suppress]
+
+    async def run(
+        self, engines: Engines, candidates: Sequence[Found], bundles: Mapping[float, Bundle]
+    ) -> tuple[Found, dict[int, Signals]]:
+        """The candidate, and what its taps say of each measured answer, by row. ``bundles``: by C, to measure with."""
+        rows = [row for part in PARTS for row in self._dealt.parts[part]]
+        right: dict[str, int] = self._work.read_json(SUPPRESSED) if self._work.has(SUPPRESSED) else {}
+        measured: dict[float, dict[int, Signals]] = {}
+        for one in candidates:
+            name = MEASURED.format(C=one.C)
+            known = {row["row"]: evaluate.signals_from(row) for row in self._work.rows(name)}
+            open_ = [row for row in rows if row not in known]
+            missing = len(candidates) > 1 and f"{one.C:g}" not in right
+            if open_ or missing:
+                async with engines.guarded(bundles[one.C]) as engine:
+                    if missing:
+                        right[f"{one.C:g}"] = await self._right_without(engine)
+                        self._work.write_json(SUPPRESSED, right)
+                    known |= await self._measure(engine, name, open_)
+            measured[one.C] = known
+        best = self._best(candidates, right) if len(candidates) > 1 else candidates[0]
+        return best, {row: measured[best.C][row] for row in rows}
+
+    def _best(self, candidates: Sequence[Found], right: dict[str, int]) -> Found:
+        accuracy = {one.C: right[f"{one.C:g}"] / len(self._asked) for one in candidates}
+        auroc = {point.C: point.auroc for point in candidates[0].path}
+        best = max(candidates, key=lambda one: auroc[one.C] + accuracy[one.C])
+        for one in candidates:
+            self._say(
+                f"C={one.C:g}: AUROC {auroc[one.C]:.3f}, {accuracy[one.C]:.1%} of {len(self._asked)} questions right "
+                f"with its neurons off{' (chosen)' if one is best else ''}"
+            )
+        return best
+
+    async def _right_without(self, engine: Any) -> int:
+        """How many questions are answered right when the H-neurons are switched off."""
+        tokenizer, questions = engine.get_tokenizer(), self._dealt.questions
+
+        gate = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(i: int) -> str:
+            async with gate:
+                prompt = prompt_of(tokenizer, questions[i].text)
+                verdict = await engine.answer(prompt, self._longest, f"hguard-off-{i}", 0.0)
+            return str(tokenizer.decode(verdict.token_ids, skip_special_tokens=True))
+
+        texts = await asyncio.gather(*(one(i) for i in self._asked))
+        said = {i: [text] for i, text in zip(self._asked, texts, strict=True)}
+        verdicts = await judge_all(self._work, questions, said, self._judge)
+        return sum(verdict is True for (verdict,) in verdicts.values())
+
+    async def _measure(self, engine: Any, name: str, rows: Sequence[int]) -> dict[int, Signals]:
+        """What the taps say of these answers; each is kept as it comes."""
+        found = {}
+        with self._work.growing(name) as append:
+            for start in range(0, len(rows), _AT_ONCE):
+                part = rows[start : start + _AT_ONCE]
+                signals = await evaluate.measure(engine, [self._dealt.chosen[row] for row in part])
+                for row, one in zip(part, signals, strict=True):
+                    found[row] = one
+                    append({"row": row, **evaluate.signals_to(one)})
+        return found
