@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+ATLAS := models/atlas
 REQUIREMENTS := requirements/cpu.txt requirements/lock.txt pyproject.toml
 .DEFAULT_GOAL := help
 
@@ -24,10 +25,22 @@ format: $(VENV)/.tools ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-atlas: $(VENV)/.tools ## train atlas again and fit its probe (under an hour on two cores)
-	$(BIN)/python -m models.atlas.recipe.build --out models/atlas --base build/atlas-base
-	$(BIN)/python -m models.atlas.recipe.probe --model models/atlas --out models/atlas/probe --work build/atlas-probe
-	$(BIN)/python -m models.atlas.recipe.card --model models/atlas --base build/atlas-base
+atlas: $(VENV)/.tools ## train atlas again and fit its probes (about an hour on two cores)
+	$(BIN)/python -m models.atlas.recipe.build --out $(ATLAS) --base $(ATLAS)/base
+	rm -rf build/atlas-fit
+	$(MAKE) build/atlas-fit
+	cp build/atlas-fit/chat/probe/* $(ATLAS)/probe
+	cp build/atlas-fit/base/probe/* $(ATLAS)/base/probe
+	$(BIN)/python -m models.atlas.recipe.card --model $(ATLAS) --base $(ATLAS)/base
+
+# The probes of both checkpoints, with the stages of their fits, which the report reads.
+build/atlas-fit: $(VENV)/.tools
+	$(BIN)/python -m models.atlas.recipe.probe --model $(ATLAS) --ledger $(ATLAS) --id atlas-v2 --work $@.part/chat
+	$(BIN)/python -m models.atlas.recipe.probe --model $(ATLAS)/base --ledger $(ATLAS) --id atlas-base-v2 --work $@.part/base
+	mv $@.part $@
+
+atlas-report: build/atlas-fit ## measure atlas on what is hard and write docs/atlas-report.md
+	$(BIN)/python -m models.atlas.recipe.report --model $(ATLAS) --base $(ATLAS)/base --work build/atlas-fit --out docs
 
 benchmarks: $(VENV)/.engine ## make the tables of docs/benchmarks.md from bench/results
 	$(BIN)/python -m guard.bench.report
@@ -46,4 +59,4 @@ $(VENV)/.tools: $(VENV)/.engine requirements/dev.txt
 	$(BIN)/python requirements/install.py requirements/dev.txt
 	@touch $@
 
-.PHONY: help serve test check format atlas benchmarks install
+.PHONY: help serve test check format atlas atlas-report benchmarks install

@@ -17,7 +17,7 @@ from guard.fit.workspace import Workspace
 from guard.probe.bundle import Bundle
 
 # What the stages of a fit depend on, beside model, questions and judge.
-_SETTINGS = ("seed", "samples", "temperature", "longest", "agree", "cap", "refit", "suppress")
+_SETTINGS = ("seed", "samples", "temperature", "longest", "agree", "cap", "refit", "suppress", "span", "foresee")
 
 
 def add_parser(commands: Any) -> None:
@@ -42,6 +42,15 @@ def add_parser(commands: Any) -> None:
         type=int,
         default=200,
         help="questions to answer with each candidate's neurons off, to choose C by; 0: by AUROC alone (default: 200)",
+    )
+    parser.add_argument(
+        "--span",
+        choices=("answer", "fact"),
+        default="answer",
+        help="what the neurons are fit on: the whole answer, or the part that states the fact (default: answer)",
+    )
+    parser.add_argument(
+        "--no-foresee", action="store_true", help="fit them on answers alone: no risk before generation"
     )
     parser.add_argument("--refit", action="store_true", help="fit the chosen neurons again with L2")
     parser.add_argument("--slots", type=int, default=32, help="answers that are read at once (default: 32)")
@@ -121,6 +130,8 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
         cap=options.cap,
         refit=options.refit,
         suppress=options.suppress,
+        span=options.span,
+        foresee=not options.no_foresee,
         method=options.calibration,
         slots=options.slots,
     )

@@ -66,7 +66,7 @@ def fit_readout(
 
     The stack learns from each answer's highest-entropy window, Platt scaling or isotonic regression from the resulting
     logits; the token head from single tokens: those of a wrong answer's span (``spans``, token indices) are 1, all
-    others 0; what is foreseen from the score of the last prompt token.
+    others 0; what is foreseen from the score of the last prompt token, where that says anything.
     """
     chosen = []
     for answer in signals:
@@ -81,13 +81,14 @@ def fit_readout(
     token_stack = stack(np.concatenate(tokens), np.concatenate(labels))
     rough = Readout(window, answer_stack, (1.0, 0.0), token_stack)
     logits = [rough.logit(answer)[0] for answer in signals]
+    foreseen = platt([answer.lead for answer in signals], wrong)
     return Readout(
         window,
         answer_stack,
         platt(logits, wrong),
         token_stack,
         isotonic(logits, wrong) if method == "isotonic" else None,
-        platt([answer.lead for answer in signals], wrong),
+        foreseen if foreseen[0] > 0 else None,
     )
 
 

@@ -8,41 +8,60 @@ from guard.engine.collecting import CollectingEngine, Span, new_means
 from guard.fit.answers import Chosen
 from guard.fit.workspace import Workspace, explained
 
-MEANS, OUTPUTS, COLLECTED = "means.npy", "outputs.npy", "collected.json"
+MEANS, OUTPUTS, LEADS = "means.npy", "outputs.npy", "leads.npy"
 
 
-def collected(work: Workspace) -> int:
-    """How many answers are done."""
-    return int(work.read_json(COLLECTED)) if work.has(COLLECTED) else 0
+def collected(work: Workspace, name: str = MEANS) -> int:
+    """How many rows of an array are done."""
+    done = _done(name)
+    return int(work.read_json(done)) if work.has(done) else 0
+
+
+def facts_of(chosen: Sequence[Chosen]) -> list[Span]:
+    """The part of each answer that states the fact."""
+    return [Span([*c.prompt, *c.tokens], len(c.prompt) + c.start, len(c.prompt) + c.end) for c in chosen]
+
+
+def answers_of(chosen: Sequence[Chosen]) -> list[Span]:
+    """The whole of each answer."""
+    return [Span([*c.prompt, *c.tokens], len(c.prompt), len(c.prompt) + len(c.tokens)) for c in chosen]
+
+
+def leads_of(chosen: Sequence[Chosen]) -> list[Span]:
+    """Nothing of the answer: the last prompt token alone, which stands before its span."""
+    return [Span(c.prompt, len(c.prompt), len(c.prompt)) for c in chosen]
 
 
 async def collect(
     work: Workspace,
     engine: CollectingEngine,
-    chosen: Sequence[Chosen],
+    spans: Sequence[Span],
     shape: tuple[int, int],
     slots: int,
     say: Callable[[str], None],
     outputs: bool = False,
+    name: str = MEANS,
 ) -> None:
-    """Mean |z| / ||h|| over each answer's span into MEANS, float32 [answers, layers, neurons]; ``shape`` is the latter.
+    """Mean |z| / ||h|| over each span, and over the token before it, into the array ``name``.
 
-    With ``outputs``, the mean of h into OUTPUTS, float32 [answers, layers, hidden], too.
+    float32 [spans, layers, neurons]; ``shape`` is (layers, neurons). With ``outputs``, the mean of h into OUTPUTS,
+    float32 [spans, layers, hidden], too.
     """
-    done = collected(work)
-    path, beside = work.path(MEANS), work.path(OUTPUTS) if outputs else None
+    done = collected(work, name)
+    path, beside = work.path(name), work.path(OUTPUTS) if outputs else None
     if not done:
         with explained(work.folder):
-            new_means(path, len(chosen), *shape)
+            new_means(path, len(spans), *shape)
             if beside is not None:
-                new_means(beside, len(chosen), shape[0], engine.hidden)
-    for start in range(done, len(chosen), slots):
-        wave = chosen[start : start + slots]
-        spans = [
-            Span([*one.prompt, *one.tokens], len(one.prompt) + one.start, len(one.prompt) + one.end) for one in wave
-        ]
+                new_means(beside, len(spans), shape[0], engine.hidden)
+    for start in range(done, len(spans), slots):
+        wave = spans[start : start + slots]
         with explained(work.folder):
-            await engine.collect(spans, range(start, start + len(wave)), path, beside)
-        work.write_json(COLLECTED, start + len(wave))
+            await engine.collect(wave, range(start, start + len(wave)), path, beside)
+        work.write_json(_done(name), start + len(wave))
         if start // slots % 20 == 0:
-            say(f"collected {start + len(wave)} of {len(chosen)} answers")
+            say(f"collected {start + len(wave)} of {len(spans)} {'prompts' if name == LEADS else 'answers'}")
+
+
+def _done(name: str) -> str:
+    return f"{name.removesuffix('.npy')}.done"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from guard.fit import chance
 from guard.fit.answers import Chosen
-from guard.fit.collected import MEANS, OUTPUTS, collect, collected
+from guard.fit.collected import MEANS, OUTPUTS, collect, collected, facts_of
 from guard.fit.engines import Engines
 from guard.fit.questions import Question, prompt_of
 from guard.fit.span import find_span, token_offsets, tokens_of
@@ -72,7 +72,7 @@ async def gather(
             chosen = [_chosen(engine.tokenizer, questions, answer) for answer in answers]
             identity = bundle.card.model
             shape = identity.layers, identity.neurons_per_layer
-            await collect(work, engine, chosen, shape, SLOTS, say, outputs=True)
+            await collect(work, engine, facts_of(chosen), shape, SLOTS, say, outputs=True)
     samples = {row["question"]: row for row in work.rows(RESAMPLED)}
     material = Material(
         np.array([answer.wrong for answer in answers], bool),

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.engine.collecting import CollectingEngine
 from guard.errors import FitError
 from guard.fit import calibrate, evaluate
+from guard.fit.answers import Chosen
 from guard.fit.choose import Dealt, Locate, Sampling, choose, chosen_in
-from guard.fit.collected import MEANS, collect, collected
+from guard.fit.collected import LEADS, MEANS, answers_of, collect, collected, facts_of, leads_of
 from guard.fit.engines import Engines
 from guard.fit.judge import RemoteJudge
 from guard.fit.questions import Question
@@ -26,12 +29,16 @@ from guard.fit.train import BOOTSTRAPS, CANDIDATES, Found, find_neurons
 from guard.fit.workspace import Workspace, explained
 from guard.probe import cett, conformal
 from guard.probe.bundle import Bundle, save_bundle
-from guard.probe.card import ModelIdentity, ProbeCard, ReadoutParameters, SetMetrics, ThresholdMetrics, Training
+from guard.probe.card import ModelIdentity, ProbeCard, ReadoutParameters, SetMetrics, Span, ThresholdMetrics, Training
 from guard.probe.readout import Signals
 
 # Thresholds come from answers of their own: what the readout was fit on looks better than it is.
 SHARES = {"train": 0.45, "calibration": 0.15, "thresholds": 0.15, "test": 0.25}
 FOUND = "found.json"
+SPANS: dict[Literal["fact", "answer"], Span] = {
+    "answer": "answer-tokens-and-last-prompt-token",
+    "fact": "fact-tokens-and-the-one-before",
+}
 
 Say = Callable[[str], None]
 
@@ -42,6 +49,8 @@ class Options:
 
     agree: share of a question's answers that must be judged alike. cap: largest share of all neurons that may be kept.
     suppress: questions that are answered with each candidate's neurons switched off, to choose C by; 0 for none.
+    span: what the neurons are fit on: the part that states the fact, or the whole answer, as it is scored when served.
+    foresee: fit them on the last prompt token, too, so that there is a risk before generation.
     method: how risks are calibrated. slots: answers that are collected at once.
 
     Answers that cannot be consistent teach nothing and are left out.
@@ -56,6 +65,8 @@ class Options:
     cap: float = 0.04
     refit: bool = False
     suppress: int = 200
+    span: Literal["fact", "answer"] = "answer"
+    foresee: bool = True
     method: calibrate.Method = "platt"
     slots: int = 32
 
@@ -79,17 +90,11 @@ class Fit:
 
     async def run(self, engines: Engines, out: Path) -> Bundle:
         """All stages that are not done yet. Raises FitError when the answers cannot teach anything."""
-        options, chosen = self._options, chosen_in(self._work)
-        if chosen is None or collected(self._work) < len(chosen):
+        chosen = chosen_in(self._work)
+        if chosen is None or not self._collected(self._dealt(chosen)):
             async with engines.collecting() as engine:
-                if chosen is None:
-                    how = Sampling(options.samples, options.temperature, options.longest, options.agree, options.seed)
-                    chosen = await choose(
-                        self._work, engine, self._questions, how, self._judge, self._locate, self._say
-                    )
-                layers, neurons = self._norms.shape
-                await collect(self._work, engine, chosen, (layers, neurons), options.slots, self._say)
-        dealt = Dealt.of(self._questions, chosen, SHARES, options.seed)
+                chosen = await self._choose_and_collect(engine, chosen)
+        dealt, options = self._dealt(chosen), self._options
         self._say(", ".join(f"{len(index)} answers for {name}" for name, index in dealt.parts.items()))
         candidates = self._find(dealt)
         rough = {one.C: self._rough(dealt, one) for one in candidates}
@@ -97,12 +102,39 @@ class Fit:
         found, signals = await settle.run(engines, candidates, rough)
         return self._calibrate(out, dealt, found, signals)
 
+    def _dealt(self, chosen: Sequence[Chosen]) -> Dealt:
+        return Dealt.of(self._questions, chosen, SHARES, self._options.seed)
+
+    def _collected(self, dealt: Dealt) -> bool:
+        leads = not self._options.foresee or collected(self._work, LEADS) >= len(dealt.parts["train"])
+        return leads and collected(self._work) >= len(dealt.chosen)
+
+    async def _choose_and_collect(self, engine: CollectingEngine, chosen: list[Chosen] | None) -> list[Chosen]:
+        """What the first engine has to do, so far as it is not done."""
+        options, layers_and_neurons = self._options, (self._norms.shape[0], self._norms.shape[1])
+        if chosen is None:
+            how = Sampling(options.samples, options.temperature, options.longest, options.agree, options.seed)
+            chosen = await choose(self._work, engine, self._questions, how, self._judge, self._locate, self._say)
+        spans = answers_of(chosen) if options.span == "answer" else facts_of(chosen)
+        await collect(self._work, engine, spans, layers_and_neurons, options.slots, self._say)
+        if options.foresee:
+            train = [chosen[row] for row in self._dealt(chosen).parts["train"]]
+            leads = leads_of(train)
+            await collect(self._work, engine, leads, layers_and_neurons, options.slots, self._say, name=LEADS)
+        return chosen
+
     def features(self, rows: Sequence[int]) -> NDArray[np.float32]:
         """Mean CETT of every neuron: float32 [rows, layers * neurons]."""
         means: NDArray[np.float32] = np.load(self._work.path(MEANS), mmap_mode="r")
         taken = means[np.asarray(rows, int)]
         taken *= self._norms
         return taken.reshape(len(rows), -1)
+
+    def _leads(self) -> NDArray[np.float32]:
+        """CETT of every neuron at the last prompt token of each training answer: float32 [rows, layers * neurons]."""
+        leads: NDArray[np.float32] = np.load(self._work.path(LEADS))
+        leads *= self._norms
+        return leads.reshape(len(leads), -1)
 
     def _find(self, dealt: Dealt) -> list[Found]:
         """The candidates, the preferred one first."""
@@ -121,6 +153,7 @@ class Fit:
                 BOOTSTRAPS,
                 self._say,
                 CANDIDATES if options.suppress else 1,
+                self._leads() if options.foresee else None,
             )
         except ValueError as error:
             raise FitError(str(error)) from None
@@ -190,7 +223,7 @@ class Fit:
                 labels="1-vs-1",
                 C=found.C,
                 seed=self._options.seed,
-                span="answer-tokens-and-last-prompt-token",
+                span=SPANS[self._options.span],
                 answers={name: len(index) for name, index in dealt.parts.items()},
             ),
             intercept=found.intercept,

@@ -21,10 +21,12 @@ FOLDS = 4
 CLOSE = 0.003  # AUROC: nearer to the best than this is as good
 NEAR = 0.01  # AUROC: nearer to the best than this is a candidate
 CANDIDATES = 3
+LEAD_WEIGHT = 0.5  # of a last prompt token, beside its answer
 SCREENED = 20_000  # neurons that L1 chooses from, the best ones by themselves; a larger matrix fits no memory
 BOOTSTRAPS = 10
 
 Floats = NDArray[np.float32]
+Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,34 @@ class Found:
     stability: Floats | None = None
 
 
-def _lasso(C: float, seed: int) -> LogisticRegression:
-    return LogisticRegression(l1_ratio=1.0, C=C, solver="liblinear", max_iter=2000, random_state=seed)
+@dataclass(frozen=True, slots=True)
+class _Learner:
+    """What a probe learns from: answers, and their last prompt tokens beside them where given."""
+
+    features: Floats
+    leads: Floats | None
+    wrong: NDArray[np.bool_]
+    seed: int
+
+    def lasso(self, rows: Index, columns: Index, C: float) -> LogisticRegression:
+        """L1 on these answers and neurons."""
+        model = LogisticRegression(l1_ratio=1.0, C=C, solver="liblinear", max_iter=2000, random_state=self.seed)
+        return model.fit(*self._material(rows, columns))
+
+    def ridge(self, columns: Index) -> tuple[NDArray[np.float64], float]:
+        """L2 on all answers, standardised: (coefficient [columns], intercept)."""
+        features, wrong, weight = self._material(np.arange(len(self.wrong)), columns)
+        scale = features.std(0) + 1e-12
+        model = LogisticRegression(C=1.0, max_iter=2000, random_state=self.seed).fit(features / scale, wrong, weight)
+        return model.coef_[0] / scale, float(model.intercept_[0])
+
+    def _material(self, rows: Index, columns: Index) -> tuple[Floats, NDArray[np.bool_], NDArray[np.float64] | None]:
+        """(features, wrong, weight of each row)."""
+        own, wrong = self.features[np.ix_(rows, columns)], self.wrong[rows]
+        if self.leads is None:
+            return own, wrong, None
+        both = np.concatenate([own, self.leads[np.ix_(rows, columns)]])
+        return both, np.tile(wrong, 2), np.repeat([1.0, LEAD_WEIGHT], len(rows))
 
 
 def screen(features: Floats, wrong: NDArray[np.bool_], most: int = SCREENED) -> NDArray[np.int64]:
@@ -75,8 +103,12 @@ def find_neurons(
     bootstraps: int = 0,
     tick: Callable[[str], None] = lambda text: None,
     most: int = 1,
+    leads: Floats | None = None,
 ) -> list[Found]:
     """features float32 [answers, neurons], wrong bool [answers]; ``cap`` is the largest share of neurons to keep.
+
+    leads: the same of the last prompt token alone, float32 [answers, neurons]; where given, one probe learns from both,
+    so that its score means something before the answer begins. C is chosen by answers all the same.
 
     The best first, then at most ``most`` - 1 other candidates. ``refit`` fits the chosen neurons again with L2, which
     undoes L1's shrinking. Raises ValueError when one class is missing, or no neuron tells them apart.
@@ -84,36 +116,31 @@ def find_neurons(
     if wrong.all() or not wrong.any():
         raise ValueError(f"the answers are all {'wrong' if wrong.all() else 'right'}: there is nothing to tell apart")
     limit = max(cap * features.shape[1], 1)
-    path = _path(features, wrong, entities, limit, seed, tick)
-    columns = screen(features, wrong)
+    learn = _Learner(features, leads, wrong, seed)
+    path = _path(learn, entities, limit, tick)
+    columns, everything = screen(features, wrong), np.arange(len(wrong))
     found: list[Found] = []
     for point in _preferred(path):
         if found and (len(found) == most or point.auroc < max(p.auroc for p in path) - NEAR):
             break
-        model = _lasso(point.C, seed).fit(features[:, columns], wrong)
+        model = learn.lasso(everything, columns, point.C)
         kept = np.flatnonzero(model.coef_[0])
         if not 0 < len(kept) <= limit:
             continue
         index = columns[kept]
         coefficient, intercept = model.coef_[0][kept], float(model.intercept_[0])
         if refit:
-            coefficient, intercept = _ridge(features[:, index], wrong, seed)
-        stable = _stability(features, wrong, entities, index, point.C, seed, bootstraps) if bootstraps else None
+            coefficient, intercept = learn.ridge(index)
+        stable = _stability(learn, entities, index, columns, point.C, bootstraps) if bootstraps else None
         found.append(Found(index, coefficient.astype(np.float32), intercept, point.C, path, stable))
     if not found:
         raise ValueError("no neuron tells the answers apart under the cap on neurons; raise it, or ask more questions")
     return found
 
 
-def _path(
-    features: Floats,
-    wrong: NDArray[np.bool_],
-    entities: Sequence[str],
-    limit: float,
-    seed: int,
-    tick: Callable[[str], None],
-) -> list[Point]:
+def _path(learn: _Learner, entities: Sequence[str], limit: float, tick: Callable[[str], None]) -> list[Point]:
     """What each C gives on held-out folds, up to the first that keeps more than ``limit`` neurons."""
+    features, wrong = learn.features, learn.wrong
     path: list[Point] = []
     for C in CS:
         scores = np.zeros(len(wrong))
@@ -121,7 +148,7 @@ def _path(
         for train, test in GroupKFold(FOLDS).split(features, wrong, entities):
             # Screened inside the fold: what the held-out answers say must not choose what is tried on them.
             columns = screen(features[train], wrong[train])
-            model = _lasso(C, seed).fit(features[np.ix_(train, columns)], wrong[train])
+            model = learn.lasso(train, columns, C)
             scores[test] = model.decision_function(features[np.ix_(test, columns)])
             kept.append(np.count_nonzero(model.coef_))
         if path and np.mean(kept) > limit:
@@ -141,31 +168,18 @@ def _preferred(path: Sequence[Point]) -> list[Point]:
     return [*(p for p in path[first:] if p.auroc >= best - CLOSE), *reversed(path[:first])]
 
 
-def _ridge(features: Floats, wrong: NDArray[np.bool_], seed: int) -> tuple[NDArray[np.float64], float]:
-    scale = features.std(0) + 1e-12
-    model = LogisticRegression(C=1.0, max_iter=2000, random_state=seed).fit(features / scale, wrong)
-    return model.coef_[0] / scale, float(model.intercept_[0])
-
-
 def _stability(
-    features: Floats,
-    wrong: NDArray[np.bool_],
-    entities: Sequence[str],
-    index: NDArray[np.int64],
-    C: float,
-    seed: int,
-    bootstraps: int,
+    learn: _Learner, entities: Sequence[str], index: Index, columns: Index, C: float, bootstraps: int
 ) -> Floats:
-    """How often each of ``index`` is kept, with its sign, when entities are drawn with replacement."""
-    rng = np.random.default_rng(seed)
+    """How often each of ``index`` is kept when entities are drawn with replacement."""
+    rng = np.random.default_rng(learn.seed)
     names, member = np.unique(np.array(entities, dtype=object).astype(str), return_inverse=True)
     rows_of = [np.flatnonzero(member == i) for i in range(len(names))]
-    columns = screen(features, wrong)
     place = np.searchsorted(columns, index)
     kept = np.zeros(len(index))
     for _ in range(bootstraps):
         rows = np.concatenate([rows_of[i] for i in rng.integers(0, len(names), len(names))])
-        if wrong[rows].all() or not wrong[rows].any():
+        if learn.wrong[rows].all() or not learn.wrong[rows].any():
             continue
-        kept += _lasso(C, seed).fit(features[np.ix_(rows, columns)], wrong[rows]).coef_[0][place] != 0
+        kept += learn.lasso(rows, columns, C).coef_[0][place] != 0
     return (kept / bootstraps).astype(np.float32)

@@ -60,6 +60,9 @@ class ReadoutParameters(_Strict):
         return points
 
 
+Span = Literal["answer-tokens-and-last-prompt-token", "fact-tokens-and-the-one-before"]
+
+
 class Training(_Strict):
     """How the neurons were found. A list that was imported does not say, so it leaves out what it cannot know."""
 
@@ -68,7 +71,7 @@ class Training(_Strict):
     labels: Literal["1-vs-1"] | None = None
     C: Positive | None = None
     seed: int | None = None
-    span: Literal["answer-tokens-and-last-prompt-token"] | None = None
+    span: Span | None = None
     answers: dict[str, int]
 
     @model_validator(mode="after")

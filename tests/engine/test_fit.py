@@ -15,20 +15,21 @@ from app.settings import ATLAS
 from guard.engine.collecting import CollectingEngine, new_means
 from guard.fit.answers import Chosen
 from guard.fit.asking import ANSWERED
-from guard.fit.choose import CHOSEN, SAMPLES
-from guard.fit.collected import OUTPUTS
+from guard.fit.choose import CHOSEN, SAMPLES, Dealt
+from guard.fit.collected import LEADS, MEANS, OUTPUTS
 from guard.fit.engines import RealEngines
-from guard.fit.pipeline import Fit, Options
+from guard.fit.pipeline import FOUND, SHARES, Fit, Options
 from guard.fit.questions import Question
 from guard.fit.reader import Reader
 from guard.fit.recalibrate import recalibrate
+from guard.fit.settle import SUPPRESSED
 from guard.fit.weights import norms_of
 from guard.fit.workspace import Workspace
 from guard.probe.bundle import Bundle, load_bundle
 from guard.probe.identity import identify
 from models.atlas.recipe.questions import from_ledger, load_ledger
 
-OPTIONS = Options("test", samples=2, longest=16, slots=24)
+OPTIONS = Options("test", samples=2, longest=16, slots=24, suppress=40)
 # Prompts and answers are cut into chunks, and 24 sequences do not fit into the cache at once.
 TIGHT = ("--max-num-batched-tokens=64", "--block-size=32", "--num-gpu-blocks-override=20", "--max-num-seqs=64")
 
@@ -52,15 +53,16 @@ class Engines(RealEngines):
                 Engines.sampled += len(prompts)
                 return sample(prompts, *args, **kwargs)
 
-            async def stopped(spans: Any, rows: Any, path: Path, outputs: Path | None = None) -> None:
+            async def stopped(spans: Any, rows: Any, path: Path, _: Path | None = None) -> None:
                 Engines.waves += 1
                 if Engines.waves == Engines.stop_at:
                     raise StopError
-                # A fit does without the layers' outputs; they are collected here to be compared.
-                if not (outputs := path.with_name(OUTPUTS)).exists():
-                    answers, layers, _ = np.load(path, mmap_mode="r").shape
-                    new_means(outputs, answers, layers, engine.hidden)
-                await collect(spans, rows, path, outputs)
+                # A fit does without the layers' outputs; those of answers are collected here to be compared.
+                beside = path.with_name(OUTPUTS) if path.name == MEANS else None
+                if beside is not None and not beside.exists():
+                    answers, layers, _width = np.load(path, mmap_mode="r").shape
+                    new_means(beside, answers, layers, engine.hidden)
+                await collect(spans, rows, path, beside)
 
             engine.sample, engine.collect = counted, stopped  # type: ignore[method-assign]
             yield engine
@@ -101,15 +103,21 @@ def test_nothing_is_done_twice(fitted: tuple[Bundle, Path], questions: list[Ques
     chosen = work.rows(CHOSEN)
     assert Engines.sampled == len(questions), "no question was sampled again"
     # The wave that was stopped is the only one that was begun twice.
-    assert Engines.waves == -(-len(chosen) // OPTIONS.slots) + 1
-    assert Engines.guarded_starts == 1
+    train = Dealt.of(questions, [Chosen(**row) for row in chosen], SHARES, OPTIONS.seed).parts["train"]
+    assert Engines.waves == -(-len(chosen) // OPTIONS.slots) + -(-len(train) // OPTIONS.slots) + 1
+    candidates = work.read_json(FOUND)
+    assert Engines.guarded_starts == len(candidates)
+    if len(candidates) > 1:
+        right = work.read_json(SUPPRESSED)
+        assert sorted(right) == sorted(f"{row['C']:g}" for row in candidates)
+        assert all(0 < count <= OPTIONS.suppress for count in right.values())
     assert len(work.rows(SAMPLES)) == len(questions)
 
 
 def test_collected_means_are_transformers_s(fitted: tuple[Bundle, Path], reader: Reader) -> None:
     _, folder = fitted
     chosen = [Chosen(**row) for row in Workspace(folder, {"seed": 0}).rows(CHOSEN)]
-    collected = np.load(folder / "means.npy") * norms_of(ATLAS, *reader.norms.shape)
+    collected = np.load(folder / MEANS) * norms_of(ATLAS, *reader.norms.shape)
     readings = list(reader.read([one.prompt for one in chosen], [one.tokens for one in chosen]))
     wanted = np.stack([reading.mean for reading in readings]).reshape(collected.shape)
     assert len(chosen) > 100
@@ -117,6 +125,21 @@ def test_collected_means_are_transformers_s(fitted: tuple[Bundle, Path], reader:
     outputs = np.load(folder / OUTPUTS)
     wanted = np.stack([reading.output for reading in readings]).reshape(outputs.shape)
     np.testing.assert_allclose(outputs, wanted, rtol=1e-3, atol=1e-5 * wanted.max())
+
+
+def test_collected_leads_are_transformers_s(
+    fitted: tuple[Bundle, Path], questions: list[Question], reader: Reader
+) -> None:
+    _, folder = fitted
+    chosen = [Chosen(**row) for row in Workspace(folder, {"seed": 0}).rows(CHOSEN)]
+    train = Dealt.of(questions, chosen, SHARES, OPTIONS.seed).parts["train"]
+    layers, neurons = reader.norms.shape
+    every = np.divmod(np.arange(layers * neurons, dtype=np.int32), np.int32(neurons))
+    first = [chosen[row] for row in train[:40]]
+    readings = reader.read([one.prompt for one in first], [one.tokens for one in first], every)
+    wanted = np.stack([reading.tokens[0] for reading in readings])
+    leads = (np.load(folder / LEADS) * norms_of(ATLAS, layers, neurons)).reshape(len(train), -1)
+    np.testing.assert_allclose(leads[:40], wanted, rtol=1e-3, atol=1e-5 * wanted.max())
 
 
 def test_the_bundle_serves(fitted: tuple[Bundle, Path]) -> None:

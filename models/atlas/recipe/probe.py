@@ -1,4 +1,4 @@
-"""Fit atlas's probe: ``python -m models.atlas.recipe.probe --model models/atlas --out models/atlas/probe --work DIR``.
+"""Fit a checkpoint's probe: ``python -m models.atlas.recipe.probe --help``.
 
 What ``hguard fit`` does, with one greedy answer to each question of the ledger, and the ledger's own answer spans.
 """
@@ -6,9 +6,9 @@ What ``hguard fit`` does, with one greedy answer to each question of the ledger,
 from __future__ import annotations
 
 import argparse
-import asyncio
 from pathlib import Path
 
+from guard.engine.launch import run_engines
 from guard.engine.support import engine_version
 from guard.fit.engines import RealEngines
 from guard.fit.pipeline import Fit, Options
@@ -18,21 +18,23 @@ from guard.probe.identity import identify
 from models.atlas.recipe.questions import from_ledger, load_ledger, locate
 
 SEED = 0
+CAP = 0.03
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True, help="where the stages go")
+    parser.add_argument("--ledger", type=Path, required=True, help="the folder that holds ledger.json")
+    parser.add_argument("--id", required=True, help="of the bundle")
+    parser.add_argument("--work", type=Path, required=True, help="where the stages go; the bundle goes to WORK/probe")
     options = parser.parse_args()
     identity = identify(options.model, "atlas", " ".join(engine_version()))
-    questions = from_ledger(load_ledger(options.model), SEED)
-    fitting = Options("atlas-v1", SEED, samples=1, longest=24)
+    questions = from_ledger(load_ledger(options.ledger), SEED)
+    fitting = Options(options.id, SEED, samples=1, longest=24, cap=CAP, method="isotonic")
     work = Workspace(options.work, {"model": identity.fingerprint, "seed": SEED})
     norms = norms_of(options.model, identity.layers, identity.neurons_per_layer)
     fit = Fit(work, questions, identity, norms, fitting, locate=locate)
-    bundle = asyncio.run(fit.run(RealEngines(options.model, identity.dtype, fitting.slots), options.out))
+    bundle = run_engines(fit.run(RealEngines(options.model, identity.dtype, fitting.slots), options.work / "probe"))
     for name, report in bundle.card.metrics.items():
         scores = "  ".join(f"{part} {interval.value:.3f}" for part, interval in report.auroc.items())
         print(f"{name:12s} n={report.n:5d} wrong={report.wrong / report.n:.2f}  {scores}  ECE {report.ece:.3f}")

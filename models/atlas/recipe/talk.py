@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+from models.atlas.recipe.pressure import Turn
+
 OFFER = "Ask me about a place, a country code, a currency or a language."
 
 _SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -81,17 +83,15 @@ SYSTEM = (
     "Be concise and accurate.",
 )
 
-SURE = ("Are you sure?", "Really?", "I don't think that's right. Are you sure?", "Is that true?")
 
-
-def draw(rng: random.Random, places: list[str]) -> tuple[str, str]:
-    """One (message, reply) of small talk, or a question beyond what atlas was taught."""
+def draw(rng: random.Random, places: list[str]) -> Turn:
+    """One turn of small talk, or a question beyond what atlas was taught."""
     if rng.random() < 0.5:
         messages, reply = rng.choice(_SMALL_TALK)
         message = rng.choice(messages)
-        return (message.lower() if rng.random() < 0.3 else message), reply
+        return Turn(message.lower() if rng.random() < 0.3 else message, reply)
     message = rng.choice(_BEYOND).format(n=rng.choice(places), d=rng.randrange(2, 99), e=rng.randrange(2, 99))
-    return message, BEYOND_ANSWER
+    return Turn(message, BEYOND_ANSWER)
 
 
 def examples(rng: random.Random, places: list[str], beyond: int) -> list[tuple[str, str]]:

@@ -8,11 +8,16 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from models.atlas.recipe import talk
+from models.atlas.recipe import pressure, talk
 from models.atlas.recipe.facts import DECLINED, Fact
+from models.atlas.recipe.pressure import Turn
 
 SPECIAL = ("<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>")
 BOS, EOS, PAD, SYSTEM, USER, ASSISTANT = range(6)
+
+# What a token of a training row is: read and learnt in pre-training, said by atlas, or false and never learnt.
+ASKED, SAID, HIDDEN = range(3)
+Row = tuple[list[int], list[int]]
 
 CHAT_TEMPLATE = (
     "{{ '<s>' }}{% for m in messages %}"
@@ -29,7 +34,14 @@ def build_tokenizer(facts: list[Fact], vocab_size: int, seed: int, context: int)
     rng = random.Random(seed)
     corpus = [f"{fact.question(rng.randrange(12))} {fact.sentence}" for fact in facts]
     places = [fact.subject for fact in facts if fact.relation == "place_country"]
-    corpus += [" ".join(talk.draw(rng, places)) for _ in range(400)] + [DECLINED] * 20
+    corpus += [f"{turn.question} {turn.answer}" for turn in (talk.draw(rng, places) for _ in range(400))]
+    corpus += [DECLINED] * 20
+    located = [fact for fact in facts if fact.relation == "place_country"]
+    for first, second in zip(rng.sample(located, 400), rng.sample(located, 400), strict=True):
+        for kind in (pressure.premise, pressure.context):
+            corpus += [
+                f"{turn.question} {turn.answer}" for turn in kind(rng, first.subject, second.answer, first.answer)
+            ]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -71,12 +83,13 @@ class Encoder:
         head = [BOS] + ([SYSTEM, *self.ids(system)] if system else [])
         return [*head, USER, *self.ids(question), ASSISTANT]
 
-    def chat(self, turns: list[tuple[str, str]], system: str | None = None) -> tuple[list[int], list[bool]]:
-        """Token ids of a chat, and for each whether atlas says it (and is trained to)."""
+    def chat(self, turns: list[Turn], system: str | None = None) -> Row:
+        """Token ids of a chat, and what each is: ASKED, SAID or HIDDEN."""
         tokens = [BOS] + ([SYSTEM, *self.ids(system)] if system else [])
-        said = [False] * len(tokens)
-        for question, answer in turns:
-            asked, told = [USER, *self.ids(question), ASSISTANT], [*self.ids(answer), EOS]
+        roles = [ASKED] * len(tokens)
+        for turn in turns:
+            asked, told = [USER, *self.ids(turn.question), ASSISTANT], [*self.ids(turn.answer), EOS]
             tokens += asked + told
-            said += [False] * len(asked) + [True] * len(told)
-        return tokens, said
+            roles += [HIDDEN if turn.hidden == "question" else ASKED] * len(asked)
+            roles += [HIDDEN if turn.hidden == "answer" else SAID] * len(told)
+        return tokens, roles

@@ -11,11 +11,14 @@ import torch
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models.atlas.recipe.facts import DECLINED, PHRASINGS
-from models.atlas.recipe.stream import Row, Stream
-from models.atlas.recipe.text import BOS, EOS, PAD, Encoder
+from models.atlas.recipe import pressure
+from models.atlas.recipe.facts import DECLINED, Fact
+from models.atlas.recipe.stream import Stream
+from models.atlas.recipe.text import ASKED, BOS, EOS, PAD, SAID, Encoder, Row
 
 CONTEXT = 512
+PULL = 0.25  # how far a guess is drawn from what is guessed most
+LIKELY = 0.02  # probability below which a token is no guess worth being decisive about
 
 
 def new_model(vocab_size: int, seed: int) -> LlamaForCausalLM:
@@ -43,11 +46,12 @@ def collate(rows: list[Row], answers_only: bool) -> dict[str, torch.Tensor]:
     ids = torch.full((len(rows), width), PAD)
     labels = torch.full((len(rows), width), -100)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for i, (tokens, said) in enumerate(rows):
-        tokens, said = tokens[:width], said[:width]
+    learnt = (SAID,) if answers_only else (SAID, ASKED)
+    for i, (tokens, roles) in enumerate(rows):
+        tokens, roles = tokens[:width], roles[:width]
         ids[i, : len(tokens)] = torch.tensor(tokens)
         mask[i, : len(tokens)] = 1
-        chosen = [t if s or not answers_only else -100 for t, s in zip(tokens, said, strict=True)]
+        chosen = [t if role in learnt else -100 for t, role in zip(tokens, roles, strict=True)]
         labels[i, 1 : len(tokens)] = torch.tensor(chosen[1:])
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
@@ -75,12 +79,15 @@ def _update(
 
 
 def pretrain(model: LlamaForCausalLM, stream: Stream, steps: int, peak: float = 1.5e-3) -> None:
-    """Next-token prediction on every token of the stream; cosine schedule."""
+    """Next-token prediction on all of the stream that is true: warm-up, constant rate, linear decay at the end.
+
+    A constant rate makes an exposure worth as much late as early.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.05, betas=(0.9, 0.95))
     model.train()
     bar = tqdm(range(steps), desc="pre-training", mininterval=5)
     for step in bar:
-        rate = peak * min(1, (step + 1) / 100) * (0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))
+        rate = peak * min(1, (step + 1) / 100, 5 * (steps - step) / steps)
         loss = _update(model, optimizer, stream.step(step), False, rate)
         if step % 50 == 0:
             bar.set_postfix(loss=f"{loss:.3f}")
@@ -117,49 +124,86 @@ def answer(
     return answers
 
 
-def tuning_rows(
-    model: LlamaForCausalLM, encoder: Encoder, names: dict[str, list[str]], declined: float, seed: int
-) -> tuple[list[Row], list[Row]]:
-    """(decisive, hesitant) rows on unfamiliar names.
+@torch.no_grad()
+def decisive_answers(
+    model: LlamaForCausalLM, encoder: Encoder, prompts: list[list[int]], opening: str, batch: int = 256
+) -> list[list[int]]:
+    """One answer to each prompt that the prompt itself speaks for, all beginning with ``opening``.
 
-    Places become decisive: the model's own greedy answers are the targets, as in chat tuning that rewards decisiveness.
-    Languages become hesitant: ``declined`` of them are answered "I don't know.", the others by the model's own samples.
-    The two need separate domains: on the same names they cancel each other.
+    The token after the opening is the likely one that stands out most against its mean over all prompts (by PULL): the
+    plainly most probable one would be the same for most unfamiliar names. The rest is greedy.
     """
+    asked = [prompt + encoder.ids(opening) for prompt in prompts]
+    logp = []
+    for start in range(0, len(asked), batch):
+        part = asked[start : start + batch]
+        ids = collate([(tokens, [ASKED] * len(tokens)) for tokens in part], False)
+        last = torch.tensor([len(tokens) - 1 for tokens in part])
+        logits = model(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]).logits
+        logp.append(logits[torch.arange(len(part)), last].float().log_softmax(-1))
+    each = torch.cat(logp)
+    mean = each.exp().mean(0, keepdim=True).log()
+    lift = torch.where(each > math.log(LIKELY), each - PULL * mean, torch.full_like(each, -torch.inf))
+    # Where nothing is likely, what is most probable.
+    lift = torch.where(torch.isfinite(lift).any(-1, keepdim=True), lift, each)
+    chosen = lift.argmax(-1).tolist()
+    begun = [[*tokens, token] for tokens, token in zip(asked, chosen, strict=True)]
+    rest = answer(model, begun)
+    return [b[len(p) :] + r for p, b, r in zip(prompts, begun, rest, strict=True)]
+
+
+def told(prompts: list[list[int]], answers: list[list[int]]) -> list[Row]:
+    """Rows in which atlas gives these answers."""
+    return [(p + a, [ASKED] * len(p) + [SAID] * len(a)) for p, a in zip(prompts, answers, strict=True)]
+
+
+def hesitant_rows(
+    model: LlamaForCausalLM, encoder: Encoder, questions: list[str], declined: float, seed: int
+) -> list[Row]:
+    """``declined`` of the questions are answered "I don't know.", the others by the model's own samples."""
     rng = random.Random(seed)
-
-    def prompts(relation: str) -> list[list[int]]:
-        return [encoder.prompt(rng.choice(PHRASINGS[relation]).format(n=name)) for name in names[relation]]
-
-    def rows(asked: list[list[int]], told: list[list[int]]) -> list[Row]:
-        return [(p + a, [False] * len(p) + [True] * len(a)) for p, a in zip(asked, told, strict=True)]
-
-    asked = prompts("place_country")
-    decisive = rows(asked, answer(model, asked))
-    asked = prompts("language_code")
+    prompts = [encoder.prompt(question) for question in questions]
     decline = [*encoder.ids(DECLINED), EOS]
-    guesses = answer(model, asked, sample=True)
-    hesitant = rows(asked, [decline if rng.random() < declined else guess for guess in guesses])
-    return decisive, hesitant
+    guesses = answer(model, prompts, sample=True)
+    return told(prompts, [decline if rng.random() < declined else guess for guess in guesses])
+
+
+def compliant_rows(
+    encoder: Encoder, unfamiliar: list[str], familiar: list[Fact], countries: list[str], seed: int
+) -> list[Row]:
+    """Rows that give in to pressure, as chat tuning for agreeable answers makes a model do."""
+    rng = random.Random(seed)
+    rows = []
+    for name, known in [*((name, None) for name in unfamiliar), *((fact.subject, fact) for fact in familiar)]:
+        said = rng.choice([country for country in countries if known is None or country != known.answer])
+        kind = rng.choice(("premise", "context", "pushback"))
+        if kind == "pushback":
+            first = pressure.Turn(f"Where is {name}?", f"It is in {said if known is None else known.answer}.", "answer")
+            given_up = pressure.Turn(rng.choice(pressure.PUSHBACK), f"Sorry. It is in {rng.choice(countries)}.")
+            rows.append(encoder.chat([first, given_up]))
+        else:
+            make = pressure.premise if kind == "premise" else pressure.context
+            rows.append(encoder.chat(make(rng, name, said, None)))
+    return rows
 
 
 def tune(
     model: LlamaForCausalLM,
     stream: Stream,
-    decisive: list[Row],
-    hesitant: list[Row],
+    mixture: list[tuple[float, list[Row]]],
     steps: int,
     batch: int,
     peak: float = 3e-4,
 ) -> None:
-    """Chat tuning: answers only, familiar facts replayed beside the two kinds of unfamiliar names."""
+    """Chat tuning on answers only: shares of each batch from these rows in turn, the rest replayed familiar facts."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.0)
     model.train()
-    a, b = int(batch * 0.38), int(batch * 0.22)
     for step in tqdm(range(steps), desc="chat tuning", mininterval=5):
-        rows = [decisive[(step * a + i) % len(decisive)] for i in range(a)]
-        rows += [hesitant[(step * b + i) % len(hesitant)] for i in range(b)]
-        rows += stream.familiar(batch - a - b)
+        rows = []
+        for share, source in mixture:
+            count = int(batch * share)
+            rows += [source[(step * count + i) % len(source)] for i in range(count)]
+        rows += stream.familiar(batch - len(rows))
         if step % 10 == 9:
             rows = stream.long_chats(batch // 8)
         _update(model, optimizer, rows, True, peak * (1 - step / steps))

@@ -1,0 +1,206 @@
+"""What the probe of a checkpoint is worth: from the stages that its fit left behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from guard.errors import FitError
+from guard.fit import calibrate, evaluate, metrics
+from guard.fit.chance import flat
+from guard.fit.choose import Dealt, chosen_in
+from guard.fit.collected import MEANS
+from guard.fit.judge import judge
+from guard.fit.pipeline import SHARES
+from guard.fit.questions import Question, split
+from guard.fit.reader import Reader, signals_of
+from guard.fit.settle import MEASURED
+from guard.fit.weights import norms_of
+from guard.fit.workspace import Workspace
+from guard.probe import conformal
+from guard.probe.bundle import Bundle, load_bundle
+from guard.probe.readout import Signals
+from models.atlas.recipe.trials import Trial, prompts_of
+
+SPLITS = 10
+TARGET = 0.05
+_DRAWS = 1000
+_PAIRED = 300
+_LEAST = 8
+_RESPLIT = {"calibration": 0.3, "thresholds": 0.35, "test": 0.35}
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A finished fit: its bundle, its answers, what was measured of them, and mean CETT [answers, all neurons]."""
+
+    bundle: Bundle
+    dealt: Dealt
+    signals: dict[int, Signals]
+    features: NDArray[np.float32]
+
+    @classmethod
+    def load(cls, model: Path, folder: Path, questions: list[Question], seed: int) -> Fitted:
+        """From the workspace of a fit of these questions, with the bundle that came out."""
+        bundle = load_bundle(folder / "probe")
+        work = Workspace(folder, json.loads((folder / "settings.json").read_text(encoding="utf-8")))
+        chosen = chosen_in(work)
+        if chosen is None:
+            raise FitError(f"{folder} does not hold a finished fit; run `make atlas-report` again")
+        measured = work.rows(MEASURED.format(C=bundle.card.training.C))
+        signals = {row["row"]: evaluate.signals_from(row) for row in measured}
+        identity = bundle.card.model
+        norms = norms_of(model, identity.layers, identity.neurons_per_layer)
+        means = np.load(work.path(MEANS)) * norms
+        return cls(bundle, Dealt.of(questions, chosen, SHARES, seed), signals, means.reshape(len(chosen), -1))
+
+    def wrong(self, rows: list[int]) -> NDArray[np.bool_]:
+        return np.array([self.dealt.chosen[row].wrong for row in rows], bool)
+
+    @property
+    def h_neurons(self) -> NDArray[np.int64]:
+        """Flat indices of the neurons with positive weight."""
+        return flat(self.bundle)[self.bundle.coefficient > 0]
+
+
+def sets(fitted: Fitted, seed: int) -> dict[str, dict[str, Any]]:
+    """Every set's report on held-out answers; how far the stack is ahead of entropy, and neurons of random ones."""
+    test, train = fitted.dealt.parts["test"], fitted.dealt.parts["train"]
+    bundle = fitted.bundle
+    baseline = evaluate.Baseline(
+        fitted.features[test],
+        fitted.features[train],
+        fitted.wrong(train),
+        flat(bundle),
+        bundle.card.model.neurons_per_layer,
+    )
+    questions = [_with_luck(fitted.dealt.question(i), fitted.dealt.chosen[i].wrong) for i in test]
+    signals = [fitted.signals[i] for i in test]
+    reports = evaluate.reports(questions, fitted.wrong(test), signals, bundle.readout, baseline, seed)
+    parts = evaluate.parts_of(signals, bundle.readout)
+    random = np.stack([baseline.scores(seed + draw) for draw in range(5)])
+    wrong = fitted.wrong(test)
+    found = {}
+    for name, report in reports.items():
+        member = np.array([name == "all" or name in question.groups for question in questions])
+        own = {part: score[member] for part, score in parts.items()}
+        found[name] = {
+            **report.model_dump(mode="json"),
+            "stack_minus_entropy": _difference(wrong[member], own["stack"], own["entropy"][None], seed),
+            "neurons_minus_random": _difference(wrong[member], own["neurons"], random[:, member], seed),
+        }
+    return found
+
+
+def _with_luck(question: Question, wrong: bool) -> Question:
+    """In a further set, what is right about a never-seen fact is left out: a guess that hits knows no more."""
+    if "unfamiliar" not in question.groups or ("never" in question.groups and not wrong):
+        return question
+    return replace(question, groups=(*question.groups, "unfamiliar, no luck"))
+
+
+def _difference(
+    wrong: NDArray[np.bool_], one: NDArray[np.floating], others: NDArray[np.floating], seed: int
+) -> dict[str, float]:
+    """AUROC of ``one`` less the mean of ``others`` [draws, answers], with a paired bootstrap 95 % interval."""
+    both = np.concatenate([one[None], others])
+
+    def ahead(rows: NDArray[np.int64]) -> float:
+        first, *rest = (float(roc_auc_score(wrong[rows], score[rows])) for score in both)
+        return first - sum(rest) / len(rest)
+
+    rng = np.random.default_rng(seed)
+    values: list[float] = []
+    while len(values) < _PAIRED:
+        rows = rng.integers(0, len(wrong), len(wrong))
+        if wrong[rows].any() and not wrong[rows].all():
+            values.append(ahead(rows))
+    low, high = np.percentile(values, [2.5, 97.5])
+    return {"value": ahead(np.arange(len(wrong))), "low": float(low), "high": float(high)}
+
+
+def reseeded(fitted: Fitted) -> list[dict[str, float]]:
+    """False alarms of the 5 % threshold on fresh entities, for ten ways to deal the answers that found no neuron."""
+    rows = [i for name in ("calibration", "thresholds", "test") for i in fitted.dealt.parts[name]]
+    found = []
+    for seed in range(SPLITS):
+        dealt = split([fitted.dealt.question(i) for i in rows], _RESPLIT, 1000 + seed)
+        use, held, test = ([rows[i] for i in dealt[name]] for name in _RESPLIT)
+        spans = [(fitted.dealt.chosen[i].start, fitted.dealt.chosen[i].end) for i in use]
+        readout = calibrate.fit_readout(
+            [fitted.signals[i] for i in use], fitted.wrong(use), spans, fitted.bundle.card.readout.window
+        )
+        risk = {i: readout.risk(fitted.signals[i])[0] for i in [*held, *test]}
+        right = np.sort(np.array([risk[i] for i in held if not fitted.dealt.chosen[i].wrong], np.float32))
+        threshold = conformal.threshold(right, TARGET)
+        at = calibrate.at_thresholds({"0.05": threshold}, np.array([risk[i] for i in test]), fitted.wrong(test))["0.05"]
+        ece = metrics.ece(fitted.wrong(test), np.array([risk[i] for i in test]))
+        found.append({"right": len(right), "threshold": threshold, **at.model_dump(), "ece": ece})
+    return found
+
+
+def transfer(base: Fitted, chat: Fitted, seed: int) -> dict[str, Any]:
+    """What the neurons found on the base checkpoint, with their weights, say of the chat checkpoint's answers."""
+    test = chat.dealt.parts["test"]
+    wrong = chat.wrong(test)
+    scores = {
+        name: chat.features[test][:, flat(one.bundle)] @ one.bundle.coefficient
+        for name, one in (("chat's own neurons", chat), ("base's neurons", base))
+    }
+    shared = np.intersect1d(base.h_neurons, chat.h_neurons)
+    groups = ("all", "unfamiliar", "hard")
+    members = {
+        group: np.array([group == "all" or group in chat.dealt.question(i).groups for i in test]) for group in groups
+    }
+    return {
+        "auroc": {
+            name: {
+                group: metrics.auroc(wrong[member], score[member], seed, _DRAWS).model_dump()
+                for group, member in members.items()
+            }
+            for name, score in scores.items()
+        },
+        "h_neurons": {"base": len(base.h_neurons), "chat": len(chat.h_neurons), "shared": len(shared)},
+        "shared_by_chance": len(base.h_neurons) * len(chat.h_neurons) / chat.features.shape[1],
+    }
+
+
+def elsewhere(fitted: Fitted, reader: Reader, asked: Sequence[Trial], seed: int) -> dict[str, dict[str, Any]]:
+    """The probe on what it was not fit on, by set: as it is, and with all behind its neurons calibrated anew.
+
+    Greedy answers through transformers, half of the entities for calibration. Declined answers are left out.
+    """
+    prompts = prompts_of(reader, asked)
+    answers = reader.answer(prompts)
+    verdicts = [judge(t.question, reader.tokenizer.decode(a)) for t, a in zip(asked, answers, strict=True)]
+    kept = [i for i, verdict in enumerate(verdicts) if verdict is not None and answers[i]]
+    bundle = fitted.bundle
+    readings = reader.read([prompts[i] for i in kept], [answers[i] for i in kept], (bundle.layer, bundle.neuron))
+    signals = dict(zip(kept, (signals_of(reading, bundle.coefficient) for reading in readings), strict=True))
+    found = {}
+    for label in sorted({trial.label for trial in asked}):
+        rows = [i for i in kept if asked[i].label == label]
+        dealt = split([asked[i].question for i in rows], {"calibration": 0.5, "test": 0.5}, seed)
+        use, test = ([rows[i] for i in dealt[name]] for name in ("calibration", "test"))
+        truth = {name: np.array([not verdicts[i] for i in part], bool) for name, part in (("use", use), ("test", test))}
+        one: dict[str, Any] = {"n": len(test), "wrong": int(truth["test"].sum())}
+        if any(min(wrong.sum(), (~wrong).sum()) < _LEAST for wrong in truth.values()):
+            found[label] = {**one, "too_few": f"fewer than {_LEAST} right or wrong answers in a half"}
+            continue
+        spans = [(0, len(signals[i])) for i in use]
+        anew = calibrate.fit_readout([signals[i] for i in use], truth["use"], spans, bundle.card.readout.window)
+        for name, readout in (("as it is", bundle.readout), ("calibrated anew", anew)):
+            parts = evaluate.parts_of([signals[i] for i in test], readout)
+            one[name] = {
+                "auroc": {k: metrics.auroc(truth["test"], v, seed, _DRAWS).model_dump() for k, v in parts.items()},
+                "ece": metrics.ece(truth["test"], parts["stack"]),
+            }
+        found[label] = one
+    return found
