@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from guard.engine.support import engine_version
 from guard.errors import FitError
@@ -71,12 +70,7 @@ async def recalibrate(
             "metrics": measured,
         }
     )
-    tensors: dict[str, NDArray[np.generic]] = {
-        "layer": bundle.layer,
-        "neuron": bundle.neuron,
-        "coefficient": bundle.coefficient,
-        "folded": bundle.folded,
-        **risks,
-    }
+    # A risk before generation that the old bundle gave may say nothing of these questions.
+    kept_tensors = {name: tensor for name, tensor in bundle.tensors.items() if name != "right_foreseen"}
     with explained(out):
-        return save_bundle(out, card, tensors)
+        return save_bundle(out, card, {**kept_tensors, **risks})

@@ -57,6 +57,12 @@ class Bundle:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
+    def tensors(self) -> dict[str, NDArray[np.generic]]:
+        """What ``save_bundle`` takes."""
+        found = {name: getattr(self, name) for name in (*TENSORS, *OPTIONAL)}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    @property
     def h_neurons(self) -> int:
         """How many neurons have a positive coefficient: the H-Neurons, and the ones that can be dampened."""
         return int((self.coefficient > 0).sum())

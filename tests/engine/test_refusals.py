@@ -22,7 +22,7 @@ from guard.engine.canary import require_live_taps
 from guard.engine.launch import engine_arguments, guarded_engine
 from guard.errors import BundleError, GuardError, TapError
 from guard.fit.reader import Reader
-from guard.probe.bundle import TENSORS, Bundle, load_bundle, save_bundle
+from guard.probe.bundle import Bundle, load_bundle, save_bundle
 from guard.probe.card import ModelIdentity
 from guard.probe.identity import chat_template_hash, identify, weights_fingerprint
 from tests.conftest import make_card, make_tensors
@@ -52,7 +52,7 @@ def nothing_runs_on() -> Iterator[None]:
 def deeper(atlas_bundle: Bundle, tmp_path: Path) -> Bundle:
     """Atlas's probe as it would be for a model of six layers: its last neuron lies in one that atlas lacks."""
     card = atlas_bundle.card.model_copy(update={"model": atlas_bundle.card.model.model_copy(update={"layers": 6})})
-    tensors = {name: getattr(atlas_bundle, name) for name in TENSORS}
+    tensors: dict[str, Any] = atlas_bundle.tensors
     tensors["layer"] = np.append(atlas_bundle.layer[:-1], np.int32(5))
     return save_bundle(tmp_path / "deeper", card, tensors)
 
@@ -77,7 +77,7 @@ def test_a_probe_without_neurons(bundle: Bundle, capsys: pytest.CaptureFixture[s
 
 def test_a_probe_that_changes_while_the_engine_starts(atlas_bundle: Bundle, tmp_path: Path) -> None:
     """The worker notices, in another process; its reason must reach the operator."""
-    tensors = {name: getattr(atlas_bundle, name) for name in TENSORS}
+    tensors: dict[str, Any] = atlas_bundle.tensors
     read = save_bundle(tmp_path / "probe", atlas_bundle.card, tensors)
 
     @asynccontextmanager
