@@ -222,5 +222,10 @@ def _finish(fitting: Coroutine[Any, Any, Bundle], work: Workspace, out: Path) ->
     for group, report in bundle.card.metrics.items():
         parts = "  ".join(f"{part} {interval.value:.3f}" for part, interval in report.auroc.items())
         print(f"{group:14s} n={report.n:5d} wrong={report.wrong / report.n:.2f}  {parts}  ECE {report.ece:.3f}")
+    for target, at in (bundle.card.at_thresholds or {}).items():
+        print(
+            f"at most {float(target):.0%} false alarms: threshold {bundle.card.thresholds[target]:.3f} withholds "
+            f"{at.false_alarms:.1%} of right and {at.caught:.1%} of wrong answers; coverage {at.coverage:.1%}"
+        )
     print(f"{bundle.card.id}, revision {bundle.revision}, is in {out}")
     return 0

@@ -45,7 +45,7 @@ class Writer:
             "risk": verdict.risk,
             "flagged": verdict.decision.flagged,
             "action": verdict.decision.action.value,
-            "threshold": verdict.policy.threshold,
+            "threshold": verdict.policy.preempt if verdict.preempted else verdict.policy.threshold,
             "scored_tokens": verdict.scored_tokens,
         }
         if verdict.foreseen is not None:

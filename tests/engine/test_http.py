@@ -163,6 +163,11 @@ def test_refusing_before_generation(client: openai.OpenAI, http: httpx.Client) -
     assert (one["action"], one["flagged"], one["scored_tokens"]) == ("abstained", True, 0)
     assert one["risk"] == one["preemptive"]
     assert "peak" not in one
+    at_rate = {"mode": "abstain", "preempt": True, "target_fpr": 0.1}
+    refused, card = result(ask(client, FABRICATED[1], at_rate)), http.get("/v1/probe").json()
+    assert refused["preempted"] is True
+    assert refused["threshold"] not in card["thresholds"].values(), "a threshold of its own"
+    assert refused["threshold"] <= refused["risk"]
     chunks = list(ask(client, FABRICATED[1], options, stream=True))
     deltas = [choice for chunk in chunks for choice in chunk.choices]
     assert deltas[-1].finish_reason == "content_filter"
