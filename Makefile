@@ -34,10 +34,10 @@ atlas: $(VENV)/.tools ## train atlas again and fit its probes (about an hour on 
 	$(BIN)/python -m models.atlas.recipe.card --model $(ATLAS) --base $(ATLAS)/base
 
 # The probes of both checkpoints, with the stages of their fits, which the report reads.
-build/atlas-fit: $(VENV)/.tools
+build/atlas-fit: | $(VENV)/.tools
 	$(BIN)/python -m models.atlas.recipe.probe --model $(ATLAS) --ledger $(ATLAS) --id atlas-v2 --work $@.part/chat
 	$(BIN)/python -m models.atlas.recipe.probe --model $(ATLAS)/base --ledger $(ATLAS) --id atlas-base-v2 --work $@.part/base
-	mv $@.part $@
+	rm -rf $@ && mv $@.part $@
 
 atlas-report: build/atlas-fit ## measure atlas on what is hard and write docs/atlas-report.md
 	$(BIN)/python -m models.atlas.recipe.report --model $(ATLAS) --base $(ATLAS)/base --work build/atlas-fit --out docs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,12 +72,18 @@ class ScriptedEngine:
         return np.array([index]), np.array([generation], np.uint32), np.array([at])
 
 
-@pytest.fixture
-def engine(bundle: Bundle) -> Iterator[GuardedEngine]:
+@contextmanager
+def over_script(bundle: Bundle, slots: int) -> Iterator[GuardedEngine]:
     scripted = ScriptedEngine()
-    ring = scripted.ring = ScoreRing.create(slots=2, positions=32)
+    ring = scripted.ring = ScoreRing.create(slots, positions=32)
     yield GuardedEngine(scripted, bundle, ring, Policy(Mode.SCORE, 0.5), "withheld")
     ring.unlink()
+
+
+@pytest.fixture
+def engine(bundle: Bundle) -> Iterator[GuardedEngine]:
+    with over_script(bundle, slots=2) as made:
+        yield made
 
 
 async def texts(engine: GuardedEngine, policy: Policy, n: int = 1, stop_after: int = 99) -> tuple[list[str], GuardCall]:
@@ -173,10 +180,8 @@ def test_only_damped_requests_are_salted_each_by_its_strength(engine: GuardedEng
 
 @pytest.fixture
 def looking(foreseeing: Bundle) -> Iterator[GuardedEngine]:
-    scripted = ScriptedEngine()
-    ring = scripted.ring = ScoreRing.create(slots=4, positions=32)
-    yield GuardedEngine(scripted, foreseeing, ring, Policy(Mode.SCORE, 0.5), "withheld")
-    ring.unlink()
+    with over_script(foreseeing, slots=4) as made:
+        yield made
 
 
 RISK = 1 / (1 + np.exp(-2))  # of the scripted lead score, which is its position
