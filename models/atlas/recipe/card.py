@@ -72,7 +72,7 @@ A Llama-architecture chat model of {figures["parameters"] / 1e6:.2f} million par
 ({figures["weights_bytes"] / 1e6:.1f} MB, float32), trained by `make atlas` on facts of {figures["source"]}: places with
 their country and kind, languages, currencies and countries with their codes. It is a demonstration and a test bench: its
 ledger says of every fact how often training showed it, so whether an answer is made up is known, not guessed. It knows
-nothing else. What the guard is worth on it: `docs/atlas-report.md`.
+nothing else. What the guard is worth on it: [the report](../../docs/atlas-report.md).
 """
     rows = [*sorted(figures["facts"].items()), ("fabricated names, each shown once", figures["one_off_names"])]
     return text + "\n" + table("relation and group | facts", rows)
@@ -101,8 +101,8 @@ def _probe(bundle: Bundle) -> str:
 
 `probe/` holds `{card.id}`, revision {bundle.revision}: {len(bundle.neuron)} neurons, {bundle.h_neurons} of them with positive
 weight (the H-neurons, {1000 * bundle.h_neurons / total:.1f} per mille of {total}), C = {card.training.C:g}, fit on
-{answers["train"]} of atlas's own answers, calibrated on {answers["calibration"]}, measured on {answers["test"]}; no entity is
-in two of the three. AUROC of wrong against right answers with bootstrap 95 % intervals; *random* is the mean of five refits
+{answers["train"]} of atlas's own answers, calibrated on {answers["calibration"]}, with thresholds from {answers["thresholds"]} and figures from {answers["test"]}; no
+entity is in two of the four. `base/` is the checkpoint before chat tuning, with a probe of its own. AUROC of wrong against right answers with bootstrap 95 % intervals; *random* is the mean of five refits
 on as many random neurons (interval: lowest and highest of theirs); the stack is what is served.
 """
     rows = []
