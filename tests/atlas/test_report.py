@@ -32,8 +32,8 @@ def test_the_page_is_made_of_the_figures(figures: dict[str, Any]) -> None:
 
 def test_the_figures_are_of_the_probes_that_ship(figures: dict[str, Any]) -> None:
     for name, folder in (("chat", ATLAS), ("base", ATLAS / "base")):
-        probe = figures["probes"][name]
-        assert probe["revision"] == load_bundle(folder / "probe").revision
+        probe, bundle = figures["probes"][name], load_bundle(folder / "probe")
+        assert (probe["id"], probe["neurons"]) == (bundle.card.id, len(bundle.neuron))
         assert probe["shipped"]
 
 
