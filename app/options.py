@@ -60,10 +60,12 @@ class Defaults:
         cls, mode: Mode, threshold: float | None, target_fpr: float, bundle: Bundle, preempt: bool = False
     ) -> Defaults:
         """Raises RequestError when thresholds are asked for that the bundle cannot give."""
-        foreseen = bundle.preemptive_threshold(target_fpr) if preempt or bundle.foresees else None
-        if threshold is None:
-            return cls(mode, bundle.threshold(target_fpr), foreseen, preempt)
-        return cls(mode, threshold, None if foreseen is None else threshold, preempt)
+        if preempt and not bundle.foresees:
+            raise _no_foresight()
+        if threshold is not None:
+            return cls(mode, threshold, threshold if bundle.foresees else None, preempt)
+        foreseen = bundle.preemptive_threshold(target_fpr) if bundle.foresees else None
+        return cls(mode, bundle.threshold(target_fpr), foreseen, preempt)
 
     @property
     def policy(self) -> Policy:
@@ -92,6 +94,11 @@ def parse(raw: Any, defaults: Defaults, bundle: Bundle, token_risk_in_stream: bo
     if options.preempt and mode is not Mode.ABSTAIN:
         raise RequestError("only mode abstain can refuse before generation", param=f"{FIELD}.preempt")
     if options.preempt and not bundle.foresees:
-        raise RequestError("this probe gives no risk before generation", param=f"{FIELD}.preempt")
+        raise _no_foresight()
     preempt = foreseen if wanted and mode is Mode.ABSTAIN else None
     return Policy(mode, threshold, options.damp, options.tokens, options.fallback, token_risk_in_stream, preempt)
+
+
+def _no_foresight() -> RequestError:
+    text = "this probe gives no risk before generation; `hguard fit` makes one that does"
+    return RequestError(text, param=f"{FIELD}.preempt")

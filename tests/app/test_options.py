@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,3 +85,10 @@ def test_refusing_before_generation(foreseeing: Bundle) -> None:
 def test_an_operator_cannot_ask_for_what_the_probe_does_not_give(bundle: Bundle) -> None:
     with pytest.raises(RequestError, match="no risk before generation"):
         Defaults.resolve(Mode.ABSTAIN, 0.5, 0.05, bundle, preempt=True)
+
+
+def test_a_threshold_of_ones_own_needs_no_calibration_answers(foreseeing: Bundle) -> None:
+    few = replace(foreseeing, right_risks=foreseeing.right_risks[:3], right_foreseen=foreseeing.right_risks[:3])
+    assert Defaults.resolve(Mode.ABSTAIN, 0.5, 0.05, few, preempt=True).policy.preempt == 0.5
+    with pytest.raises(RequestError, match="below what this probe's 3 calibration answers"):
+        Defaults.resolve(Mode.ABSTAIN, None, 0.05, few)

@@ -134,9 +134,10 @@ def reseeded(fitted: Fitted) -> list[dict[str, float]]:
         dealt = split([fitted.dealt.question(i) for i in rows], _RESPLIT, 1000 + seed)
         use, held, test = ([rows[i] for i in dealt[name]] for name in _RESPLIT)
         spans = [(fitted.dealt.chosen[i].start, fitted.dealt.chosen[i].end) for i in use]
-        readout = calibrate.fit_readout(
-            [fitted.signals[i] for i in use], fitted.wrong(use), spans, fitted.bundle.card.readout.window
-        )
+        served = fitted.bundle.readout
+        method: calibrate.Method = "platt" if served.isotonic is None else "isotonic"
+        signals = [fitted.signals[i] for i in use]
+        readout = calibrate.fit_readout(signals, fitted.wrong(use), spans, served.window, method)
         risk = {i: readout.risk(fitted.signals[i])[0] for i in [*held, *test]}
         right = np.sort(np.array([risk[i] for i in held if not fitted.dealt.chosen[i].wrong], np.float32))
         threshold = conformal.threshold(right, TARGET)
