@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -11,9 +12,12 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from guard.errors import FitError
+from guard.probe import conformal
 from guard.probe.card import ReadoutParameters, StackParameters, ThresholdMetrics
 from guard.probe.readout import Readout, Signals, Stack, token_features, windows
 
+PARTS = ("calibration", "thresholds", "test")
 Method = Literal["platt", "isotonic"]
 _UNREGULARISED = 1e6  # inverse strength that leaves a logistic regression on few features unregularised
 
@@ -109,6 +113,36 @@ def calibrated(
     if readout.preemptive is not None:
         risks["right_foreseen"] = np.sort(np.array([readout.foreseen(one.lead) for one in right], np.float32))
     return parameters, risks
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A readout, and what a card and a bundle's tensors say of it."""
+
+    readout: Readout
+    parameters: ReadoutParameters
+    risks: dict[str, NDArray[np.float32]]
+    thresholds: dict[str, float]
+    at_thresholds: dict[str, ThresholdMetrics]
+
+
+def calibration(
+    signals: Mapping[str, Sequence[Signals]],
+    wrong: Mapping[str, NDArray[np.bool_]],
+    spans: Sequence[tuple[int, int]],
+    window: int,
+    method: Method,
+) -> Calibration:
+    """From answers by part, none of whose entities are in two: ``calibration`` (whose ``spans`` these are) fits the
+    readout, ``thresholds`` sets them, ``test`` says what each costs. Raises FitError when a part has only one kind."""
+    for name in PARTS:
+        if wrong[name].all() or not wrong[name].any():
+            raise FitError(f"the answers for {name} are all right or all wrong: ask more questions")
+    readout = fit_readout(signals["calibration"], wrong["calibration"], spans, window, method)
+    parameters, risks = calibrated(readout, signals["thresholds"], wrong["thresholds"])
+    thresholds = conformal.thresholds(risks["right_risks"], conformal.TARGETS)
+    risk = np.array([readout.risk(one)[0] for one in signals["test"]])
+    return Calibration(readout, parameters, risks, thresholds, at_thresholds(thresholds, risk, wrong["test"]))
 
 
 def at_thresholds(

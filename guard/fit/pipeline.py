@@ -27,7 +27,7 @@ from guard.fit.settle import Settle
 from guard.fit.span import find_span
 from guard.fit.train import BOOTSTRAPS, CANDIDATES, Found, find_neurons
 from guard.fit.workspace import Workspace, explained
-from guard.probe import cett, conformal
+from guard.probe import cett
 from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.card import ModelIdentity, ProbeCard, ReadoutParameters, SetMetrics, Span, ThresholdMetrics, Training
 from guard.probe.readout import Signals
@@ -166,21 +166,15 @@ class Fit:
     def _calibrate(self, out: Path, dealt: Dealt, found: Found, signals: dict[int, Signals]) -> Bundle:
         parts, chosen = dealt.parts, dealt.chosen
         wrong = {name: dealt.wrong(name) for name in parts}
-        for name in ("calibration", "thresholds", "test"):
-            if wrong[name].all() or not wrong[name].any():
-                raise FitError(f"the answers for {name} are all right or all wrong: ask more questions")
         window = max(1, int(np.ceil(np.quantile([len(chosen[i].tokens) for i in parts["train"]], 0.9))))
-        measured = {name: [signals[i] for i in parts[name]] for name in ("calibration", "thresholds", "test")}
+        measured = {name: [signals[i] for i in parts[name]] for name in calibrate.PARTS}
         spans = [(chosen[i].start, chosen[i].end) for i in parts["calibration"]]
-        readout = calibrate.fit_readout(
-            measured["calibration"], wrong["calibration"], spans, window, self._options.method
-        )
-        parameters, risks = calibrate.calibrated(readout, measured["thresholds"], wrong["thresholds"])
+        made = calibrate.calibration(measured, wrong, spans, window, self._options.method)
         reports = evaluate.reports(
             [dealt.question(i) for i in parts["test"]],
             wrong["test"],
             measured["test"],
-            readout,
+            made.readout,
             evaluate.Baseline(
                 self.features(parts["test"]),
                 self.features(parts["train"]),
@@ -190,10 +184,9 @@ class Fit:
             ),
             self._options.seed,
         )
-        thresholds = conformal.thresholds(risks["right_risks"], conformal.TARGETS)
-        risk = np.array([readout.risk(one)[0] for one in measured["test"]])
-        at = calibrate.at_thresholds(thresholds, risk, wrong["test"])
-        return self._bundle(out, dealt, found, parameters, risks, thresholds, at, reports)
+        return self._bundle(
+            out, dealt, found, made.parameters, made.risks, made.thresholds, made.at_thresholds, reports
+        )
 
     def _rough(self, dealt: Dealt, found: Found) -> Bundle:
         """A bundle to measure with: what it says of risk is not used."""

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from guard.engine.support import engine_version
-from guard.errors import FitError
 from guard.fit import calibrate, evaluate
 from guard.fit.answers import judge_all
 from guard.fit.asking import answer_all
@@ -17,7 +16,6 @@ from guard.fit.judge import RemoteJudge
 from guard.fit.questions import Question, split
 from guard.fit.span import find_span, token_offsets, tokens_of
 from guard.fit.workspace import Workspace, explained
-from guard.probe import conformal
 from guard.probe.bundle import Bundle, save_bundle
 
 SHARES = {"calibration": 0.35, "thresholds": 0.3, "test": 0.35}
@@ -45,32 +43,31 @@ async def recalibrate(
     wrong = np.array([not verdicts[i][0] for i in kept], bool)
     say(f"{len(kept)} of {len(questions)} answers judged, {int(wrong.sum())} of them wrong")
     parts = split([questions[i] for i in kept], SHARES, seed)
-    for name, index in parts.items():
-        if wrong[index].all() or not wrong[index].any():
-            raise FitError(f"the answers for {name} are all right or all wrong: ask more questions")
     signals = [evaluate.signals_from(answered[i]["signals"]) for i in kept]
     spans = [tokens_of(token_offsets(tokenizer, answered[i]["tokens"]), find_span(texts[i])) for i in kept]
-    use, held, test = parts["calibration"], parts["thresholds"], parts["test"]
+    use, test = parts["calibration"], parts["test"]
     window = max(1, int(np.ceil(np.quantile([len(signals[i]) for i in use], 0.9))))
-    readout = calibrate.fit_readout([signals[i] for i in use], wrong[use], [spans[i] for i in use], window, method)
-    parameters, risks = calibrate.calibrated(readout, [signals[i] for i in held], wrong[held])
-    thresholds = conformal.thresholds(risks["right_risks"], conformal.TARGETS)
+    made = calibrate.calibration(
+        {name: [signals[i] for i in index] for name, index in parts.items()},
+        {name: wrong[index] for name, index in parts.items()},
+        [spans[i] for i in use],
+        window,
+        method,
+    )
     measured = evaluate.reports(
-        [questions[kept[i]] for i in test], wrong[test], [signals[i] for i in test], readout, None, seed=seed
+        [questions[kept[i]] for i in test], wrong[test], [signals[i] for i in test], made.readout, None, seed=seed
     )
     card = bundle.card.model_copy(
         update={
             "id": bundle_id,
             "model": bundle.card.model.model_copy(update={"engine": " ".join(engine_version())}),
-            "readout": parameters,
-            "thresholds": thresholds,
-            "at_thresholds": calibrate.at_thresholds(
-                thresholds, np.array([readout.risk(signals[i])[0] for i in test]), wrong[test]
-            ),
+            "readout": made.parameters,
+            "thresholds": made.thresholds,
+            "at_thresholds": made.at_thresholds,
             "metrics": measured,
         }
     )
     # A risk before generation that the old bundle gave may say nothing of these questions.
     kept_tensors = {name: tensor for name, tensor in bundle.tensors.items() if name != "right_foreseen"}
     with explained(out):
-        return save_bundle(out, card, {**kept_tensors, **risks})
+        return save_bundle(out, card, {**kept_tensors, **made.risks})

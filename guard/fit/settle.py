@@ -11,6 +11,7 @@ from typing import Any
 
 from guard.fit import evaluate
 from guard.fit.answers import judge_all
+from guard.fit.calibrate import PARTS
 from guard.fit.choose import Dealt
 from guard.fit.engines import Engines
 from guard.fit.judge import RemoteJudge
@@ -21,7 +22,6 @@ from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
 
 MEASURED, SUPPRESSED = "measured-{C:g}.jsonl", "suppressed.json"
-PARTS = ("calibration", "thresholds", "test")  # that are measured
 _AT_ONCE = 64  # fewer than an engine has score slots
 
 
