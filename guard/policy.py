@@ -7,12 +7,31 @@ from enum import StrEnum
 
 
 class Mode(StrEnum):
-    """How far the guard goes, from not at all to withholding the answer."""
+    """How far the guard goes, from not at all to withholding the answer. Later members are stricter."""
 
     OFF = "off"
     SCORE = "score"
     FLAG = "flag"
     ABSTAIN = "abstain"
+
+
+class Hold(StrEnum):
+    """How much of a stream waits for its verdict in abstain mode. Later members are stricter.
+
+    none: text flows, and may end in an abstention. window: a token leaves when every window that it lies in has been
+    scored and has passed. answer: nothing leaves before the verdict on all of it.
+    """
+
+    NONE = "none"
+    WINDOW = "window"
+    ANSWER = "answer"
+
+
+class Fail(StrEnum):
+    """What becomes of an answer that could not be scored: it passes and is counted, or it is refused."""
+
+    OPEN = "open"
+    CLOSED = "closed"
 
 
 class Action(StrEnum):
@@ -35,6 +54,8 @@ class Policy:
     """What one request asked of the guard, with every default filled in.
 
     preempt: in abstain mode, the risk before generation at which nothing is generated; None generates in any case.
+    retry: in abstain mode, the strength of the H-neurons in a second try at what would be withheld; None tries once.
+    fail: None is closed in abstain mode and open in the others.
     """
 
     mode: Mode
@@ -44,11 +65,21 @@ class Policy:
     fallback: Fallback = Fallback.REFUSAL
     token_risk_in_stream: bool = False
     preempt: float | None = None
+    hold: Hold = Hold.ANSWER
+    retry: float | None = None
+    fail: Fail | None = None
 
     @property
-    def holds_answer(self) -> bool:
-        """Whether no text may leave before the verdict."""
+    def withholds(self) -> bool:
+        """Whether a risk can end the answer."""
         return self.mode is Mode.ABSTAIN
+
+    @property
+    def fails_closed(self) -> bool:
+        """Whether an answer without a score is refused."""
+        if self.mode is Mode.OFF:
+            return False
+        return self.fail is Fail.CLOSED or (self.fail is None and self.withholds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +90,17 @@ class Decision:
     action: Action
 
 
+PASSED = Decision(False, Action.PASS)
+
+
 def decide(risk: float | None, policy: Policy) -> Decision:
     """Decide on one answer; ``risk`` is None when it could not be scored.
 
-    An answer without a score is withheld in abstain mode: what was not scored has not passed.
+    What was not scored has not passed: where the policy fails closed it is withheld.
     """
     if risk is None:
-        return Decision(False, Action.ABSTAINED if policy.mode is Mode.ABSTAIN else Action.PASS)
+        return Decision(False, Action.ABSTAINED) if policy.fails_closed else PASSED
     flagged = risk >= policy.threshold
     if not flagged or policy.mode in (Mode.OFF, Mode.SCORE):
         return Decision(flagged, Action.PASS)
-    return Decision(True, Action.ABSTAINED if policy.mode is Mode.ABSTAIN else Action.FLAGGED)
+    return Decision(True, Action.ABSTAINED if policy.withholds else Action.FLAGGED)

@@ -6,9 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.card import ModelIdentity, ProbeCard, ReadoutParameters, StackParameters, Training
+
+# Examples are the same every time, and a slow machine is no failure.
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.load_profile("steady")
 
 LAYERS, NEURONS = 4, 64
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from guard.policy import Action, Decision, Mode, Policy, decide
+from guard.policy import Action, Decision, Fail, Mode, Policy, decide
 
 
 @pytest.mark.parametrize(
@@ -26,5 +26,15 @@ def test_decide(mode: Mode, risk: float | None, flagged: bool, action: Action) -
     assert decide(risk, Policy(mode, 0.5)) == Decision(flagged, action)
 
 
-def test_only_abstain_holds_the_answer() -> None:
-    assert [mode for mode in Mode if Policy(mode, 0.5).holds_answer] == [Mode.ABSTAIN]
+def test_only_abstain_withholds_for_a_risk() -> None:
+    assert [mode for mode in Mode if Policy(mode, 0.5).withholds] == [Mode.ABSTAIN]
+
+
+@pytest.mark.parametrize("mode", [Mode.SCORE, Mode.FLAG, Mode.ABSTAIN])
+def test_what_becomes_of_an_answer_without_a_score_can_be_said(mode: Mode) -> None:
+    assert decide(None, Policy(mode, 0.5, fail=Fail.CLOSED)).action is Action.ABSTAINED
+    assert decide(None, Policy(mode, 0.5, fail=Fail.OPEN)).action is Action.PASS
+
+
+def test_off_has_nothing_that_could_fail() -> None:
+    assert not Policy(Mode.OFF, 0.5, fail=Fail.CLOSED).fails_closed

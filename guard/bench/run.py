@@ -49,7 +49,7 @@ async def bench(model: str, args: Namespace, bundle: Bundle, options: Options) -
         processes = _children()
         plain = await stack.enter_async_context(plain_engine(plain_arguments(args)))
         plain_processes = _children() - processes
-        guarded = await stack.enter_async_context(guarded_engine(args, bundle, SCORE, "", options.slots))
+        guarded = await stack.enter_async_context(guarded_engine(args, bundle, SCORE, options.slots))
         guarded_processes = _children() - processes - plain_processes
         rows: list[Row] = []
         for concurrency in options.concurrency:

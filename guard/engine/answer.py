@@ -2,86 +2,160 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
-from guard.engine.call import Verdict
+from guard.engine.call import Unscored, Verdict
 from guard.engine.ring import ScoreRing, Slot
-from guard.policy import Policy, decide
+from guard.policy import PASSED, Action, Decision, Policy, decide
 from guard.probe.readout import Readout, Signals
+
+log = logging.getLogger("hguard")
+
+
+class Thought(Protocol):
+    """Tells where thinking ends and the answer begins."""
+
+    def ended_by(self, token_ids: list[int]) -> bool:
+        """Whether the last of these generated tokens ends the thinking."""
+        ...
 
 
 @dataclass(slots=True)
 class Answer:
-    """Tokens of one sequence and the slot that holds their measurements."""
+    """Tokens of one sequence and the slot that holds their measurements.
+
+    index: the choice that it is in the response. seat: the sequence that it is in the engine's request.
+    unseated: why it has no slot. thought: where the model thinks first, None once it answers.
+    offset: how many tokens are thinking. looked: how many windows have been scored, each starting a token later.
+    """
 
     index: int
     slot: Slot | None
+    seat: int = 0
+    unseated: Unscored = Unscored.OFF
+    thought: Thought | None = None
     prompt_length: int = -1
     token_ids: list[int] = field(default_factory=list)
+    offset: int = 0
+    looked: int = 0
+    blind: bool = False
+    verdict: Verdict | None = None
 
     def extend(self, tokens: Sequence[int], cumulative: bool) -> None:
-        if cumulative:
-            self.token_ids = list(tokens)
-        else:
-            self.token_ids.extend(tokens)
+        for token in tokens[len(self.token_ids) :] if cumulative else tokens:
+            self.token_ids.append(token)
+            if self.thought is not None:
+                self.offset += 1
+                if self.thought.ended_by(self.token_ids):
+                    self.thought = None
 
-    def signals(self, ring: ScoreRing, count: int) -> Signals:
-        """What was measured on the first ``count`` tokens."""
+    def signals(self, ring: ScoreRing, first: int, last: int) -> Signals:
+        """What was measured on tokens first..last-1 of the answer; the lead is that of its first token."""
         assert self.slot is not None
-        start = self.prompt_length
-        entropy, logprob = ring.read_draws(self.slot, start, start + count)
-        lead = ring.read_neurons(self.slot, start - 1, start)
-        return Signals(float(lead[0]), ring.read_neurons(self.slot, start, start + count), entropy, logprob)
+        start = self.prompt_length + self.offset
+        lead = ring.read_neurons(self.slot, start - 1, start)[0] if first == 0 else np.nan
+        entropy, logprob = ring.read_draws(self.slot, start + first, start + last)
+        return Signals(float(lead), ring.read_neurons(self.slot, start + first, start + last), entropy, logprob)
 
-    def text_tokens(self, finish_reason: str | None, stop_reason: int | str | None) -> int:
-        """How many tokens are the answer: all but the end-of-sequence or stop token that ended it."""
+    def cleared(self, window: int) -> int:
+        """How many generated tokens lie in no window that is still to be scored."""
+        if self.verdict is not None or self.blind:
+            return len(self.token_ids)
+        return self.offset + self.looked
+
+    def look(self, ring: ScoreRing, readout: Readout, policy: Policy) -> Verdict | None:
+        """Score the windows that are complete by now; the verdict, once one of them ends the answer.
+
+        A token's own score exists when it was fed back, one step after it was drawn. A window that reaches the
+        threshold decides for the whole answer, whose risk is that of its worst window.
+        """
+        known = len(self.token_ids) - self.offset - 1
+        complete = known - readout.window + 1
+        if self.slot is None or self.blind or complete <= self.looked:
+            return None
+        part = self.signals(ring, self.looked, known)
+        flaw, risk = part.flaw_within(readout.uses_draws), float(np.nan)
+        if flaw is None:
+            risk = _risk(part, readout)
+        if np.isfinite(risk):
+            self.looked = complete
+            if risk < policy.threshold:
+                return None
+            return verdict_on(self.signals(ring, 0, known), readout, policy, self.index, self._text(known))
+        if not policy.fails_closed:
+            self.blind = True  # it passes, and its end says that it was not scored
+            return None
+        reason = Unscored.PROBE_ERROR if flaw is None else Unscored(flaw.value)
+        return unscored(self.index, policy, self._text(known), reason)
+
+    def judge(
+        self,
+        ring: ScoreRing,
+        readout: Readout,
+        policy: Policy,
+        finish_reason: str | None,
+        stop_reason: int | str | None,
+    ) -> Verdict:
+        """The verdict when the engine has ended it; the token that ended the sequence is not part of the answer."""
         ended = finish_reason == "stop" and not isinstance(stop_reason, str)
-        return len(self.token_ids) - (1 if ended and self.token_ids else 0)
+        count = max(len(self.token_ids) - self.offset - (1 if ended and self.token_ids else 0), 0)
+        if self.slot is None:
+            return unscored(self.index, policy, self._text(count), self.unseated)
+        if self.thought is not None:
+            return unscored(self.index, policy, [], Unscored.UNFINISHED_THINKING)
+        return verdict_on(self.signals(ring, 0, count), readout, policy, self.index, self._text(count))
+
+    def _text(self, count: int) -> list[int]:
+        return self.token_ids[self.offset : self.offset + count]
 
 
-def judge(
-    answer: Answer,
-    ring: ScoreRing,
-    readout: Readout,
-    policy: Policy,
-    finish_reason: str | None,
-    stop_reason: int | str | None,
-) -> Verdict:
-    """The verdict on a finished answer."""
-    count = answer.text_tokens(finish_reason, stop_reason)
-    ids = answer.token_ids[:count]
-    if answer.slot is None:
-        return _unscored(answer.index, policy, ids, finish_reason, "the guard was off for this request")
-    signals = answer.signals(ring, count)
-    return verdict_on(signals, readout, policy, answer.index, ids, finish_reason)
-
-
-def verdict_on(
-    signals: Signals, readout: Readout, policy: Policy, index: int, ids: list[int], finish_reason: str | None
-) -> Verdict:
-    """The verdict on measured tokens."""
+def verdict_on(signals: Signals, readout: Readout, policy: Policy, index: int, ids: list[int]) -> Verdict:
+    """The verdict on measured tokens. A probe that fails on them leaves them unscored, never with a low risk."""
     flaw = signals.flaw(readout.uses_draws)
     if flaw is not None:
-        return _unscored(index, policy, ids, finish_reason, flaw)
-    risk, peak = readout.risk(signals)
-    decision = decide(risk, policy)
-    foreseen = readout.foreseen(signals.lead)
-    return Verdict(index, policy, decision, risk, peak, ids, finish_reason, None, signals, readout, foreseen)
+        return unscored(index, policy, ids, Unscored(flaw.value))
+    try:
+        risk, peak = readout.risk(signals)
+        foreseen = readout.foreseen(signals.lead)
+    except Exception:  # whatever it is: an answer must not pass for it, nor a server fall
+        log.exception("the probe failed on an answer")
+        return unscored(index, policy, ids, Unscored.PROBE_ERROR)
+    if not np.isfinite(risk):
+        return unscored(index, policy, ids, Unscored.PROBE_ERROR)
+    return Verdict(index, policy, decide(risk, policy), risk, peak, ids, None, signals, readout, foreseen)
 
 
-def _unscored(index: int, policy: Policy, ids: list[int], finish_reason: str | None, reason: str) -> Verdict:
-    return Verdict(index, policy, decide(None, policy), None, None, ids, finish_reason, reason)
+def _risk(signals: Signals, readout: Readout) -> float:
+    """The risk of a part of an answer; NaN when the probe fails on it."""
+    try:
+        return readout.risk(signals)[0]
+    except Exception:  # as above
+        log.exception("the probe failed on an answer")
+        return float(np.nan)
+
+
+def unscored(index: int, policy: Policy, ids: list[int], reason: Unscored) -> Verdict:
+    """The verdict on an answer without a risk: what the policy says of failures, if it is one."""
+    decision = decide(None, policy) if reason.failed else PASSED
+    return Verdict(index, policy, decision, None, None, ids, reason)
+
+
+def refused(index: int, policy: Policy, risk: float) -> Verdict:
+    """The verdict on an answer that is not going to exist."""
+    return Verdict(index, policy, Decision(True, Action.ABSTAINED), risk, None, [], foreseen=risk, preempted=True)
 
 
 def risks_so_far(answer: Answer, ring: ScoreRing, readout: Readout, known: list[float | None], count: int) -> None:
-    """Append to ``known`` the risks of tokens up to ``count``; a token without a score yet has None."""
+    """Append to ``known`` the risks of generated tokens up to ``count``; thinking and what has no score have None."""
+    known.extend([None] * (min(answer.offset, count) - len(known)))
     first = len(known)
-    if answer.slot is None or first >= count:
-        return
-    start = answer.prompt_length
-    entropy, logprob = ring.read_draws(answer.slot, start + first, start + count)
-    neurons = ring.read_neurons(answer.slot, start + first, start + count)
-    known.extend(readout.token_risks(Signals(float(np.nan), neurons, entropy, logprob)))
+    if answer.slot is None:
+        known.extend([None] * (count - first))
+    elif first < count:
+        part = answer.signals(ring, first - answer.offset, count - answer.offset)
+        known.extend(readout.token_risks(part))

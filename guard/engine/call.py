@@ -6,19 +6,56 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import numpy as np
 
 from guard.policy import Decision, Policy
-from guard.probe.readout import Peak, Readout, Signals
+from guard.probe.readout import Flaw, Peak, Readout, Signals
+
+
+class Unscored(StrEnum):
+    """Why an answer has no risk. ``off`` and ``empty`` are no failures of the guard; the others are."""
+
+    OFF = "off"
+    EMPTY = Flaw.EMPTY.value
+    MISSING = Flaw.MISSING.value
+    NOT_FINITE = Flaw.NOT_FINITE.value
+    UNFINISHED_THINKING = "unfinished_thinking"
+    NO_SLOT = "no_slot"
+    PROBE_ERROR = "probe_error"
+    TIMEOUT = "timeout"
+
+    @property
+    def failed(self) -> bool:
+        """Whether the guard failed to score what it should have scored."""
+        return self not in (Unscored.OFF, Unscored.EMPTY)
+
+    @property
+    def sentence(self) -> str:
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Unscored.OFF: "the guard was off for this request",
+    Unscored.EMPTY: "the answer has no tokens",
+    Unscored.MISSING: "a token's score did not come in time",
+    Unscored.NOT_FINITE: "a token's score is not a finite number",
+    Unscored.UNFINISHED_THINKING: "the model was still thinking when it stopped: there is no answer to score",
+    Unscored.NO_SLOT: "all score slots were in use",
+    Unscored.PROBE_ERROR: "the probe failed on this answer; the server's log has the error",
+    Unscored.TIMEOUT: "the engine did not score the text in time",
+}
 
 
 @dataclass(slots=True)
 class Verdict:
     """The guard's word on one answer. ``reason`` says why it could not be scored; then risk and peak are None.
 
+    token_ids: those of the answer, without thinking before it and the end-of-sequence token after it.
     foreseen: the risk before any text existed, where the probe gives one. preempted: nothing was generated, and
-    ``risk`` is what was foreseen.
+    ``risk`` is what was foreseen. first_risk: that of the first try, where this is the verdict on a second one.
+    shown: how many tokens had left before the decision.
     """
 
     index: int
@@ -27,12 +64,13 @@ class Verdict:
     risk: float | None
     peak: Peak | None
     token_ids: list[int]
-    finish_reason: str | None = None
-    reason: str | None = None
+    reason: Unscored | None = None
     signals: Signals | None = None
     readout: Readout | None = None
     foreseen: float | None = None
     preempted: bool = False
+    first_risk: float | None = None
+    shown: int = 0
 
     @property
     def token_risks(self) -> list[float | None]:
@@ -51,13 +89,16 @@ class Verdict:
 class GuardCall:
     """Filled by the engine client while an answer is produced, read by the API layer when it writes the response.
 
-    verdicts: by choice index, once decided. token_risks: by choice index, as far as known, for streams.
+    verdicts: by choice index, once decided. token_risks: by choice index, one for each generated token (thinking has
+    None), as far as known, for streams. uncounted: tokens that were generated but that the outputs do not show (a
+    first try), less those shown that were not generated (what stands in for a refused answer).
     """
 
     policy: Policy
     choices: int = 0
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     token_risks: dict[int, list[float | None]] = field(default_factory=dict)
+    uncounted: int = 0
     overhead_seconds: float = 0.0
 
     def reserve(self, count: int) -> int:

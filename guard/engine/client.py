@@ -1,32 +1,37 @@
 """GuardedEngine: the engine client that the API talks to.
 
 It stands where vLLM's own ``AsyncLLM`` stood: everything but ``generate`` is delegated, so tools, templates, logprobs,
-streaming and n stay vLLM's. ``generate`` claims score slots, tells the worker, reads the ring as outputs arrive, lets
-the policy decide, and frees the slots whatever happens. Written against vLLM 0.32 (``v1/engine/async_llm.py``).
+streaming and n stay vLLM's. ``generate`` claims score slots, tells the worker, lets a ``Course`` decide on outputs as
+they arrive, ends what is withheld, and frees the slots whatever happens. Written against vLLM 0.32
+(``v1/engine/async_llm.py``; the same in 0.26).
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
 
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from guard.engine import preempt, seat
-from guard.engine.answer import Answer, judge, risks_so_far, verdict_on
-from guard.engine.call import GuardCall, Verdict, current_call, use_call
+from guard.engine.answer import Answer, refused, unscored, verdict_on
+from guard.engine.call import GuardCall, Unscored, Verdict, current_call, use_call
+from guard.engine.course import Course, with_completions
 from guard.engine.ring import ScoreRing, Slot, SlotPool
+from guard.engine.thinking import Thinker
 from guard.engine.vllm_api import RefusalError
 from guard.errors import RequestError
-from guard.policy import Action, Fallback, Mode, Policy
+from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
 
-REFUSAL_FINISH = "content_filter"
+# Given text is scored or refused: there is no answer that could pass unscored.
+_CLOSED = Policy(Mode.ABSTAIN, 1.0)
 
 
 def one_pass(packed: dict[str, Any]) -> SamplingParams:
@@ -45,33 +50,39 @@ def one_pass(packed: dict[str, Any]) -> SamplingParams:
 class GuardedEngine:
     """Wraps an AsyncLLM; give it to vLLM's ``init_app_state`` in its place."""
 
-    def __init__(self, engine: Any, bundle: Bundle, ring: ScoreRing, default: Policy, fallback_text: str) -> None:
+    def __init__(self, engine: Any, bundle: Bundle, ring: ScoreRing, default: Policy) -> None:
         self._engine = engine
         self.bundle = bundle
         self.readout = bundle.readout
         self.ring = ring
         self.pool = SlotPool(ring.slots)
         self.default_policy = default
-        self._fallback_text = fallback_text
         bare = engine.model_config.skip_tokenizer_init
         self._blank_token = 0 if bare else int(engine.get_tokenizer().eos_token_id or 0)
+        self._thinker = None if bare else Thinker.of(engine)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """vLLM asks before it starts a response, while a refusal can still carry an HTTP status."""
-        call = current_call()
-        scored = call is None or call.policy.mode is not Mode.OFF
-        if scored:
-            self.pool.release(self._claim(n), finished=True)
+        policy = self._policy()
+        if policy.mode is not Mode.OFF:
+            self.pool.release(self._claim(n, policy), finished=True)
         self._engine.check_admission(n, request_id)
 
-    def _claim(self, count: int) -> list[Slot]:
-        """Claim slots; when none are free, as vLLM's own refusal for load, so that its routes answer 503."""
+    def _policy(self) -> Policy:
+        call = current_call()
+        return self.default_policy if call is None else call.policy
+
+    def _claim(self, count: int, policy: Policy) -> list[Slot]:
+        """Claim slots. When none are free: nothing where the policy fails open, else vLLM's own refusal for load, which
+        its routes answer with 503."""
         try:
             return self.pool.claim(count)
         except RequestError as error:
+            if not policy.fails_closed:
+                return []
             raise RefusalError(str(error), HTTPStatus(error.status)) from None
 
     def generate(
@@ -95,39 +106,109 @@ class GuardedEngine:
         kwargs: dict[str, Any],
     ) -> AsyncGenerator[Any, None]:
         policy = call.policy
-        scored = policy.mode is not Mode.OFF
         if policy.preempt is not None:
-            refused = await self._preempted(call, first, prompt, params.n, request_id, kwargs)
-            if refused is not None:
-                yield refused
+            ahead = await self._preempted(call, first, prompt, params.n, request_id, kwargs)
+            if ahead is not None:
+                yield ahead
                 return
-        slots = self._claim(params.n) if scored else []
+        whole: dict[int, Any] = {}  # FINAL_ONLY: completions of all tries
+        output = None
+        seats = list(range(params.n))
+        tries = [(request_id, policy.damp)]
+        if policy.withholds and policy.retry is not None:
+            tries.append((f"{request_id}-again", policy.retry))
+        for number, (name, damp) in enumerate(tries):
+            last = number == len(tries) - 1
+            first_tries = {index: call.verdicts.pop(first + index) for index in seats if number}
+            # No await since the slots of the first try were given back: the second always finds as many.
+            slots = self._claim(len(seats), policy) if policy.mode is not Mode.OFF else []
+            course = self._course(call, [first + index for index in seats], slots, params, kwargs, spare=not last)
+            async with aclosing(self._run(course, call, prompt, params, slots, damp, name, kwargs)) as outputs:
+                async for output in outputs:
+                    for completion in output.outputs:
+                        completion.index = seats[completion.index]
+                    if params.output_kind is RequestOutputKind.FINAL_ONLY:
+                        whole.update((completion.index, completion) for completion in output.outputs)
+                    else:
+                        yield output
+            for index, verdict in first_tries.items():
+                call.verdicts[first + index].first_risk = verdict.risk
+            call.uncounted += sum(len(answer.token_ids) for answer in course.spared)
+            seats = [seats[answer.seat] for answer in course.spared]
+            if not seats:
+                break
+        if params.output_kind is RequestOutputKind.FINAL_ONLY:
+            yield with_completions(output, [whole[index] for index in sorted(whole)], True)
+
+    def _course(
+        self,
+        call: GuardCall,
+        choices: Sequence[int],
+        slots: Sequence[Slot],
+        params: SamplingParams,
+        request: Mapping[str, Any],
+        spare: bool,
+    ) -> Course:
+        reason = Unscored.OFF if call.policy.mode is Mode.OFF else Unscored.NO_SLOT
+        answers = [Answer(choice, slots[i] if slots else None, i, reason) for i, choice in enumerate(choices)]
+        kind, blank, thinker = params.output_kind, self._blank_token, self._thinker
+        return Course(answers, call, self.ring, self.readout, kind, blank, spare, thinker, request)
+
+    async def _run(
+        self,
+        course: Course,
+        call: GuardCall,
+        prompt: Any,
+        params: SamplingParams,
+        slots: list[Slot],
+        damp: float,
+        request_id: str,
+        kwargs: dict[str, Any],
+    ) -> AsyncGenerator[Any, None]:
+        """One engine request for the answers of ``course``: what may leave, as it may."""
         finished = False
         try:
             params = params.clone()
+            params.n = len(course.answers)
             params.extra_args = {
                 **(params.extra_args or {}),
-                seat.KEY: seat.pack(slots, policy.damp, draws=self.readout.uses_draws),
+                seat.KEY: seat.pack(slots, damp, draws=self.readout.uses_draws),
             }
-            prompt = self._salted(prompt, policy.damp)
-            answers = [Answer(first + i, slots[i] if scored else None) for i in range(params.n)]
-            inner = self._engine.generate(prompt, params, request_id, **kwargs)
+            if call.policy.withholds and params.output_kind is RequestOutputKind.FINAL_ONLY:
+                params.output_kind = RequestOutputKind.CUMULATIVE  # to end it midway, its windows must be seen
+            cumulative = params.output_kind is not RequestOutputKind.DELTA
+            inner = self._engine.generate(self._salted(prompt, damp), params, request_id, **kwargs)
             try:
-                stream = self._decided(inner, answers, call, params.output_kind)
-                async for output in stream:
+                async for output in inner:
+                    began = time.perf_counter()
                     finished = output.finished
-                    yield output
+                    released = course.feed(output, cumulative)
+                    call.overhead_seconds += time.perf_counter() - began
+                    if course.cut and not course.done:
+                        await self._end(request_id, course.cut)
+                    for part in released:
+                        yield part
+                    if course.done and not finished:
+                        break
             finally:
                 await inner.aclose()  # aborts the engine's work if it is not done
         finally:
             self.pool.release(slots, finished)
+
+    async def _end(self, request_id: str, answers: Sequence[Answer]) -> None:
+        """End some of a request's sequences, which vLLM names ``{i}_{request id}``, and leave the others alone."""
+        names = self._engine.output_processor.external_req_ids.get(request_id, ())
+        ended = [name for name in names if int(name.split("_", 1)[0]) in {answer.seat for answer in answers}]
+        await self._engine.abort(ended, internal=True)
 
     async def _preempted(
         self, call: GuardCall, first: int, prompt: Any, count: int, request_id: str, kwargs: dict[str, Any]
     ) -> Any | None:
         """The output that refuses all ``count`` answers, when the prompt alone is risky enough; else None."""
         policy = call.policy
-        slots = self._claim(1)
+        slots = self._claim(1, policy)
+        if not slots:
+            return None
         done = False
         try:
             looking = preempt.parameters(slots[0], policy.damp)
@@ -140,91 +221,14 @@ class GuardedEngine:
             risk = self.readout.foreseen(preempt.lead_of(output, slots[0], self.ring))
         finally:
             self.pool.release(slots, done)
+        call.uncounted += 1
         if risk is None or policy.preempt is None or risk < policy.preempt:
             return None
-        refused = preempt.emptied(output, request_id, count)
-        for completion in refused.outputs:
-            verdict = preempt.refusal(risk, policy, first + completion.index)
-            call.verdicts[verdict.index] = verdict
-            self._withhold(completion, verdict, 1)
-        return refused
-
-    async def _decided(
-        self, inner: Any, answers: list[Answer], call: GuardCall, kind: RequestOutputKind
-    ) -> AsyncGenerator[Any, None]:
-        """The engine's outputs, each as soon as the policy lets it go."""
-        cumulative = kind is not RequestOutputKind.DELTA
-        waits = call.policy.holds_answer or call.policy.token_risk_in_stream
-        waiting: deque[tuple[Any, dict[int, int]]] = deque()
-        async for output in inner:
-            began = time.perf_counter()
-            last: dict[int, int] = {}
-            for completion in output.outputs:
-                answer = answers[completion.index]
-                answer.prompt_length = len(output.prompt_token_ids)
-                answer.extend(completion.token_ids, cumulative)
-                last[completion.index] = len(answer.token_ids)
-                self._note(answer, completion, call)
-            if not waits:
-                call.overhead_seconds += time.perf_counter() - began
-                yield output
-                continue
-            waiting.append((output, last))
-            ready = []
-            while waiting and (output.finished or self._may_go(waiting[0], answers, call)):
-                ready.append(waiting.popleft())
-            released = [out for out, _ in ready if self._enforce(out, answers, call)]
-            call.overhead_seconds += time.perf_counter() - began
-            for out in released:
-                yield out
-
-    def _note(self, answer: Answer, completion: Any, call: GuardCall) -> None:
-        """Read what the ring has; decide when the answer is complete."""
-        if call.policy.token_risk_in_stream and answer.slot is not None:
-            known = call.token_risks.setdefault(answer.index, [])
-            # A token's own score exists once it was fed back, one step after it was drawn.
-            count = len(answer.token_ids) - (completion.finish_reason is None)
-            risks_so_far(answer, self.ring, self.readout, known, count)
-        if completion.finish_reason is None or answer.index in call.verdicts:
-            return
-        verdict = judge(answer, self.ring, self.readout, call.policy, completion.finish_reason, completion.stop_reason)
-        call.verdicts[answer.index] = verdict
-
-    def _may_go(self, item: tuple[Any, dict[int, int]], answers: list[Answer], call: GuardCall) -> bool:
-        if call.policy.holds_answer:
-            return False  # until all is decided: the caller releases everything with the last output
-        if not call.policy.token_risk_in_stream:
-            return True
-        output, last = item
-        return all(
-            completion.finish_reason is not None or len(answers[completion.index].token_ids) > last[completion.index]
-            for completion in output.outputs
-        )
-
-    def _enforce(self, output: Any, answers: list[Answer], call: GuardCall) -> bool:
-        """Take withheld text out of ``output``; False when nothing of it is left to send."""
-        if not call.policy.holds_answer:
-            return True
-        kept = []
-        for completion in output.outputs:
-            verdict = call.verdicts.get(answers[completion.index].index)
-            if verdict is None or verdict.decision.action is not Action.ABSTAINED:
-                kept.append(completion)
-            elif completion.finish_reason is not None:
-                self._withhold(completion, verdict, len(answers[completion.index].token_ids))
-                kept.append(completion)
-        output.outputs = kept
-        return bool(kept) or output.finished
-
-    def _withhold(self, completion: Any, verdict: Verdict, generated: int) -> None:
-        refusal = verdict.policy.fallback is Fallback.REFUSAL
-        completion.text = "" if refusal else self._fallback_text
-        # As many tokens as were generated, so that usage counts them; which ones stays here.
-        completion.token_ids = [self._blank_token] * generated
-        completion.logprobs = None if completion.logprobs is None else [None] * generated
-        completion.cumulative_logprob = None
-        completion.finish_reason = REFUSAL_FINISH if refusal else "stop"
-        completion.stop_reason = None
+        ahead = preempt.refused(output, request_id, count, self._blank_token)
+        for index in range(count):
+            call.verdicts[first + index] = refused(first + index, policy, risk)
+        call.uncounted -= count  # each answer's stand-in counts as a token
+        return ahead
 
     def _salted(self, prompt: Any, damp: float) -> Any:
         """Keep dampened keys and values apart from plain ones in the prefix cache."""
@@ -243,15 +247,15 @@ class GuardedEngine:
 
         The prefix cache is not read (cached positions have no activations); what is written to it is plain, or salted.
         """
-        slots = self._claim(1)
+        slots = self._claim(1, _CLOSED)
         done = False
         try:
             params = one_pass(seat.pack(slots, damp, len(prompt_ids) - 1, self.readout.uses_draws))
             prompt = self._salted({"type": "token", "prompt_token_ids": [*prompt_ids, *response_ids]}, damp)
             async for output in self._engine.generate(prompt, params, request_id):
                 done = output.finished
-            answer = Answer(0, slots[0], len(prompt_ids), list(response_ids))
-            return answer.signals(self.ring, len(response_ids))
+            answer = Answer(0, slots[0], prompt_length=len(prompt_ids), token_ids=list(response_ids))
+            return answer.signals(self.ring, 0, len(response_ids))
         finally:
             self.pool.release(slots, done)
 
@@ -265,8 +269,19 @@ class GuardedEngine:
         return call.verdicts[0]
 
     async def score(
-        self, prompt_ids: Sequence[int], response_ids: Sequence[int], policy: Policy, request_id: str, index: int = 0
+        self,
+        prompt_ids: Sequence[int],
+        response_ids: Sequence[int],
+        policy: Policy,
+        request_id: str,
+        index: int = 0,
+        within: float | None = None,
     ) -> Verdict:
-        """The verdict on given text; see ``measure``."""
-        signals = await self.measure(prompt_ids, response_ids, policy.damp, request_id)
-        return verdict_on(signals, self.readout, policy, index, list(response_ids), None)
+        """The verdict on given text; see ``measure``. ``within``: after so many seconds it stays unscored."""
+        ids = list(response_ids)
+        try:
+            async with asyncio.timeout(within):
+                signals = await self.measure(prompt_ids, ids, policy.damp, request_id)
+        except TimeoutError:
+            return unscored(index, policy, ids, Unscored.TIMEOUT)
+        return verdict_on(signals, self.readout, policy, index, ids)

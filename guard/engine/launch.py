@@ -94,14 +94,12 @@ def _parsed(model: Path, served_name: str, dtype: str, compiled: bool, extra: Se
 
 
 @asynccontextmanager
-async def guarded_engine(
-    args: Namespace, bundle: Bundle, default: Policy, fallback_text: str, slots: int
-) -> AsyncIterator[Any]:
+async def guarded_engine(args: Namespace, bundle: Bundle, default: Policy, slots: int) -> AsyncIterator[Any]:
     """A running GuardedEngine whose canary has passed. Raises TapError when it does not."""
     from guard.engine.client import GuardedEngine
 
     async with _tapped_engine(args, slots) as (engine, ring):
-        guarded = GuardedEngine(engine, bundle, ring, default, fallback_text)
+        guarded = GuardedEngine(engine, bundle, ring, default)
         await require_live_taps(guarded, _canary_prompt(engine))
         yield guarded
 

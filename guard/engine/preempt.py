@@ -12,9 +12,8 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from guard.engine import seat
 from guard.engine.answer import Answer
-from guard.engine.call import Verdict
+from guard.engine.course import emptied
 from guard.engine.ring import ScoreRing, Slot
-from guard.policy import Action, Decision, Policy
 
 
 def parameters(slot: Slot, damp: float) -> SamplingParams:
@@ -30,22 +29,16 @@ def parameters(slot: Slot, damp: float) -> SamplingParams:
 
 def lead_of(output: Any, slot: Slot, ring: ScoreRing) -> float:
     """The neuron score of the last prompt token; NaN where there is none."""
-    return Answer(0, slot, len(output.prompt_token_ids)).signals(ring, 0).lead
+    return Answer(0, slot, prompt_length=len(output.prompt_token_ids)).signals(ring, 0, 0).lead
 
 
-def refusal(risk: float, policy: Policy, index: int) -> Verdict:
-    """The verdict on an answer that is not going to exist."""
-    decision = Decision(True, Action.ABSTAINED)
-    return Verdict(index, policy, decision, risk, None, [], foreseen=risk, preempted=True)
-
-
-def emptied(output: Any, request_id: str, count: int) -> Any:
-    """The looking request's output as that of the request that asked, with ``count`` completions to be withheld."""
+def refused(output: Any, request_id: str, count: int, blank_token: int) -> Any:
+    """The looking request's output as that of the request that asked: ``count`` answers, none of which exists."""
     whole = copy(output)
     whole.request_id = request_id
     whole.outputs = []
     for index in range(count):
-        completion = copy(output.outputs[0])
+        completion = emptied(output.outputs[0], 1, blank_token)
         completion.index = index
         whole.outputs.append(completion)
     return whole

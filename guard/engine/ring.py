@@ -103,16 +103,21 @@ class ScoreRing:
         self.draws[slots, positions] = entry
 
     def read_neurons(self, slot: Slot, start: int, end: int) -> NDArray[np.float32]:
-        """Neuron scores of positions start..end-1, float32; NaN where this claim has none."""
+        """Neuron scores of positions start..end-1, float32; NaN where this claim has none, infinite where it is NaN."""
         entry = self.activations[slot.index, start:end]
-        return np.where(entry["generation"] == slot.generation, entry["neurons"], np.float32(np.nan))
+        return _known(entry["generation"] == slot.generation, entry["neurons"])
 
     def read_draws(self, slot: Slot, start: int, end: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(entropy, logprob) of the tokens at positions start..end-1, float32; NaN where this claim has none."""
+        """(entropy, logprob) of the tokens at positions start..end-1, float32; NaN and infinities as above."""
         entry = self.draws[slot.index, start:end]
         known = entry["generation"] == slot.generation
-        missing = np.float32(np.nan)
-        return np.where(known, entry["entropy"], missing), np.where(known, entry["logprob"], missing)
+        return _known(known, entry["entropy"]), _known(known, entry["logprob"])
+
+
+def _known(known: NDArray[np.bool_], values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``values`` where they are known, else NaN; a NaN that was measured becomes infinite, to be told apart."""
+    measured = np.where(np.isnan(values), np.float32(np.inf), values)
+    return np.where(known, measured, np.float32(np.nan))
 
 
 def refusal_file(ring: Path) -> Path:

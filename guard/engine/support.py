@@ -56,10 +56,15 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "--api-key",
         lambda a: bool(a.api_key),
-        "vLLM's key check covers /v1 only and would leave /risk open; put a gateway in front",
+        "vLLM's key check covers /v1 only and would leave /risk open; set HGUARD_API_KEYS instead",
     ),
     ("--enable-prompt-embeds", lambda a: bool(a.enable_prompt_embeds), "prompts without tokens cannot be positioned"),
     ("--ssl-keyfile", lambda a: bool(a.ssl_keyfile or a.ssl_certfile), "TLS is not passed on; end it in a gateway"),
+    (
+        "--tool-server",
+        lambda a: a.tool_server is not None,
+        "one response would be several generations with text of tools between them",
+    ),
     ("--uds", lambda a: a.uds is not None, "the server listens on --host and --port"),
     ("--headless", lambda a: bool(getattr(a, "headless", False)), "there would be no API to guard"),
 )
@@ -93,9 +98,14 @@ def require_supported(args: Any, environment: dict[str, str]) -> None:
         raise UnsupportedError(
             "VLLM_USE_RUST_FRONTEND is not supported: the Rust front end bypasses the guard; unset it"
         )
+    if environment.get("VLLM_ENABLE_RESPONSES_API_STORE", "0").lower() not in ("", "0", "false"):
+        raise UnsupportedError(
+            "VLLM_ENABLE_RESPONSES_API_STORE is not supported: a stored response is read without its verdict; unset it"
+        )
     if environment.get("VLLM_API_KEY"):
         raise UnsupportedError(
-            "VLLM_API_KEY is not supported: its check covers /v1 only and would leave /risk open; unset it"
+            "VLLM_API_KEY is not supported: its check covers /v1 only and would leave /risk open; "
+            "unset it, and set HGUARD_API_KEYS instead"
         )
     plugins = environment.get("VLLM_PLUGINS")
     if plugins is not None and "hguard" not in plugins.split(","):

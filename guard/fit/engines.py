@@ -42,4 +42,4 @@ class RealEngines:
 
     def guarded(self, bundle: Bundle) -> AbstractAsyncContextManager[Any]:
         args = engine_arguments(self.model, str(self.model), bundle, self.compiled, self.extra)
-        return guarded_engine(args, bundle, Policy(Mode.SCORE, 0.5), "", _SCORE_SLOTS)
+        return guarded_engine(args, bundle, Policy(Mode.SCORE, 0.5), _SCORE_SLOTS)

@@ -11,6 +11,7 @@ of the last prompt token alone gives a risk before any text exists.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,19 @@ FEATURES = ("neurons", "entropy", "surprise")
 Array = NDArray[np.float32]
 
 
+class Flaw(StrEnum):
+    """Why signals cannot be scored."""
+
+    EMPTY = "empty"
+    MISSING = "missing"
+    NOT_FINITE = "not_finite"
+
+
 @dataclass(frozen=True, slots=True)
 class Signals:
     """What was measured on one answer of n tokens (the end-of-sequence token is not one of them).
+
+    NaN stands for what was not measured, an infinity for a measurement that is not a finite number.
 
     lead: neuron score of the last prompt token.
     neurons: float32 [n], neuron score of each token; NaN where its activation does not exist (an answer that stops at
@@ -38,16 +49,33 @@ class Signals:
     def __len__(self) -> int:
         return len(self.neurons)
 
-    def flaw(self, draws: bool = True) -> str | None:
+    def flaw(self, draws: bool = True) -> Flaw | None:
         """Why these signals cannot be scored, or None; without ``draws``, entropy and log-probability may lack."""
         if len(self) == 0:
-            return "the answer has no tokens"
-        missing = np.flatnonzero(~np.isfinite(self.neurons[:-1]))
-        if not np.isfinite(self.lead) or missing.size:
-            return "the neuron score of a token is missing or not finite"
-        if draws and not (np.isfinite(self.entropy).all() and np.isfinite(self.logprob).all()):
-            return "the entropy or log-probability of a token is missing or not finite"
+            return Flaw.EMPTY
+        lead = np.array([self.lead], np.float32)
+        last = self.neurons[-1:]
+        return _flaw_in(lead, self.neurons[:-1], last[~np.isnan(last)], *self._draws(draws))
+
+    def flaw_within(self, draws: bool = True) -> Flaw | None:
+        """The same of tokens in the middle of an answer: each must have a score, and the lead does not count."""
+        return _flaw_in(self.neurons, *self._draws(draws))
+
+    def _draws(self, wanted: bool) -> tuple[Array, ...]:
+        return (self.entropy, self.logprob) if wanted else ()
+
+    def part(self, first: int, last: int) -> Signals:
+        """Those of tokens first..last-1; the lead stays with the first token of all."""
+        cut = slice(first, last)
+        lead = self.lead if first == 0 else float(np.nan)
+        return Signals(lead, self.neurons[cut], self.entropy[cut], self.logprob[cut])
+
+
+def _flaw_in(*measured: Array) -> Flaw | None:
+    values = np.concatenate(measured)
+    if np.isfinite(values).all():
         return None
+    return Flaw.MISSING if np.isnan(values).any() else Flaw.NOT_FINITE
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +150,12 @@ class Readout:
 
     def token_risks(self, signals: Signals) -> list[float | None]:
         """For each token the calibrated probability that it states something wrong; None where it has no score."""
-        values = sigmoid(self.token.logit(token_features(signals)))
-        return [float(v) if np.isfinite(v) else None for v in values]
+        features = token_features(signals)
+        values = sigmoid(self.token.logit(features))
+        known = np.isfinite(features[:, np.flatnonzero(self.token.weight)]).sum(1) == np.count_nonzero(
+            self.token.weight
+        )
+        return [float(value) if k else None for value, k in zip(values, known, strict=True)]
 
 
 def sigmoid(x: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
@@ -139,8 +171,9 @@ def windows(signals: Signals, width: int) -> tuple[Array, NDArray[np.int64], int
     present = np.isfinite(signals.neurons)
     total = _rolling_sum(np.where(present, signals.neurons, 0.0), width)
     count = _rolling_sum(present.astype(np.float64), width)
-    total[0] += signals.lead
-    count[0] += 1
+    if not np.isnan(signals.lead):
+        total[0] += signals.lead
+        count[0] += 1
     # A window of one token that has no score of its own (the last one) falls back on the token before it.
     previous = np.concatenate(([signals.lead], signals.neurons[:-1]))[starts + width - 1]
     neurons = np.where(count > 0, total / np.maximum(count, 1), previous)

@@ -120,7 +120,7 @@ def guarded(
     async def start() -> AsyncIterator[GuardedEngine]:
         args = engine_arguments(model, "test", bundle, compiled, extra, relaxed)
         args.worker_cls = worker or args.worker_cls
-        async with guarded_engine(args, bundle, SCORE, "withheld", slots=256) as engine:
+        async with guarded_engine(args, bundle, SCORE, slots=256) as engine:
             yield engine
 
     return Harness(start)

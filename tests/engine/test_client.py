@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +14,10 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from guard.engine import seat
-from guard.engine.call import GuardCall, use_call
+from guard.engine.call import GuardCall, Unscored, use_call
 from guard.engine.client import GuardedEngine
 from guard.engine.ring import ScoreRing
-from guard.policy import Action, Fallback, Mode, Policy
+from guard.policy import Action, Fail, Hold, Mode, Policy
 from guard.probe.bundle import Bundle
 
 PROMPT = [5, 6, 7]
@@ -32,8 +32,16 @@ class ScriptedEngine:
         self.admitted: list[int] = []
         self.aborted = 0
         self.drawn = 0  # tokens
+        self.ended: list[str] = []
+        self.score: Callable[[int, int, float], float] = lambda at, seat, damp: at
+        self.output_processor = SimpleNamespace(external_req_ids={})
+
+    async def abort(self, names: list[str], internal: bool = False) -> None:
+        assert internal
+        self.ended += names
 
     model_config = SimpleNamespace(skip_tokenizer_init=False)
+    vllm_config = SimpleNamespace(structured_outputs_config=SimpleNamespace(reasoning_parser=""))
 
     def get_tokenizer(self) -> Any:
         return SimpleNamespace(eos_token_id=1)
@@ -42,11 +50,13 @@ class ScriptedEngine:
         self.admitted.append(n)
 
     async def generate(self, prompt: Any, params: SamplingParams, request_id: str, **more: Any) -> AsyncIterator[Any]:
-        slots = params.extra_args[seat.KEY]["slots"]  # type: ignore[index]
+        told = params.extra_args[seat.KEY]  # type: ignore[index]
+        slots, self._damp = told["slots"], told["damp"]
+        self.output_processor.external_req_ids[request_id] = [f"{i}_{request_id}-x" for i in range(params.n)]
         self._activate(slots, len(PROMPT) - 1)
         finished = False
         try:
-            words = WORDS[: params.max_tokens]
+            words = (WORDS * 4)[: params.max_tokens] if params.max_tokens > 8 else WORDS[: params.max_tokens]
             for k, word in enumerate(words):
                 at = len(PROMPT) + k
                 self.drawn += params.n
@@ -64,8 +74,9 @@ class ScriptedEngine:
             self.aborted += not finished
 
     def _activate(self, slots: list[list[int]], at: int) -> None:
-        for index, generation in slots:
-            self.ring.write_activations(*self._key(index, generation, at), np.full(1, at, "f4"))
+        for seat_number, (index, generation) in enumerate(slots):
+            score = self.score(at, seat_number, self._damp)
+            self.ring.write_activations(*self._key(index, generation, at), np.full(1, score, "f4"))
 
     @staticmethod
     def _key(index: int, generation: int, at: int) -> tuple[Any, Any, Any]:
@@ -76,7 +87,7 @@ class ScriptedEngine:
 def over_script(bundle: Bundle, slots: int) -> Iterator[GuardedEngine]:
     scripted = ScriptedEngine()
     ring = scripted.ring = ScoreRing.create(slots, positions=32)
-    yield GuardedEngine(scripted, bundle, ring, Policy(Mode.SCORE, 0.5), "withheld")
+    yield GuardedEngine(scripted, bundle, ring, Policy(Mode.SCORE, 0.5))
     ring.unlink()
 
 
@@ -86,8 +97,10 @@ def engine(bundle: Bundle) -> Iterator[GuardedEngine]:
         yield made
 
 
-async def texts(engine: GuardedEngine, policy: Policy, n: int = 1, stop_after: int = 99) -> tuple[list[str], GuardCall]:
-    params = SamplingParams(n=n, max_tokens=8, output_kind=RequestOutputKind.DELTA)
+async def texts(
+    engine: GuardedEngine, policy: Policy, n: int = 1, stop_after: int = 99, longest: int = 8
+) -> tuple[list[str], GuardCall]:
+    params = SamplingParams(n=n, max_tokens=longest, output_kind=RequestOutputKind.DELTA)
     seen = []
     with use_call(GuardCall(policy)) as call:
         stream = engine.generate({"type": "token", "prompt_token_ids": PROMPT}, params, "r")
@@ -123,10 +136,8 @@ async def test_token_risks_run_one_token_behind(engine: GuardedEngine) -> None:
 
 async def test_withheld_text_never_leaves(engine: GuardedEngine) -> None:
     seen, call = await texts(engine, Policy(Mode.ABSTAIN, 0.0), n=2)
-    assert seen == [""]
+    assert seen == ["", ""]
     assert sorted(call.verdicts) == [0, 1]
-    seen, _ = await texts(engine, Policy(Mode.ABSTAIN, 0.0, fallback=Fallback.MESSAGE))
-    assert seen == ["withheld"]
 
 
 async def test_what_passes_abstain_mode_is_whole(engine: GuardedEngine) -> None:
@@ -142,16 +153,29 @@ async def test_an_abandoned_stream_aborts_and_frees(engine: GuardedEngine) -> No
 
 async def test_no_free_slot_is_a_503_before_the_response_starts(engine: GuardedEngine) -> None:
     held = engine.pool.claim(2)
+    closed = engine.default_policy = Policy(Mode.SCORE, 0.5, fail=Fail.CLOSED)
     with pytest.raises(GracefulHTTPError, match="all 2 score slots") as caught:
         engine.check_admission(1)
     assert caught.value.http_status == 503
     with pytest.raises(GracefulHTTPError):
-        await texts(engine, Policy(Mode.SCORE, 0.5))
+        await texts(engine, closed)
     with use_call(GuardCall(Policy(Mode.OFF, 0.5))):
         engine.check_admission(1)
     engine.pool.release(held, finished=True)
     engine.check_admission(2)
     assert engine._engine.admitted == [1, 2]
+
+
+async def test_no_free_slot_passes_unscored_where_the_guard_fails_open(engine: GuardedEngine) -> None:
+    held = engine.pool.claim(2)
+    for policy in (Policy(Mode.SCORE, 0.5), Policy(Mode.ABSTAIN, 0.0, fail=Fail.OPEN)):
+        with use_call(GuardCall(policy)):
+            engine.check_admission(1)
+        seen, call = await texts(engine, policy)
+        assert seen == WORDS
+        assert (call.verdicts[0].risk, call.verdicts[0].reason) == (None, Unscored.NO_SLOT)
+        assert call.verdicts[0].decision.action is Action.PASS
+    engine.pool.release(held, finished=True)
 
 
 async def test_without_a_call_the_operators_default_applies(engine: GuardedEngine) -> None:
@@ -198,8 +222,7 @@ async def test_a_risky_prompt_is_refused_before_generation(looking: GuardedEngin
         assert verdict.risk == verdict.foreseen == pytest.approx(RISK)
         assert verdict.scored_tokens == 0
     assert looking.pool.in_use == 0
-    seen, _ = await texts(looking, Policy(Mode.ABSTAIN, 1.1, fallback=Fallback.MESSAGE, preempt=0.1))
-    assert seen == ["withheld"]
+    assert call.uncounted == 1 - 3, "usage shows a token for each answer, and one was drawn"
 
 
 async def test_a_prompt_that_is_not_risky_is_answered(looking: GuardedEngine) -> None:
@@ -218,3 +241,64 @@ async def test_leaving_while_the_engine_looks_frees_everything(looking: GuardedE
         await anext(stream)
         await stream.aclose()
     assert looking.pool.in_use == 0
+
+
+async def test_a_second_try_answers_when_its_risk_passes(engine: GuardedEngine) -> None:
+    engine._engine.score = lambda at, seat, damp: 9.0 if damp else -9.0
+    seen, call = await texts(engine, Policy(Mode.ABSTAIN, 0.5, retry=0.0))
+    assert seen == WORDS
+    verdict = call.verdicts[0]
+    assert verdict.decision.action is Action.PASS
+    assert verdict.risk < 0.5 <= verdict.first_risk
+    assert call.uncounted == len(WORDS), "the first try was generated too"
+    assert engine.pool.in_use == 0
+
+
+async def test_a_second_try_that_does_not_pass_is_withheld(engine: GuardedEngine) -> None:
+    engine._engine.score = lambda at, seat, damp: 9.0
+    seen, call = await texts(engine, Policy(Mode.ABSTAIN, 0.5, retry=0.0))
+    assert seen == [""]
+    assert call.verdicts[0].decision.action is Action.ABSTAINED
+    assert call.verdicts[0].first_risk is not None
+
+
+async def test_only_withheld_answers_are_tried_again(engine: GuardedEngine) -> None:
+    engine._engine.score = lambda at, seat, damp: 9.0 if damp and seat == 1 else -9.0
+    params = SamplingParams(n=2, max_tokens=8, output_kind=RequestOutputKind.FINAL_ONLY)
+    with use_call(GuardCall(Policy(Mode.ABSTAIN, 0.5, retry=0.0))) as call:
+        outputs = [o async for o in engine.generate({"type": "token", "prompt_token_ids": PROMPT}, params, "r")]
+    assert len(outputs) == 1
+    assert [completion.index for completion in outputs[0].outputs] == [0, 1]
+    assert [call.verdicts[i].first_risk is None for i in (0, 1)] == [True, False]
+    assert [call.verdicts[i].decision.action for i in (0, 1)] == [Action.PASS, Action.PASS]
+    assert engine._engine.drawn == 3 * len(WORDS)
+
+
+async def test_an_answer_that_passes_has_one_try(engine: GuardedEngine) -> None:
+    engine._engine.score = lambda at, seat, damp: -9.0
+    _, call = await texts(engine, Policy(Mode.ABSTAIN, 0.5, retry=0.0))
+    assert call.verdicts[0].first_risk is None
+    assert engine._engine.drawn == len(WORDS)
+
+
+async def test_the_engine_stops_when_an_answer_is_decided(engine: GuardedEngine) -> None:
+    engine._engine.score = lambda at, seat, damp: 9.0
+    seen, call = await texts(engine, Policy(Mode.ABSTAIN, 0.5), longest=16)
+    assert seen == [""]
+    assert engine._engine.drawn == 5, "a window of four, known with the fifth token"
+    assert engine._engine.aborted == 1
+    assert call.verdicts[0].scored_tokens == 4
+    assert engine.pool.in_use == 0
+
+
+async def test_one_of_two_sequences_is_ended_alone(engine: GuardedEngine) -> None:
+    engine._engine.score = lambda at, seat, damp: 9.0 if seat == 1 else -9.0
+    await texts(engine, Policy(Mode.ABSTAIN, 0.5), n=2, longest=16)
+    assert engine._engine.ended == ["1_r-x"]
+    assert engine._engine.aborted == 0, "the other ran to its end"
+
+
+async def test_leaving_during_the_second_try_frees_everything(engine: GuardedEngine) -> None:
+    engine._engine.score = lambda at, seat, damp: 9.0 if damp else -9.0
+    _, _ = await texts(engine, Policy(Mode.ABSTAIN, 0.5, retry=0.0, hold=Hold.NONE), stop_after=1)
+    assert engine.pool.in_use == 0

@@ -26,6 +26,7 @@ PLAIN: dict[str, Any] = {
     "headless": False,
     "ssl_keyfile": None,
     "ssl_certfile": None,
+    "tool_server": None,
     "uds": None,
     "prefill_context_parallel_size": 1,
     "decode_context_parallel_size": 1,
@@ -65,6 +66,7 @@ def test_plain_arguments_pass() -> None:
         ("enable_batch_sharded_sampling", True, "--enable-batch-sharded-sampling"),
         ("kv_sharing_fast_prefill", True, "--kv-sharing-fast-prefill"),
         ("diffusion_config", {}, "--diffusion-config"),
+        ("tool_server", "demo", "--tool-server"),
     ],
 )
 def test_refused_arguments(name: str, value: Any, says: str) -> None:
@@ -74,11 +76,26 @@ def test_refused_arguments(name: str, value: Any, says: str) -> None:
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("VLLM_USE_RUST_FRONTEND", "1"), ("VLLM_API_KEY", "secret"), ("VLLM_PLUGINS", ""), ("VLLM_PLUGINS", "other")],
+    [
+        ("VLLM_USE_RUST_FRONTEND", "1"),
+        ("VLLM_ENABLE_RESPONSES_API_STORE", "1"),
+        ("VLLM_API_KEY", "secret"),
+        ("VLLM_PLUGINS", ""),
+        ("VLLM_PLUGINS", "other"),
+    ],
 )
 def test_refused_environment(variable: str, value: str) -> None:
     with pytest.raises(UnsupportedError, match=variable):
         support.require_supported(SimpleNamespace(**PLAIN), {variable: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"), [({"api_key": ["secret"]}, {}), ({}, {"VLLM_API_KEY": "secret"})]
+)
+def test_vllms_keys_are_answered_with_ours(arguments: dict[str, Any], environment: dict[str, str]) -> None:
+    with pytest.raises(UnsupportedError, match="set HGUARD_API_KEYS instead") as caught:
+        support.require_supported(SimpleNamespace(**{**PLAIN, **arguments}), environment)
+    assert "secret" not in str(caught.value)
 
 
 def test_plugins_with_ours_pass() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from guard.errors import RequestError
 from guard.probe import conformal
-from guard.probe.readout import Readout, Signals, Stack, windows
+from guard.probe.readout import Flaw, Readout, Signals, Stack, windows
 
 STACK = Stack((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.5, 0.25), -1.0)
 NAN = math.nan
@@ -71,16 +71,33 @@ def test_a_token_without_score_has_no_risk() -> None:
 @pytest.mark.parametrize(
     ("broken", "says"),
     [
-        (signals([]), "no tokens"),
-        (signals([NAN, 1.0]), "neuron score"),
-        (signals([1.0], lead=NAN), "neuron score"),
-        (Signals(1.0, np.ones(1, np.float32), np.array([NAN], np.float32), np.zeros(1, np.float32)), "entropy"),
+        (signals([]), Flaw.EMPTY),
+        (signals([NAN, 1.0]), Flaw.MISSING),
+        (signals([1.0], lead=NAN), Flaw.MISSING),
+        (signals([math.inf, 1.0]), Flaw.NOT_FINITE),
+        (signals([1.0, -math.inf]), Flaw.NOT_FINITE),
+        (signals([1.0], lead=math.inf), Flaw.NOT_FINITE),
+        (Signals(1.0, np.ones(1, np.float32), np.array([NAN], np.float32), np.zeros(1, np.float32)), Flaw.MISSING),
     ],
 )
-def test_flaws_are_named(broken: Signals, says: str) -> None:
-    flaw = broken.flaw()
-    assert flaw is not None
-    assert says in flaw
+def test_flaws_are_named(broken: Signals, says: Flaw) -> None:
+    assert broken.flaw() is says
+
+
+def test_in_the_middle_of_an_answer_each_token_needs_its_score() -> None:
+    whole = signals([1.0, 2.0, NAN])
+    assert whole.part(0, 2).flaw_within() is None
+    assert whole.part(1, 3).flaw_within() is Flaw.MISSING
+    assert signals([1.0, math.inf]).flaw_within() is Flaw.NOT_FINITE
+
+
+def test_the_worst_window_is_the_same_part_by_part() -> None:
+    values = signals(list(np.random.default_rng(3).normal(0, 2, 40)), lead=1.5)
+    readout = Readout(4, STACK, (1.0, 0.0), STACK)
+    whole, peak = readout.risk(values)
+    parts = [readout.risk(values.part(i, i + 4))[0] for i in range(37)]
+    assert max(parts) == pytest.approx(whole)
+    assert parts.index(max(parts)) == peak.start
 
 
 def test_missing_last_score_is_no_flaw() -> None:

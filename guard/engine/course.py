@@ -1,0 +1,192 @@
+"""The course of one engine request: its answers as they grow, what may leave, and what is to be ended.
+
+An output of the engine goes in, what the policy lets go comes out. Nothing here waits or talks to the engine. Written
+against the outputs of vLLM 0.32 (``outputs.py``; the same in 0.26).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.sampling_params import RequestOutputKind
+
+from guard.engine.answer import Answer, risks_so_far
+from guard.engine.call import GuardCall, Verdict
+from guard.engine.ring import ScoreRing
+from guard.engine.thinking import Thinker
+from guard.policy import Action, Hold
+from guard.probe.readout import Readout
+
+REFUSAL_FINISH = "content_filter"
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A piece of an answer that may not leave yet. reach: how many tokens the answer had with it."""
+
+    completion: Any
+    reach: int
+
+
+class Course:
+    """Follows ``answers``, one for each sequence of the request; ``kind`` is what the caller wants to be given."""
+
+    def __init__(
+        self,
+        answers: Sequence[Answer],
+        call: GuardCall,
+        ring: ScoreRing,
+        readout: Readout,
+        kind: RequestOutputKind,
+        blank_token: int,
+        spare_abstained: bool = False,
+        thinker: Thinker | None = None,
+        request: Mapping[str, Any] | None = None,
+    ) -> None:
+        """``spare_abstained``: say nothing of answers that are to be withheld; they get a second try."""
+        self.answers = answers
+        self.cut: list[Answer] = []  # to be ended in the engine, since the last output
+        self._call, self._ring, self._readout = call, ring, readout
+        self._kind, self._blank = kind, blank_token
+        self._spare = spare_abstained
+        self._thinker, self._request = thinker, request or {}
+        self._waiting: list[deque[Waiting]] = [deque() for _ in answers]
+        self._sent = [0] * len(answers)  # tokens that have left
+        self._whole: dict[int, Any] = {}  # for FINAL_ONLY: the last completion of each answer
+
+    @property
+    def done(self) -> bool:
+        return all(answer.verdict is not None for answer in self.answers)
+
+    @property
+    def spared(self) -> list[Answer]:
+        """Answers of which nothing was said, since they are to have a second try."""
+        return [answer for answer in self.answers if self._spares(answer)]
+
+    def _spares(self, answer: Answer) -> bool:
+        if not self._spare or answer.verdict is None or answer.verdict.risk is None:
+            return False
+        return self._abstained(answer) and self._sent[answer.seat] == 0
+
+    def feed(self, output: Any, cumulative: bool) -> list[Any]:
+        """Take an output; what may leave by now, as outputs. ``cumulative``: whether it repeats what came before."""
+        self.cut = []
+        for completion in output.outputs:
+            answer = self.answers[completion.index]
+            if answer.verdict is not None:
+                continue  # what the engine still says of an answer that was ended
+            if answer.prompt_length < 0:
+                self._begin(answer, output.prompt_token_ids)
+            answer.extend(completion.token_ids, cumulative)
+            answer.verdict = self._decide(answer, completion)
+            if answer.verdict is not None:
+                self._call.verdicts[answer.index] = answer.verdict
+            self._note_risks(answer)
+            self._waiting[completion.index].append(Waiting(completion, len(answer.token_ids)))
+        if self._kind is RequestOutputKind.FINAL_ONLY:
+            return self._gathered(output)
+        return self._released(output)
+
+    def _begin(self, answer: Answer, prompt_ids: Sequence[int]) -> None:
+        answer.prompt_length = len(prompt_ids)
+        if self._thinker is not None and answer.slot is not None:
+            answer.thought = self._thinker.begin(prompt_ids, self._request)
+
+    def _decide(self, answer: Answer, completion: Any) -> Verdict | None:
+        """The verdict, when the engine has ended the answer or a window of it ends it now."""
+        policy = self._call.policy
+        finish, stop = completion.finish_reason, completion.stop_reason
+        if finish is not None:
+            return answer.judge(self._ring, self._readout, policy, finish, stop)
+        if not policy.withholds:
+            return None
+        verdict = answer.look(self._ring, self._readout, policy)
+        if verdict is not None:
+            self.cut.append(answer)
+        return verdict
+
+    def _note_risks(self, answer: Answer) -> None:
+        if not self._call.policy.token_risk_in_stream:
+            return
+        known = self._call.token_risks.setdefault(answer.index, [])
+        # A token's own score exists once it was fed back, one step after it was drawn.
+        count = len(answer.token_ids) - (answer.verdict is None)
+        risks_so_far(answer, self._ring, self._readout, known, count)
+
+    def _released(self, output: Any) -> list[Any]:
+        """What may leave, one piece an output; or the engine's own output, where it may leave as it is."""
+        pieces = [piece for answer in self.answers for piece in self._pieces(answer, self._waiting[answer.seat])]
+        if pieces and len(pieces) == len(output.outputs) and all(map(operator.is_, pieces, output.outputs)):
+            return [output]
+        done = self.done
+        return [with_completions(output, [piece], done and piece is pieces[-1]) for piece in pieces]
+
+    def _pieces(self, answer: Answer, waiting: deque[Waiting]) -> Iterator[Any]:
+        if self._abstained(answer):
+            if waiting:
+                last = waiting[-1].completion
+                waiting.clear()
+                yield from self._ended(answer, last)
+            return
+        while waiting and self._may_go(answer, waiting[0]):
+            piece = waiting.popleft()
+            self._sent[answer.seat] = piece.reach
+            yield piece.completion
+
+    def _abstained(self, answer: Answer) -> bool:
+        return answer.verdict is not None and answer.verdict.decision.action is Action.ABSTAINED
+
+    def _ended(self, answer: Answer, last: Any) -> Iterator[Any]:
+        """What is said of an answer that is withheld from here on."""
+        assert answer.verdict is not None
+        if not self._spares(answer):
+            sent = answer.verdict.shown = self._sent[answer.seat]
+            repeated = self._kind is RequestOutputKind.CUMULATIVE
+            yield emptied(last, len(answer.token_ids) - (0 if repeated else sent), self._blank)
+
+    def _may_go(self, answer: Answer, piece: Waiting) -> bool:
+        policy = self._call.policy
+        if answer.verdict is not None:
+            return True
+        if policy.token_risk_in_stream and len(answer.token_ids) <= piece.reach:
+            return False
+        if not policy.withholds or policy.hold is Hold.NONE or answer.slot is None:
+            return True
+        return policy.hold is Hold.WINDOW and answer.cleared(self._readout.window) >= piece.reach
+
+    def _gathered(self, output: Any) -> list[Any]:
+        """Keep each answer's last word; all of them together once all are decided."""
+        for answer, waiting in zip(self.answers, self._waiting, strict=True):
+            if waiting and answer.verdict is not None and not self._spares(answer):
+                last = waiting[-1].completion
+                withheld = self._abstained(answer)
+                self._whole[answer.seat] = emptied(last, len(answer.token_ids), self._blank) if withheld else last
+            waiting.clear()
+        if not self.done:
+            return []
+        return [with_completions(output, [self._whole[seat] for seat in sorted(self._whole)], True)]
+
+
+def with_completions(output: Any, completions: list[Any], finished: bool) -> Any:
+    """A copy of ``output`` that holds these."""
+    made = copy(output)
+    made.outputs = completions
+    made.finished = finished
+    return made
+
+
+def emptied(completion: Any, generated: int, blank_token: int) -> Any:
+    """The last piece of a withheld answer: as many tokens as usage is to count, but not which."""
+    empty = copy(completion)
+    empty.text = ""
+    empty.token_ids = [blank_token] * generated
+    empty.logprobs = None if completion.logprobs is None else [None] * generated
+    empty.cumulative_logprob = None
+    empty.finish_reason = REFUSAL_FINISH
+    empty.stop_reason = None
+    return empty

@@ -1,0 +1,274 @@
+"""What leaves when: a course is fed outputs and a ring, without any engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind
+
+from guard.engine.answer import Answer
+from guard.engine.call import GuardCall, Unscored
+from guard.engine.course import Course
+from guard.engine.ring import ScoreRing, SlotPool
+from guard.policy import Action, Fail, Hold, Mode, Policy
+from guard.probe.bundle import Bundle
+from guard.probe.readout import Readout
+
+PROMPT = [5, 6, 7]
+EOS = 1
+SAFE, RISKY = -9.0, 9.0  # neuron scores; a window of four has the risk of their mean
+DELTA, CUMULATIVE, FINAL = RequestOutputKind.DELTA, RequestOutputKind.CUMULATIVE, RequestOutputKind.FINAL_ONLY
+
+
+@dataclass
+class Play:
+    """One answer: the score of each token (None: never written), and how the engine ends it."""
+
+    scores: Sequence[float | None]
+    finish: str = "length"
+
+
+class Stage:
+    """Writes the ring as the worker would, and feeds the outputs, one token each."""
+
+    def __init__(self, readout: Readout) -> None:
+        self.ring = ScoreRing.create(4, 64)
+        self.pool = SlotPool(4)
+        self.readout = readout
+
+    def play(
+        self, policy: Policy, *plays: Play, kind: RequestOutputKind = DELTA, seen: bool = True, **more: Any
+    ) -> Any:
+        """All outputs, and the call. An answer that is cut is played no further."""
+        slots = self.pool.claim(len(plays)) if seen else []
+        answers = [Answer(i, slots[i] if seen else None, i, Unscored.NO_SLOT) for i in range(len(plays))]
+        call = GuardCall(policy)
+        course = Course(answers, call, self.ring, self.readout, kind, EOS, **more)
+        out: list[tuple[int, Any]] = []
+        for step in range(max(len(play.scores) for play in plays)):
+            if course.done:
+                break
+            completions = []
+            for seat, play in enumerate(plays):
+                if step >= len(play.scores) or answers[seat].verdict is not None:
+                    continue
+                if seen:
+                    self._write(slots[seat], step, play.scores)
+                last = step == len(play.scores) - 1
+                ids = list(range(100, 101 + step)) if kind is not DELTA else [100 + step]
+                text = "".join(f"w{k} " for k in range(step + 1)) if kind is not DELTA else f"w{step} "
+                completions.append(
+                    CompletionOutput(seat, text, ids, None, None, finish_reason=play.finish if last else None)
+                )
+            finished = all(c.finish_reason for c in completions)
+            output = RequestOutput("r", None, PROMPT, None, completions, finished)
+            out += [(step, o) for o in course.feed(output, kind is not DELTA)]
+        self.pool.release(slots, True)
+        return SimpleNamespace(out=out, call=call, course=course, verdicts=call.verdicts)
+
+    def _write(self, slot: Any, step: int, scores: Sequence[float | None]) -> None:
+        key = (np.array([slot.index]), np.array([slot.generation], np.uint32))
+        at = len(PROMPT) + step
+        self.ring.write_draws(*key, np.array([at]), np.zeros(1, "f4"), np.zeros(1, "f4"))
+        # A token's own score exists when it is fed back: with the output of the next one.
+        score = SAFE if step == 0 else scores[step - 1]
+        if score is not None:
+            self.ring.write_activations(*key, np.array([at - 1]), np.full(1, score, "f4"))
+
+
+@pytest.fixture
+def stage(bundle: Bundle) -> Iterator[Stage]:
+    made = Stage(bundle.readout)
+    yield made
+    made.ring.unlink()
+
+
+def texts(played: Any, seat: int = 0) -> list[str]:
+    return [c.text for _, o in played.out for c in o.outputs if c.index == seat]
+
+
+def policy(hold: Hold = Hold.ANSWER, **more: Any) -> Policy:
+    return Policy(Mode.ABSTAIN, 0.5, hold=hold, **more)
+
+
+LONG = Play([SAFE] * 8 + [RISKY] * 4 + [SAFE] * 8)  # the window of tokens 7 to 10 is the first that reaches .5
+
+
+def test_without_a_hold_text_flows_until_a_window_ends_the_answer(stage: Stage) -> None:
+    played = stage.play(policy(Hold.NONE), LONG)
+    assert [step for step, _ in played.out] == list(range(len(played.out)))
+    assert texts(played) == [*(f"w{k} " for k in range(11)), ""]
+    last = played.out[-1][1].outputs[0]
+    assert (last.finish_reason, last.token_ids) == ("content_filter", [EOS])
+    assert played.verdicts[0].decision.action is Action.ABSTAINED
+    assert played.verdicts[0].shown == 11
+    assert (played.verdicts[0].peak.start, played.verdicts[0].peak.end) == (7, 11)
+    assert played.course.done
+    assert [answer.seat for answer in played.course.cut] == [0], "the engine is told at once"
+
+
+def test_with_windows_held_no_token_of_a_risky_window_leaves(stage: Stage) -> None:
+    played = stage.play(policy(Hold.WINDOW), LONG)
+    assert texts(played) == [*(f"w{k} " for k in range(7)), ""]
+    assert played.verdicts[0].shown == 7 == played.verdicts[0].peak.start
+    assert len(played.out[-1][1].outputs[0].token_ids) == 12 - 7, "usage counts what was generated"
+    # Each token leaves as soon as the last window that it lies in has been scored: its three successors' scores.
+    assert [step for step, _ in played.out[:-1]] == [k + 4 for k in range(7)]
+
+
+def test_with_the_answer_held_nothing_leaves_before_the_verdict(stage: Stage) -> None:
+    played = stage.play(policy(), LONG)
+    assert texts(played) == [""]
+    assert played.out[0][0] == 11, "the verdict comes as early as without a hold"
+    safe = stage.play(policy(), Play([SAFE] * 6))
+    assert texts(safe) == [f"w{k} " for k in range(6)]
+    assert {step for step, _ in safe.out} == {5}
+
+
+@pytest.mark.parametrize("hold", list(Hold))
+def test_what_passes_is_whole(stage: Stage, hold: Hold) -> None:
+    played = stage.play(policy(hold), Play([SAFE] * 20, finish="stop"))
+    assert texts(played) == [f"w{k} " for k in range(20)]
+    assert played.out[-1][1].finished
+    assert played.verdicts[0].decision.action is Action.PASS
+
+
+def test_a_short_answer_is_one_window_and_decided_at_its_end(stage: Stage) -> None:
+    played = stage.play(policy(Hold.WINDOW), Play([RISKY] * 3))
+    assert texts(played) == [""]
+    assert played.out[0][0] == 2
+
+
+def test_one_answer_ends_and_the_others_go_on(stage: Stage) -> None:
+    played = stage.play(policy(Hold.NONE), LONG, Play([SAFE] * 20))
+    assert texts(played, 1) == [f"w{k} " for k in range(20)]
+    assert texts(played, 0)[-1] == ""
+    assert [played.verdicts[i].decision.action for i in (0, 1)] == [Action.ABSTAINED, Action.PASS]
+    assert [o.finished for _, o in played.out].count(True) == 1
+
+
+@pytest.mark.parametrize("mode", [Mode.SCORE, Mode.FLAG])
+def test_modes_that_withhold_nothing_end_nothing(stage: Stage, mode: Mode) -> None:
+    played = stage.play(Policy(mode, 0.5, hold=Hold.ANSWER), LONG)
+    assert texts(played) == [f"w{k} " for k in range(20)]
+    assert [step for step, _ in played.out] == list(range(20))
+    assert played.verdicts[0].risk > 0.5
+
+
+def test_what_ends_an_answer_early_would_have_flagged_all_of_it(stage: Stage) -> None:
+    early = stage.play(policy(), LONG).verdicts[0]
+    whole = stage.play(Policy(Mode.FLAG, 0.5), LONG).verdicts[0]
+    assert whole.decision.flagged
+    assert 0.5 <= early.risk <= whole.risk
+
+
+def test_whole_answers_come_together_in_order(stage: Stage) -> None:
+    played = stage.play(policy(), Play([SAFE] * 9), LONG, Play([SAFE] * 3), kind=FINAL)
+    ((_, only),) = played.out
+    assert [c.index for c in only.outputs] == [0, 1, 2]
+    assert [c.finish_reason for c in only.outputs] == ["length", "content_filter", "length"]
+    assert only.outputs[1].text == ""
+    assert only.outputs[1].token_ids == [EOS] * 12
+    assert only.outputs[0].text == "".join(f"w{k} " for k in range(9))
+    assert only.finished
+
+
+def test_cumulative_outputs_are_emptied_whole(stage: Stage) -> None:
+    played = stage.play(policy(Hold.WINDOW), LONG, kind=CUMULATIVE)
+    assert texts(played)[-2:] == ["".join(f"w{k} " for k in range(7)), ""]
+    assert len(played.out[-1][1].outputs[0].token_ids) == 12
+
+
+def test_what_is_spared_is_not_spoken_of(stage: Stage) -> None:
+    played = stage.play(policy(), LONG, Play([SAFE] * 3), spare_abstained=True)
+    assert texts(played, 0) == []
+    assert texts(played, 1) == ["w0 ", "w1 ", "w2 "]
+    assert [answer.index for answer in played.course.spared] == [0]
+    shown = stage.play(policy(Hold.NONE), LONG, spare_abstained=True)
+    assert shown.course.spared == [], "what has been shown cannot be taken back"
+    assert texts(shown)[-1] == ""
+
+
+HOLE = Play([SAFE] * 8 + [None] + [SAFE] * 9)
+NOT_A_NUMBER = Play([SAFE] * 8 + [float("nan")] + [SAFE] * 9)
+
+
+@pytest.mark.parametrize(("play", "reason"), [(HOLE, Unscored.MISSING), (NOT_A_NUMBER, Unscored.NOT_FINITE)])
+def test_an_answer_without_a_score_is_never_of_low_risk(stage: Stage, play: Play, reason: Unscored) -> None:
+    for mode in (Mode.SCORE, Mode.FLAG):
+        verdict = stage.play(Policy(mode, 0.5), play).verdicts[0]
+        assert (verdict.risk, verdict.reason, verdict.decision.action) == (None, reason, Action.PASS)
+    closed = stage.play(policy(Hold.WINDOW), play)
+    assert closed.verdicts[0].reason is reason
+    assert closed.verdicts[0].decision.action is Action.ABSTAINED
+    assert texts(closed) == [*(f"w{k} " for k in range(5)), ""], "the windows before the hole had passed"
+    for hold in Hold:
+        opened = stage.play(policy(hold, fail=Fail.OPEN), play)
+        assert opened.verdicts[0].reason is reason
+        assert texts(opened) == [f"w{k} " for k in range(18)]
+
+
+def test_failing_closed_in_score_mode_withholds_what_is_left(stage: Stage) -> None:
+    played = stage.play(Policy(Mode.SCORE, 0.5, fail=Fail.CLOSED), HOLE)
+    assert played.out[-1][1].outputs[0].finish_reason == "content_filter"
+    assert played.verdicts[0].shown == 17
+    whole = stage.play(Policy(Mode.SCORE, 0.5, fail=Fail.CLOSED), HOLE, kind=FINAL)
+    assert texts(whole) == [""]
+
+
+def test_a_probe_that_raises_leaves_the_answer_unscored(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Readout, "risk", broken)
+    assert stage.play(Policy(Mode.SCORE, 0.5), LONG).verdicts[0].reason is Unscored.PROBE_ERROR
+    closed = stage.play(policy(Hold.NONE), LONG)
+    assert (closed.verdicts[0].reason, texts(closed)[-1]) == (Unscored.PROBE_ERROR, "")
+    opened = stage.play(policy(Hold.NONE, fail=Fail.OPEN), LONG)
+    assert texts(opened) == [f"w{k} " for k in range(20)], "a probe's failure does not cut an answer that is to pass"
+    assert opened.verdicts[0].reason is Unscored.PROBE_ERROR
+
+
+def test_an_empty_answer_passes_without_a_score(stage: Stage) -> None:
+    played = stage.play(policy(), Play([SAFE], finish="stop"))
+    assert (played.verdicts[0].reason, played.verdicts[0].decision.action) == (Unscored.EMPTY, Action.PASS)
+
+
+def test_without_a_slot_text_is_not_held(stage: Stage) -> None:
+    played = stage.play(policy(fail=Fail.OPEN), LONG, seen=False)
+    assert [step for step, _ in played.out] == list(range(20))
+    assert played.verdicts[0].reason is Unscored.NO_SLOT
+
+
+class Thinker:
+    """Thinks until token 103 has been said."""
+
+    def begin(self, prompt_ids: Sequence[int], request: Any) -> Any:
+        return SimpleNamespace(ended_by=lambda ids: ids[-1] == 103)
+
+
+def test_thoughts_are_not_scored(stage: Stage) -> None:
+    thinking = Play([RISKY] * 3 + [SAFE] * 9)
+    played = stage.play(policy(Hold.WINDOW, token_risk_in_stream=True), thinking, thinker=Thinker())
+    verdict = played.verdicts[0]
+    assert verdict.decision.action is Action.PASS
+    assert verdict.token_ids == list(range(104, 112)), "the answer begins after what ends the thinking"
+    risks = played.call.token_risks[0]
+    assert risks[:4] == [None] * 4
+    assert None not in risks[4:11]
+    assert texts(played) == [f"w{k} " for k in range(12)]
+    alone = stage.play(policy(), Play([SAFE] * 8)).verdicts[0]
+    assert verdict.risk == pytest.approx(alone.risk), "the same tokens after the same lead have the same risk"
+
+
+def test_thinking_that_never_ends_has_no_answer(stage: Stage) -> None:
+    played = stage.play(Policy(Mode.SCORE, 0.5), Play([SAFE] * 3), thinker=Thinker())
+    assert played.verdicts[0].reason is Unscored.UNFINISHED_THINKING
+    closed = stage.play(policy(), Play([SAFE] * 3), thinker=Thinker())
+    assert texts(closed) == [""]
