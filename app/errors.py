@@ -1,7 +1,9 @@
-"""Errors in OpenAI's shape: ``{"error": {message, type, param, code}}``."""
+"""Errors in OpenAI's shape, ``{"error": {message, type, param, code}}``, and in Anthropic's where its clients ask."""
 
 from __future__ import annotations
 
+import json
+from enum import StrEnum
 from http import HTTPStatus
 from typing import Any
 
@@ -12,27 +14,85 @@ from guard.errors import RequestError
 
 _TYPES = {
     400: "BadRequestError",
+    401: "AuthenticationError",
     404: "NotFoundError",
     413: "BadRequestError",
     422: "BadRequestError",
+    429: "RateLimitError",
     503: "ServiceUnavailableError",
 }
+_ANTHROPIC = "/v1/messages"  # its routes' errors say at the top level, too, that they are errors
 
 
-def body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
-    """The error object; ``code`` is the status, as vLLM's own errors have it."""
+class Reason(StrEnum):
+    """Why the door refuses a request; the label of ``hguard_refused_total``."""
+
+    UNAUTHORIZED = "unauthorized"
+    TOO_LARGE = "too_large"
+    SLOW_BODY = "slow_body"
+    INVALID_LIMITS = "invalid_limits"
+    TOO_MANY_REQUESTS = "too_many_requests"
+    QUEUE_FULL = "queue_full"
+    DRAINING = "draining"
+
+    @property
+    def status(self) -> int:
+        return _STATUS[self]
+
+
+_STATUS = {
+    Reason.UNAUTHORIZED: 401,
+    Reason.TOO_LARGE: 413,
+    Reason.SLOW_BODY: 408,
+    Reason.INVALID_LIMITS: 400,
+    Reason.TOO_MANY_REQUESTS: 429,
+    Reason.QUEUE_FULL: 503,
+    Reason.DRAINING: 503,
+}
+# What makes a connection useless to its caller: a body half read, a server about to end.
+_CLOSING = frozenset({Reason.SLOW_BODY, Reason.DRAINING})
+
+
+class RefusedError(RequestError):
+    """A request that the door turns away."""
+
+    def __init__(self, reason: Reason, message: str, param: str | None = None) -> None:
+        super().__init__(message, param, reason.status)
+        self.reason = reason
+
+
+def body(status: int, message: str, param: str | None = None, path: str = "") -> dict[str, Any]:
+    """The error object as the clients of ``path`` read it; ``code`` is the status, as vLLM's own errors have it."""
     kind = _TYPES.get(status, HTTPStatus(status).phrase.replace(" ", "") + "Error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+    error = {"error": {"message": message, "type": kind, "param": param, "code": status}}
+    return {"type": "error", **error} if _is_anthropic(path) else error
 
 
-def response(status: int, message: str, param: str | None = None) -> JSONResponse:
+def response(status: int, message: str, param: str | None = None, path: str = "") -> JSONResponse:
     """The error as a response; a refusal for load tells the client when to come back."""
-    headers = {"Retry-After": "1"} if status in (429, 503) else None
-    return JSONResponse(body(status, message, param), status, headers)
+    headers = {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if status in (429, 503):
+        headers["Retry-After"] = "1"
+    return JSONResponse(body(status, message, param, path), status, headers)
 
 
-def of(error: RequestError) -> JSONResponse:
-    return response(error.status, str(error), error.param)
+def of(error: RequestError, path: str = "") -> JSONResponse:
+    made = response(error.status, str(error), error.param, path)
+    if isinstance(error, RefusedError) and error.reason in _CLOSING:
+        made.headers["Connection"] = "close"
+    return made
+
+
+def frame(error: RequestError, path: str = "") -> bytes:
+    """The error as the last event of a stream that has begun."""
+    data = b"data: " + json.dumps(body(error.status, str(error), error.param, path)).encode() + b"\n\n"
+    return b"event: error\n" + data if _is_anthropic(path) else data
+
+
+def _is_anthropic(path: str) -> bool:
+    return path == _ANTHROPIC or path.startswith(f"{_ANTHROPIC}/")
 
 
 def from_validation(error: ValidationError, prefix: str = "") -> RequestError:

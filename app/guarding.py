@@ -15,18 +15,18 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
+from app.dialects import CHAT, COMPLETIONS, DIALECTS, Dialect, Telling
+from app.dialects.base import Stream
 from app.metrics import Metrics
 from app.options import FIELD, Defaults, parse
 from app.sse import FrameEditor
 from app.wire import Writer
-from guard.engine.call import GuardCall, Verdict, use_call
+from guard.engine.call import GuardCall, use_call
 from guard.errors import RequestError
-from guard.policy import Action, Fallback, Policy
+from guard.policy import Policy
 from guard.probe.bundle import Bundle
 
-CHAT = "/v1/chat/completions"
-COMPLETIONS = "/v1/completions"
-GUARDED = frozenset({CHAT, COMPLETIONS})
+GUARDED = frozenset(DIALECTS)
 
 log = logging.getLogger("hguard")
 
@@ -43,42 +43,57 @@ class GuardMiddleware:
         writer: Writer,
         metrics: Metrics,
         refusal: str,
+        fallback: str,
         max_body_bytes: int,
+        max_tokens: int | None = None,
     ) -> None:
         self.app = app
         self._bundle, self._defaults, self._writer, self._metrics = bundle, defaults, writer, metrics
-        self._refusal = refusal
-        self._max_body_bytes = max_body_bytes
+        self._refusal, self._fallback = refusal, fallback
+        self._max_body_bytes, self._max_tokens = max_body_bytes, max_tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = route_path(scope) if scope["type"] == "http" and scope["method"] == "POST" else None
         if path not in GUARDED:
             await self.app(scope, receive, send)
             return
+        dialect = DIALECTS[path]
         try:
             body = await read_body(scope, receive, self._max_body_bytes)
             request = parse_json(body)
-            policy = self._policy(path, request)
+            policy = self._policy(path, dialect, request)
         except RequestError as error:
-            await errors.of(error)(scope, receive, send)
+            await errors.of(error, path)(scope, receive, send)
             return
+        if self._bound(dialect, request) or FIELD in request:
+            request.pop(FIELD, None)
+            body = json.dumps(request).encode()
         with use_call(GuardCall(policy)) as call:
-            reply = _Reply(self._writer, call, self._refusal, send)
+            reply = Reply(dialect, Telling(call, self._writer, self._refusal, self._fallback), send)
             began = time.perf_counter()
             try:
-                await self.app(scope, _replay(request, receive), reply.send)
+                await self.app(scope, replay(body, receive), reply.send)
+            except Exception:
+                if not await reply.broke():
+                    raise
+                log.exception("a stream broke")
             finally:
                 self._metrics.observe(call)
-                _log(path, call, time.perf_counter() - began)
+                log_line(path, call, time.perf_counter() - began)
 
-    def _policy(self, path: str, request: dict[str, Any]) -> Policy:
-        raw = request.pop(FIELD, None)
+    def _policy(self, path: str, dialect: Dialect, request: dict[str, Any]) -> Policy:
         if request.get("use_beam_search"):
             raise RequestError("beam search is not guarded; use n instead", param="use_beam_search")
-        if path == CHAT and request.get("messages") == []:
+        if path != COMPLETIONS and request.get("messages") == []:
             raise RequestError("messages must hold at least one message", param="messages")
-        wants_logprobs = bool(request.get("logprobs")) and path == CHAT
-        return parse(raw, self._defaults, self._bundle, wants_logprobs)
+        return parse(request.get(FIELD), self._defaults, self._bundle, dialect.wants_token_risk(request))
+
+    def _bound(self, dialect: Dialect, request: dict[str, Any]) -> bool:
+        """Bound the length of an answer whose request says nothing of it; whether the request changed."""
+        if self._max_tokens is None or any(request.get(field) is not None for field in dialect.length_fields):
+            return False
+        request[dialect.length_fields[0]] = self._max_tokens
+        return True
 
 
 def route_path(scope: Scope) -> str:
@@ -117,41 +132,35 @@ def parse_json(body: bytes) -> dict[str, Any]:
     return content
 
 
-def _replay(request: dict[str, Any], receive: Receive) -> Receive:
-    """``receive`` for the inner app: the body without our field, then whatever the server says (a disconnect)."""
-    body: bytes | None = json.dumps(request).encode()
+def replay(body: bytes, receive: Receive) -> Receive:
+    """``receive`` for an inner app: this body, then whatever the server says (a disconnect)."""
+    left: bytes | None = body
 
-    async def replay() -> Message:
-        nonlocal body
-        if body is not None:
-            message: Message = {"type": "http.request", "body": body, "more_body": False}
-            body = None
+    async def replayed() -> Message:
+        nonlocal left
+        if left is not None:
+            message: Message = {"type": "http.request", "body": left, "more_body": False}
+            left = None
             return message
         return await receive()
 
-    return replay
+    return replayed
 
 
-class _Reply:
+class Reply:
     """Edits one response on its way out."""
 
-    def __init__(self, writer: Writer, call: GuardCall, refusal: str, send: Send) -> None:
-        self._writer, self._call, self._refusal, self._send = writer, call, refusal, send
+    def __init__(self, dialect: Dialect, telling: Telling, send: Send) -> None:
+        self._dialect, self._telling, self._send = dialect, telling, send
         self._start: Message | None = None
         self._buffer: list[bytes] = []
+        self._stream: Stream | None = None
         self._editor: FrameEditor | None = None
-        self._sent: dict[int, int] = {}  # logprobs items sent, by choice
+        self._ended = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = MutableHeaders(raw=message["headers"])
-            if message["status"] != 200:
-                await self._send(message)
-            elif headers.get("content-type", "").startswith("text/event-stream"):
-                self._editor = FrameEditor(self._edit)
-                await self._send(message)
-            else:
-                self._start = message
+            await self._begin(message)
         elif self._editor is not None:
             await self._send_frames(self._editor, message)
         elif self._start is not None:
@@ -159,9 +168,29 @@ class _Reply:
         else:
             await self._send(message)
 
+    async def broke(self) -> bool:
+        """End a stream that broke with an error frame; False when it is none, or has ended."""
+        if self._stream is None or self._ended:
+            return False
+        self._ended = True
+        message = "the engine failed while it answered; what was sent is not complete"
+        await self._send({"type": "http.response.body", "body": self._stream.error(message), "more_body": False})
+        return True
+
+    async def _begin(self, message: Message) -> None:
+        headers = MutableHeaders(raw=message["headers"])
+        if message["status"] == 200 and not headers.get("content-type", "").startswith("text/event-stream"):
+            self._start = message
+            return
+        if message["status"] == 200:
+            self._stream = self._dialect.stream(self._telling)
+            self._editor = FrameEditor(self._stream.edit, self._stream.untouched)
+        await self._send(message)
+
     async def _send_frames(self, editor: FrameEditor, message: Message) -> None:
         more = message.get("more_body", False)
         body = editor.feed(message.get("body", b"")) + (b"" if more else editor.flush())
+        self._ended = not more
         if body or not more:
             await self._send({**message, "body": body})
 
@@ -170,65 +199,31 @@ class _Reply:
         if message.get("more_body", False):
             return
         content = json.loads(b"".join(self._buffer))
-        self._edit(content)
+        self._dialect.write(content, self._telling)
         body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
         MutableHeaders(raw=start["headers"])["content-length"] = str(len(body))
         await self._send(start)
         await self._send({"type": "http.response.body", "body": body})
 
-    def _edit(self, content: dict[str, Any]) -> None:
-        """Write what the guard knows into a whole response or one chunk of a stream."""
-        if "error" in content:
-            return
-        call = self._call
-        ended: list[Verdict] = []
-        for choice in content.get("choices", []):
-            verdict = call.verdicts.get(choice["index"])
-            if choice.get("finish_reason") is not None and verdict is not None:
-                ended.append(verdict)
-                if verdict.decision.action is Action.ABSTAINED:
-                    self._abstain(choice, verdict)
-            self._mark_tokens(choice)
-        if self._editor is None:
-            content[FIELD] = self._writer.write(ended)
-            return
-        if ended:
-            content[FIELD] = self._writer.write(ended)
-        if content.get("usage") and not content.get("choices"):
-            everything = [call.verdicts[index] for index in sorted(call.verdicts)]
-            content["usage"][FIELD] = self._writer.write(everything)
 
-    def _mark_tokens(self, choice: dict[str, Any]) -> None:
-        items = (choice.get("logprobs") or {}).get("content") or []
-        risks = self._call.token_risks.get(choice["index"], [])
-        first = self._sent.get(choice["index"], 0)
-        for position, item in enumerate(items, first):
-            item["risk"] = risks[position] if position < len(risks) else None
-        self._sent[choice["index"]] = first + len(items)
-
-    def _abstain(self, choice: dict[str, Any], verdict: Verdict) -> None:
-        for leak in ("logprobs", "token_ids"):
-            if leak in choice:
-                choice[leak] = None
-        if verdict.policy.fallback is Fallback.MESSAGE:
-            return
-        for part in ("message", "delta"):
-            if part in choice:
-                choice[part] = {"role": "assistant", "content": None, "refusal": self._refusal}
-
-
-def _log(path: str, call: GuardCall, seconds: float) -> None:
+def log_line(route: str, call: GuardCall, seconds: float) -> None:
+    """One structured line for each request that was answered."""
     verdicts = [call.verdicts[index] for index in sorted(call.verdicts)]
     line = {
         "event": "answered",
-        "route": path,
+        "route": route,
         "mode": call.policy.mode.value,
         "damp": call.policy.damp,
         "risks": [None if v.risk is None else round(v.risk, 4) for v in verdicts],
         "actions": [v.decision.action.value for v in verdicts],
+        "reasons": sorted({v.reason.value for v in verdicts if v.reason is not None}),
         "preempted": any(v.preempted for v in verdicts),
+        "retried": any(v.first_risk is not None for v in verdicts),
         "tokens": sum(len(v.token_ids) for v in verdicts),
         "seconds": round(seconds, 4),
         "guard_seconds": round(call.overhead_seconds, 6),
     }
     log.info(json.dumps(line))
+
+
+__all__ = ["CHAT", "COMPLETIONS", "GUARDED", "GuardMiddleware"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import os
 import socket
 from argparse import Namespace
 from collections.abc import AsyncIterator, Sequence
@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 
 import guard
-from app import info, risk
-from app.guarding import GuardMiddleware
-from app.metrics import Metrics
-from app.options import Defaults
+from app import health, info, keys, risk, serving
+from app.admission import Admission
+from app.door import Door
+from app.guarding import GUARDED, GuardMiddleware
+from app.limits import RISK, Limits
+from app.metrics import DoorMetrics, Metrics
+from app.options import Defaults, resolve
 from app.routes import close_unguarded
 from app.settings import Settings
 from app.source import find_model, find_probe
@@ -50,7 +54,19 @@ def plan(settings: Settings, extra: Sequence[str] = ()) -> Plan:
     for difference in require_model(bundle, model, settings.relaxed):
         complain(f"WARNING: {difference} from what the probe was fit on; its risks may be off")
     require_calibrated(bundle, settings.model)
-    defaults = Defaults.resolve(settings.mode, settings.threshold, settings.target_fpr, bundle, settings.preempt)
+    defaults = resolve(
+        bundle,
+        mode=settings.mode,
+        threshold=settings.threshold,
+        target_fpr=settings.target_fpr,
+        preempt=settings.preempt,
+        hold=settings.hold,
+        fallback=settings.fallback,
+        fail=settings.fail,
+        loosest_mode=settings.loosest_mode,
+        highest_threshold=settings.highest_threshold,
+        loosest_hold=settings.loosest_hold,
+    )
     own = ["--host", settings.host, "--port", str(settings.port), "--disable-uvicorn-access-log", *extra]
     args = engine_arguments(model, name, bundle, settings.compile, own, settings.relaxed)
     if (args.host, args.port) != (settings.host, settings.port):
@@ -64,36 +80,43 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
     from vllm.entrypoints.openai.api_server import build_app, init_app_state
 
     settings, bundle = plan.settings, plan.bundle
-    async with guarded_engine(
-        plan.args, bundle, plan.defaults.policy, settings.fallback_text, settings.slots
-    ) as engine:
+    async with guarded_engine(plan.args, bundle, plan.defaults.policy, settings.slots) as engine:
         tasks = await engine.get_supported_tasks()
         app: FastAPI = build_app(plan.args, tasks, engine.model_config)
         await init_app_state(engine, app.state, plan.args, tasks)
         app.title, app.version = "hneuron-guard", guard.__version__
         closed = close_unguarded(app)
+        admission = app.state.admission = _admission(settings, engine.vllm_config.scheduler_config.max_num_seqs)
         metrics = Metrics(bundle, plan.name)
         metrics.slots.set_function(lambda: engine.pool.in_use)
         speller = Speller(engine.get_tokenizer(), _chat_template(plan.args))
         writer = Writer(bundle, speller.spell)
-        scorer = risk.RiskScorer(engine, plan.name, plan.defaults, speller, writer, metrics, settings.max_risk_items)
+        limits = (settings.max_risk_items, settings.risk_seconds)
+        scorer = risk.RiskScorer(engine, plan.name, plan.defaults, speller, writer, metrics, *limits)
         app.include_router(risk.router(scorer, settings.max_body_bytes))
         app.include_router(info.router(bundle, _effective(plan, engine, closed)))
-        app.middleware_stack = None  # vLLM's SageMaker bootstrap built it already; it is built anew with ours on top
-        app.add_middleware(
+        app.include_router(health.router(admission, lambda: engine.errored))
+        app.middleware_stack = None  # vLLM's SageMaker bootstrap built it already; it is built anew with ours
+        guarding = Middleware(
             GuardMiddleware,
             bundle=bundle,
             defaults=plan.defaults,
             writer=writer,
             metrics=metrics,
             refusal=settings.refusal,
+            fallback=settings.fallback_text,
             max_body_bytes=settings.max_body_bytes,
         )
+        # Innermost: vLLM's CORS headers are on our errors, and nothing between us and the router changes a path.
+        app.user_middleware += [_door(settings, admission), guarding]
         yield app
 
 
 def bind(plan: Plan) -> socket.socket:
-    """Take the port before the engine starts. Raises OSError when it is in use."""
+    """Take the port before the engine starts. Raises OSError when it is in use, UnsupportedError without keys."""
+    settings = plan.settings
+    if not (settings.api_keys or settings.allow_unauthenticated or keys.is_loopback(settings.host)):
+        raise UnsupportedError(f"--host {settings.host} lets other machines in, and there are no keys: {keys.REMEDY}")
     from guard.engine.vllm_api import create_server_socket
 
     sock: socket.socket = create_server_socket((plan.settings.host, plan.settings.port), reuse_port=False)
@@ -101,36 +124,51 @@ def bind(plan: Plan) -> socket.socket:
 
 
 async def serve(plan: Plan, sock: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM."""
+    """Serve until a signal has ended it; see ``serving``. Raises GuardError when the engine died."""
     from vllm import envs
-
-    from guard.engine.vllm_api import serve_http
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("hguard").setLevel(logging.INFO)
+    os.environ.pop(keys.VARIABLE, None)  # the engine's processes inherit the environment, and need no keys
     address = f"http://{_host_in_url(plan.settings.host)}:{plan.settings.port}"
     print(f"hguard: starting {plan.name} ...", flush=True)
     async with guarded_app(plan) as app:
         ready = f"hguard: {plan.name} is ready, guarded by {plan.bundle.card.id}: {address}"
-        announcing = asyncio.create_task(_announce(app, ready))
-        shutdown = await serve_http(
+        await serving.serve(
             app,
-            sock=sock,
-            host=plan.settings.host,
-            port=plan.settings.port,
-            log_level="warning",
-            access_log=False,
-            timeout_keep_alive=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+            sock,
+            engine=app.state.engine_client,
+            admission=app.state.admission,
+            drain_seconds=plan.settings.drain_seconds,
+            keep_alive_seconds=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+            ready=lambda: print(ready, flush=True),
         )
-        announcing.cancel()
-    await shutdown
 
 
-async def _announce(app: FastAPI, line: str) -> None:
-    """Print ``line`` once requests are accepted; serve_http leaves its uvicorn server in the app's state."""
-    while not getattr(getattr(app.state, "server", None), "started", False):  # noqa: ASYNC110 - uvicorn offers no event
-        await asyncio.sleep(0.05)
-    print(line, flush=True)
+def _door(settings: Settings, admission: Admission) -> Middleware:
+    """The layer that every request passes first. No request may ask for more answers than the house holds."""
+    capacity = admission.capacity
+    return Middleware(
+        Door,
+        keys=settings.api_keys,
+        limits=Limits(
+            settings.max_messages,
+            settings.max_tokens,
+            min(settings.max_choices, capacity),
+            min(settings.max_risk_items, capacity),
+        ),
+        admission=admission,
+        metrics=DoorMetrics(admission),
+        generating=GUARDED | RISK,
+        max_body_bytes=settings.max_body_bytes,
+        body_seconds=settings.body_seconds,
+    )
+
+
+def _admission(settings: Settings, running: int) -> Admission:
+    """Places for the answers that the engine runs and those that may wait; never more than there are score slots."""
+    queue = running if settings.max_queue is None else settings.max_queue
+    return Admission(settings.max_concurrent_requests, min(running + queue, settings.slots))
 
 
 def _host_in_url(host: str) -> str:
@@ -157,6 +195,11 @@ def _effective(plan: Plan, engine: Any, closed: list[str]) -> dict[str, Any]:
         },
         "probe": {"id": plan.bundle.card.id, "revision": plan.bundle.revision, "h_neurons": plan.bundle.h_neurons},
         "threshold": plan.defaults.threshold,
+        "ceilings": {
+            "mode": plan.defaults.loosest_mode,
+            "threshold": plan.defaults.highest_threshold,
+            "hold": plan.defaults.loosest_hold,
+        },
         "settings": plan.settings.model_dump(mode="json", exclude={"model", "probe"}),
         "closed_routes": closed,
     }

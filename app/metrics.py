@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-from guard.engine.call import GuardCall, Verdict
+from app.admission import Admission
+from app.errors import Reason
+from guard.engine.call import GuardCall, Unscored, Verdict
 from guard.policy import Action, Mode
 from guard.probe.bundle import Bundle
 
@@ -42,6 +44,34 @@ class Metrics:
             registry=registry,
         )
         self._overhead.labels(model)
+        self._bypass = Counter(
+            "hguard_bypass_total",
+            "Answers that passed although they could not be scored",
+            ["model", "reason"],
+            registry=registry,
+        )
+        self._unscored = Counter(
+            "hguard_withheld_unscored_total",
+            "Answers that were withheld because they could not be scored",
+            ["model", "reason"],
+            registry=registry,
+        )
+        for reason in Unscored:
+            if reason.failed:
+                self._bypass.labels(model, reason.value)
+                self._unscored.labels(model, reason.value)
+        self._would_abstain = Counter(
+            "hguard_would_abstain_total",
+            "Answers in flag mode that abstain mode would have withheld",
+            ["model"],
+            registry=registry,
+        )
+        self._would_abstain.labels(model)
+        self._retries = Counter(
+            "hguard_retries_total", "Second tries with dampened neurons", ["model", "outcome"], registry=registry
+        )
+        for outcome in ("pass", "abstained"):
+            self._retries.labels(model, outcome)
         info = Gauge(
             "hguard_probe_info",
             "The probe that guards the model; always 1",
@@ -59,9 +89,21 @@ class Metrics:
         self._requests.labels(self._model, outcome).inc()
         self._overhead.labels(self._model).observe(call.overhead_seconds)
         for verdict in call.verdicts.values():
-            if verdict.risk is not None:
-                self._risk.labels(self._model).observe(verdict.risk)
-                self._tokens.labels(self._model).inc(verdict.scored_tokens)
+            self._observe_answer(verdict)
+
+    def _observe_answer(self, verdict: Verdict) -> None:
+        action = verdict.decision.action
+        if verdict.risk is not None:
+            self._risk.labels(self._model).observe(verdict.risk)
+            self._tokens.labels(self._model).inc(verdict.scored_tokens)
+        if verdict.reason is not None and verdict.reason.failed:
+            counter = self._unscored if action is Action.ABSTAINED else self._bypass
+            counter.labels(self._model, verdict.reason.value).inc()
+        if action is Action.FLAGGED:
+            self._would_abstain.labels(self._model).inc()
+        if verdict.first_risk is not None:
+            outcome = "abstained" if action is Action.ABSTAINED else "pass"
+            self._retries.labels(self._model, outcome).inc()
 
 
 def _severest(verdicts: list[Verdict]) -> str:
@@ -73,3 +115,24 @@ def _outcome(verdict: Verdict) -> str:
     if verdict.decision.action is Action.ABSTAINED:
         return "abstained"
     return "not_scored" if verdict.risk is None else verdict.decision.action.value
+
+
+class DoorMetrics:
+    """What the door refuses and what is in flight; made once per process, every series at zero at first."""
+
+    def __init__(self, admission: Admission, registry: CollectorRegistry = REGISTRY) -> None:
+        refused = Counter("hguard_refused_total", "Requests refused at the door", ["reason"], registry=registry)
+        self._refused = {reason: refused.labels(reason.value) for reason in Reason}
+        for name, text, value in (
+            ("hguard_requests_in_flight", "Requests that hold a place in the house", lambda: admission.requests),
+            ("hguard_answers_in_flight", "Answers that the engine runs or that wait for it", lambda: admission.answers),
+            (
+                "hguard_draining",
+                "1 while the server refuses what is new because it ends",
+                lambda: bool(admission.closing),
+            ),
+        ):
+            Gauge(name, text, registry=registry).set_function(value)
+
+    def refused(self, reason: Reason) -> None:
+        self._refused[reason].inc()

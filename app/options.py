@@ -1,42 +1,48 @@
-"""The request's ``hallucination`` object, and the policy that follows from it and the operator's defaults."""
+"""The request's ``hallucination`` object, and the policy that follows from it, the operator's defaults and ceilings."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.errors import from_validation
-from guard.errors import RequestError
-from guard.policy import Fallback, Mode, Policy
+from guard.errors import GuardError, RequestError
+from guard.policy import Fail, Fallback, Hold, Mode, Policy
 from guard.probe.bundle import Bundle
 
 FIELD = "hallucination"
 
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
+Strength = Annotated[float, Field(ge=0, le=3, allow_inf_nan=False, strict=True)]
 
 
 class Options(BaseModel):
     """What a caller may ask of the guard; every field is optional."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, title="HallucinationOptions")
 
     mode: Mode | None = Field(None, description="off, score, flag or abstain")
     threshold: Unit | None = Field(None, description="flag at this risk")
     target_fpr: Annotated[float, Field(gt=0, lt=1, strict=True)] | None = Field(
         None, description="flag at the threshold that false alarms on right answers stay under, instead of `threshold`"
     )
-    damp: Annotated[float, Field(ge=0, le=3, allow_inf_nan=False, strict=True)] = Field(
-        1.0, description="scale the H-neurons: 0 switches them off, 1 leaves them alone"
-    )
+    damp: Strength = Field(1.0, description="scale the H-neurons: 0 switches them off, 1 leaves them alone")
     tokens: Annotated[bool, Field(strict=True)] = Field(False, description="report the risk of each token")
-    hold: Literal["answer"] | None = Field(
-        None, description="how much of a stream waits for its verdict; abstain mode holds the whole answer"
+    hold: Hold | None = Field(
+        None,
+        description="how much of a stream waits for its verdict in abstain mode, the only one that withholds: "
+        "none of it, each window, or the whole answer",
     )
-    fallback: Fallback = Field(Fallback.REFUSAL, description="how an abstention looks")
+    fallback: Fallback | None = Field(None, description="how an abstention looks")
     preempt: Annotated[bool, Field(strict=True)] | None = Field(
         None, description="in abstain mode: generate nothing when the prompt alone is as risky as the threshold says"
+    )
+    retry: Strength | None = Field(
+        None,
+        description="in abstain mode: before an answer is withheld of which nothing has left, generate it once more "
+        "with H-neurons of this strength, and answer if that risk passes",
     )
 
     @model_validator(mode="after")
@@ -48,57 +54,157 @@ class Options(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """The operator's defaults, resolved against the bundle once, at start."""
+    """The operator's defaults and ceilings, resolved against the bundle once, at start.
+
+    foreseen: the threshold of the risk before generation; None where the probe gives none. loosest_mode,
+    highest_threshold, loosest_hold: how far a caller may go below the defaults; stricter is always allowed.
+    """
 
     mode: Mode
     threshold: float
-    foreseen: float | None = None  # the threshold of the risk before generation; None where the probe gives none
+    foreseen: float | None = None
     preempt: bool = False
-
-    @classmethod
-    def resolve(
-        cls, mode: Mode, threshold: float | None, target_fpr: float, bundle: Bundle, preempt: bool = False
-    ) -> Defaults:
-        """Raises RequestError when thresholds are asked for that the bundle cannot give."""
-        if preempt and not bundle.foresees:
-            raise _no_foresight()
-        if threshold is not None:
-            return cls(mode, threshold, threshold if bundle.foresees else None, preempt)
-        foreseen = bundle.preemptive_threshold(target_fpr) if bundle.foresees else None
-        return cls(mode, bundle.threshold(target_fpr), foreseen, preempt)
+    hold: Hold = Hold.ANSWER
+    fallback: Fallback = Fallback.REFUSAL
+    fail: Fail | None = None
+    loosest_mode: Mode = Mode.OFF
+    highest_threshold: float = 1.0
+    loosest_hold: Hold = Hold.NONE
 
     @property
     def policy(self) -> Policy:
         preempts = self.preempt and self.mode is Mode.ABSTAIN
-        return Policy(self.mode, self.threshold, preempt=self.foreseen if preempts else None)
+        return Policy(
+            self.mode,
+            self.threshold,
+            fallback=self.fallback,
+            preempt=self.foreseen if preempts else None,
+            hold=self.hold,
+            fail=self.fail,
+        )
+
+    def at_threshold(self, bundle: Bundle, threshold: float | None, target_fpr: float) -> Defaults:
+        """With the thresholds that these make for ``bundle``."""
+        if threshold is not None:
+            return replace(self, threshold=threshold, foreseen=threshold if bundle.foresees else None)
+        foreseen = bundle.preemptive_threshold(target_fpr) if bundle.foresees else None
+        return replace(self, threshold=bundle.threshold(target_fpr), foreseen=foreseen)
 
 
 def parse(raw: Any, defaults: Defaults, bundle: Bundle, token_risk_in_stream: bool = False) -> Policy:
-    """The policy of one request. Raises RequestError naming the field that is wrong."""
+    """The policy of one request. Raises RequestError naming the field that is wrong, or looser than is allowed."""
     try:
         options = Options.model_validate({} if raw is None else raw)
     except ValidationError as error:
         raise from_validation(error, FIELD) from None
-    foreseen: float | None
-    if options.threshold is not None:
-        threshold, foreseen = options.threshold, options.threshold
-    elif options.target_fpr is not None:
-        threshold = bundle.threshold(options.target_fpr)
-        foreseen = bundle.preemptive_threshold(options.target_fpr) if bundle.foresees else None
-    else:
-        threshold, foreseen = defaults.threshold, defaults.foreseen
+    asked = defaults
+    if options.threshold is not None or options.target_fpr is not None:
+        asked = defaults.at_threshold(bundle, options.threshold, options.target_fpr or 0)
     mode = options.mode or defaults.mode
+    _require_possible(options, mode, bundle)
+    _require_allowed(options, mode, asked.threshold, defaults)
+    wanted = defaults.preempt if options.preempt is None else options.preempt
+    return Policy(
+        mode,
+        asked.threshold,
+        damp=options.damp,
+        tokens=options.tokens,
+        fallback=options.fallback or defaults.fallback,
+        token_risk_in_stream=token_risk_in_stream,
+        preempt=asked.foreseen if wanted and mode is Mode.ABSTAIN else None,
+        hold=options.hold or defaults.hold,
+        retry=options.retry,
+        fail=defaults.fail,
+    )
+
+
+def _require_possible(options: Options, mode: Mode, bundle: Bundle) -> None:
     if options.damp != 1 and bundle.h_neurons == 0:
         raise RequestError("this probe has no neurons that can be dampened", param=f"{FIELD}.damp")
-    wanted = defaults.preempt if options.preempt is None else options.preempt
-    if options.preempt and mode is not Mode.ABSTAIN:
-        raise RequestError("only mode abstain can refuse before generation", param=f"{FIELD}.preempt")
-    if options.preempt and not bundle.foresees:
-        raise _no_foresight()
-    preempt = foreseen if wanted and mode is Mode.ABSTAIN else None
-    return Policy(mode, threshold, options.damp, options.tokens, options.fallback, token_risk_in_stream, preempt)
+    if options.retry is not None and bundle.h_neurons == 0:
+        raise RequestError("this probe has no neurons that a second try could dampen", param=f"{FIELD}.retry")
+    for name in ("preempt", "retry"):
+        value = getattr(options, name)
+        if value is not None and value is not False and mode is not Mode.ABSTAIN:
+            raise RequestError(f"only mode abstain withholds answers, so {name} needs it", param=f"{FIELD}.{name}")
+    if options.preempt:
+        require_foresight(bundle)
 
 
-def _no_foresight() -> RequestError:
-    text = "this probe gives no risk before generation; `hguard fit` makes one that does"
-    return RequestError(text, param=f"{FIELD}.preempt")
+def _require_allowed(options: Options, mode: Mode, threshold: float, defaults: Defaults) -> None:
+    """Refuse what is looser than the operator's ceilings."""
+    if _looser(mode, defaults.loosest_mode):
+        raise _too_loose("mode", mode, defaults.loosest_mode)
+    if threshold > defaults.highest_threshold:
+        which = "threshold" if options.threshold is not None else "target_fpr"
+        raise RequestError(
+            f"this asks to flag from a risk of {threshold:.4f}, where this server flags from "
+            f"{defaults.highest_threshold:.4f}; its operator can allow more with HGUARD_HIGHEST_THRESHOLD",
+            param=f"{FIELD}.{which}",
+        )
+    if mode is not Mode.ABSTAIN:
+        return
+    if options.hold is not None and _looser(options.hold, defaults.loosest_hold):
+        raise _too_loose("hold", options.hold, defaults.loosest_hold)
+    if options.preempt is False and defaults.preempt and defaults.loosest_mode is Mode.ABSTAIN:
+        raise RequestError("this server looks before it answers; preempt cannot be switched off", f"{FIELD}.preempt")
+
+
+def _looser(asked: Mode | Hold, ceiling: Mode | Hold) -> bool:
+    order = list(type(ceiling))
+    return order.index(asked) < order.index(ceiling)
+
+
+def _too_loose(name: str, asked: str, ceiling: str) -> RequestError:
+    return RequestError(
+        f"{name} {asked} is looser than this server allows ({ceiling}); its operator can allow it with "
+        f"HGUARD_LOOSEST_{name.upper()}",
+        param=f"{FIELD}.{name}",
+    )
+
+
+def require_foresight(bundle: Bundle) -> None:
+    """Raise RequestError where the probe cannot look before it answers."""
+    if not bundle.foresees:
+        text = "this probe gives no risk before generation; `hguard fit` makes one that does"
+        raise RequestError(text, param=f"{FIELD}.preempt")
+
+
+def resolve(
+    bundle: Bundle,
+    *,
+    mode: Mode,
+    threshold: float | None,
+    target_fpr: float,
+    preempt: bool = False,
+    hold: Hold = Hold.ANSWER,
+    fallback: Fallback = Fallback.REFUSAL,
+    fail: Fail | None = None,
+    loosest_mode: Mode | None = None,
+    highest_threshold: float | None = None,
+    loosest_hold: Hold | None = None,
+) -> Defaults:
+    """The operator's settings for ``bundle``. A ceiling that is not given is the default itself.
+
+    Raises RequestError when thresholds are asked for that the bundle cannot give, GuardError for a ceiling that is
+    stricter than the default.
+    """
+    if preempt:
+        require_foresight(bundle)
+    defaults = Defaults(mode, 1.0, preempt=preempt, hold=hold, fallback=fallback, fail=fail)
+    defaults = defaults.at_threshold(bundle, threshold, target_fpr)
+    ceiling = loosest_mode or mode
+    if highest_threshold is None:
+        # Where the operator does nothing at the threshold, a caller may set any.
+        acts = ceiling in (Mode.FLAG, Mode.ABSTAIN)
+        highest_threshold = defaults.threshold if acts else 1.0
+    if loosest_hold is None:
+        loosest_hold = hold if ceiling is Mode.ABSTAIN else Hold.NONE
+    for name, asked, limit in (("mode", mode, ceiling), ("hold", hold, loosest_hold)):
+        if _looser(asked, limit):
+            raise GuardError(f"the default {name} ({asked}) is looser than --loosest-{name} ({limit})")
+    if defaults.threshold > highest_threshold:
+        raise GuardError(
+            f"the default threshold ({defaults.threshold:.4f}) is over --highest-threshold ({highest_threshold})"
+        )
+    return replace(defaults, loosest_mode=ceiling, highest_threshold=highest_threshold, loosest_hold=loosest_hold)

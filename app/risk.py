@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.responses import JSONResponse
 
 from app import errors
-from app.guarding import read_body
+from app.guarding import log_line, read_body
 from app.metrics import Metrics
 from app.options import Defaults, parse
 from app.spelling import Speller
@@ -85,10 +85,11 @@ class RiskScorer:
         writer: Writer,
         metrics: Metrics,
         max_items: int,
+        seconds: float,
     ) -> None:
         self._engine, self._model, self._defaults = engine, model, defaults
         self._speller, self._writer, self._metrics = speller, writer, metrics
-        self.max_items = max_items
+        self.max_items, self._seconds = max_items, seconds
 
     def prepare(self, item: RiskItem) -> Prepared:
         """Check one item and turn it into tokens. Raises RequestError naming the field."""
@@ -123,12 +124,16 @@ class RiskScorer:
         """The response object for one item."""
         request_id = f"risk-{uuid.uuid4().hex}"
         call = GuardCall(work.policy, choices=1)
+        began = time.perf_counter()
         try:
-            verdict = await self._engine.score(work.prompt, work.response, work.policy, request_id)
+            verdict = await self._engine.score(
+                work.prompt, work.response, work.policy, request_id, within=self._seconds
+            )
         except RefusalError as refusal:
             raise RequestError(refusal.message, status=int(refusal.http_status)) from None
         call.verdicts[0] = verdict
         self._metrics.observe(call)
+        log_line("/risk", call, time.perf_counter() - began)
         return {
             "id": request_id,
             "object": "hallucination.risk",

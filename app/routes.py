@@ -10,6 +10,7 @@ from app.guarding import GUARDED
 HARMLESS = frozenset(
     {
         "/v1/models",
+        "/v1/messages/count_tokens",
         "/tokenize",
         "/detokenize",
         "/health",
@@ -24,6 +25,8 @@ HARMLESS = frozenset(
     }
 )
 ALLOWED = GUARDED | HARMLESS
+# Our own, beside them.
+OWN = frozenset({"/", "/live", "/ready", "/risk", "/v1/risk", "/v1/probe", "/info"})
 
 
 def close_unguarded(app: FastAPI) -> list[str]:

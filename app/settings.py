@@ -13,7 +13,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from guard.policy import Mode
+from app.keys import Keys
+from guard.policy import Fail, Fallback, Hold, Mode
 
 ATLAS = Path(__file__).parents[1] / "models" / "atlas"
 BEYOND = "I am not certain enough of the answer to give it."
@@ -22,7 +23,9 @@ BEYOND = "I am not certain enough of the answer to give it."
 class Settings(BaseSettings):
     """One source of truth: each field is a flag, an environment variable and a key of the file."""
 
-    model_config = SettingsConfigDict(env_prefix="HGUARD_", toml_file="hguard.toml", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="HGUARD_", toml_file="hguard.toml", extra="forbid", frozen=True, hide_input_in_errors=True
+    )
 
     model: Annotated[str, Field(description="folder or Hugging Face id of the model to serve")] = "atlas"
     revision: Annotated[str | None, Field(description="revision of a model from the Hub")] = None
@@ -38,6 +41,38 @@ class Settings(BaseSettings):
     preempt: Annotated[
         bool, Field(description="in abstain mode: generate nothing when the prompt alone is as risky")
     ] = False
+    hold: Annotated[
+        Hold, Field(description="how much of a stream waits for its verdict in abstain mode: none, window or answer")
+    ] = Hold.ANSWER
+    fallback: Annotated[
+        Fallback, Field(description="how an abstention looks: a refusal, or a message in place of the answer")
+    ] = Fallback.REFUSAL
+    fail: Annotated[
+        Fail | None,
+        Field(
+            description="an answer that could not be scored passes and is counted (open) or is refused (closed); "
+            "by default closed in abstain mode and open in the others"
+        ),
+    ] = None
+    loosest_mode: Annotated[
+        Mode | None, Field(description="loosest mode that a request may ask for; default: the server's own")
+    ] = None
+    highest_threshold: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="highest threshold that a request may ask for; default: the server's own if it flags or "
+            "abstains, else 1",
+        ),
+    ] = None
+    loosest_hold: Annotated[
+        Hold | None,
+        Field(description="loosest hold that a request may ask for; default: the server's own if it abstains"),
+    ] = None
+    risk_seconds: Annotated[
+        float, Field(gt=0, description="how long /risk waits for a score before it answers not_scored")
+    ] = 30.0
     refusal: Annotated[str, Field(min_length=1, description="text of an abstention")] = BEYOND
     fallback_text: Annotated[str, Field(min_length=1, description="text in place of an answer (fallback: message)")] = (
         BEYOND
@@ -46,8 +81,65 @@ class Settings(BaseSettings):
     relaxed: Annotated[bool, Field(description="tolerate a chat template or dtype that the probe was not fit on")] = (
         False
     )
-    max_body_bytes: Annotated[int, Field(ge=1024, description="largest request body")] = 2 << 20
-    max_risk_items: Annotated[int, Field(ge=1, description="most items of one /risk request")] = 32
+    api_keys: Annotated[
+        Keys,
+        Field(
+            description="keys that let a caller in, with commas or whitespace between them; better given as "
+            "HGUARD_API_KEYS than as a flag, which others on the machine can read"
+        ),
+    ] = Keys()
+    allow_unauthenticated: Annotated[
+        bool, Field(description="listen beyond this machine without keys: something else checks the callers")
+    ] = False
+    max_body_bytes: Annotated[
+        int, Field(ge=1024, description="largest request body: 2 MiB are about half a million tokens of English")
+    ] = 2 << 20
+    body_seconds: Annotated[
+        float, Field(gt=0, description="time for a body to arrive: at 70 kB/s the largest one does in 30 s")
+    ] = 30.0
+    max_messages: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="most messages of one request: each is rendered here, and 2048 are a very long session",
+        ),
+    ] = 2048
+    max_tokens: Annotated[
+        int,
+        Field(
+            ge=1, description="most tokens of one answer: 16384 leave room to think, and end an answer that runs away"
+        ),
+    ] = 16384
+    max_choices: Annotated[
+        int,
+        Field(ge=1, description="most answers of one request, n times its prompts: at 64 none takes the house alone"),
+    ] = 64
+    max_risk_items: Annotated[
+        int, Field(ge=1, description="most items of one /risk request: 32 are checked before the first is scored")
+    ] = 32
+    max_concurrent_requests: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="requests in flight of each key, or of all callers without keys: at 512 one may fill all "
+            "places; lower it to share them among several",
+        ),
+    ] = 512
+    max_queue: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="answers that may wait beyond what the engine runs at once; default: as many as it runs, so "
+            "that waiting takes about as long as an answer",
+        ),
+    ] = None
+    drain_seconds: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="time for requests in flight to end at SIGTERM: most do in 30 s; supervisors must grant more",
+        ),
+    ] = 30.0
     slots: Annotated[int, Field(ge=1, description="answers that can be guarded at once")] = 1024
 
     @classmethod

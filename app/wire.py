@@ -26,9 +26,11 @@ class Writer:
         mode = verdicts[0].policy.mode.value
         if all(verdict.risk is None for verdict in verdicts):
             first = verdicts[0]
+            assert first.reason is not None
             return {
                 "type": "not_scored",
-                "reason": first.reason,
+                "reason": first.reason.value,
+                "message": first.reason.sentence,
                 "mode": mode,
                 "action": first.decision.action.value,
             }
@@ -52,12 +54,15 @@ class Writer:
             result["preemptive"] = verdict.foreseen
         if verdict.preempted:
             result["preempted"] = True
-        if verdict.risk is None:
-            result["reason"] = verdict.reason
+        if verdict.first_risk is not None:
+            result["first_risk"] = verdict.first_risk
+        if verdict.reason is not None:
+            result["reason"] = verdict.reason.value
         elif verdict.peak is not None:
             result["peak"] = {"start": verdict.peak.start, "end": verdict.peak.end, "risk": verdict.risk}
-        # The tokens of a withheld answer would be the answer.
-        if verdict.policy.tokens and verdict.decision.action is not Action.ABSTAINED:
+        # The tokens of a withheld answer would be the answer; those of a given text its sender has.
+        given = spelled is not None
+        if verdict.policy.tokens and (given or verdict.decision.action is not Action.ABSTAINED):
             tokens = self._spell(verdict.token_ids) if spelled is None else spelled
             result["tokens"] = [
                 {"token": text, "start": start, "end": end, "risk": risk}

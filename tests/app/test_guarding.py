@@ -18,14 +18,14 @@ from app.guarding import CHAT, COMPLETIONS, GuardMiddleware
 from app.metrics import Metrics
 from app.options import Defaults
 from app.wire import Token, Writer
-from guard.engine.call import GuardCall, Verdict, current_call
+from guard.engine.call import GuardCall, Unscored, Verdict, current_call
 from guard.policy import Mode, decide
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Peak, Readout, Signals
 
 RISKS = [0.1, 0.9, None]
 TEXT = ["It", " is", " Mars"]
-REFUSAL = "I would rather not say."
+REFUSAL, MESSAGE = "I would rather not say.", "Something else."
 
 
 def spell(ids: Any) -> list[Token]:
@@ -38,9 +38,9 @@ def spell(ids: Any) -> list[Token]:
 
 def verdict(call: GuardCall, risk: float | None, index: int = 0) -> Verdict:
     peak = None if risk is None else Peak(0, 3)
-    reason = "the neuron score of a token is missing" if risk is None else None
+    reason = Unscored.MISSING if risk is None else None
     decision = decide(risk, call.policy)
-    told = Verdict(index, call.policy, decision, risk, peak, [0, 1, 2], "stop", reason)
+    told = Verdict(index, call.policy, decision, risk, peak, [0, 1, 2], reason)
     if risk is not None:
         neurons = np.array([np.nan if one is None else one for one in RISKS], np.float32)
         told.signals = Signals(0.0, neurons, neurons, neurons)
@@ -121,6 +121,7 @@ def connect(bundle: Bundle) -> Connect:
             writer=Writer(bundle, spell),
             metrics=Metrics(bundle, "small", registry),
             refusal=REFUSAL,
+            fallback=MESSAGE,
             max_body_bytes=4096,
         )
         return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test"), registry
@@ -177,6 +178,7 @@ async def test_a_root_path_does_not_get_around_the_guard(bundle: Bundle) -> None
         writer=Writer(bundle, spell),
         metrics=Metrics(bundle, "small", CollectorRegistry()),
         refusal=REFUSAL,
+        fallback=MESSAGE,
         max_body_bytes=4096,
     )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
@@ -202,7 +204,8 @@ async def test_no_score_is_never_a_low_risk(connect: Connect) -> None:
     reply = (await client.post(CHAT, json=body())).json()
     assert reply["hallucination"] == {
         "type": "not_scored",
-        "reason": "the neuron score of a token is missing",
+        "reason": "missing",
+        "message": "a token's score did not come in time",
         "mode": "score",
         "action": "pass",
     }

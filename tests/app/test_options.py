@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from app.options import Defaults, parse
-from guard.errors import RequestError
-from guard.policy import Fallback, Mode, Policy
+from app.options import Defaults, parse, resolve
+from guard.errors import GuardError, RequestError
+from guard.policy import Fail, Fallback, Hold, Mode, Policy
 from guard.probe.bundle import Bundle
 
 DEFAULTS = Defaults(Mode.SCORE, 0.7)
@@ -21,8 +21,16 @@ def test_nothing_asked_is_the_operators_default(bundle: Bundle) -> None:
 
 
 def test_everything_asked(bundle: Bundle) -> None:
-    asked = {"mode": "abstain", "threshold": 0.25, "damp": 0.5, "tokens": True, "hold": "answer", "fallback": "message"}
-    expected = Policy(Mode.ABSTAIN, 0.25, 0.5, True, Fallback.MESSAGE)
+    asked = {
+        "mode": "abstain",
+        "threshold": 0.25,
+        "damp": 0.5,
+        "tokens": True,
+        "hold": "window",
+        "fallback": "message",
+        "retry": 0,
+    }
+    expected = Policy(Mode.ABSTAIN, 0.25, 0.5, True, Fallback.MESSAGE, hold=Hold.WINDOW, retry=0)
     assert parse(asked, DEFAULTS, bundle) == expected
 
 
@@ -52,11 +60,13 @@ def test_target_fpr_becomes_the_bundles_threshold(bundle: Bundle) -> None:
         ({"damp": math.inf}, "hallucination.damp"),
         ({"damp": math.nan}, "hallucination.damp"),
         ({"tokens": "yes"}, "hallucination.tokens"),
-        ({"hold": "window"}, "hallucination.hold"),
+        ({"hold": "sentence"}, "hallucination.hold"),
         ({"fallback": "shrug"}, "hallucination.fallback"),
         ({"preempt": "yes", "mode": "abstain"}, "hallucination.preempt"),
         ({"preempt": True}, "hallucination.preempt"),
         ({"preempt": True, "mode": "abstain"}, "hallucination.preempt"),  # this probe foresees nothing
+        ({"retry": 0.0}, "hallucination.retry"),  # score mode withholds nothing
+        ({"retry": 4, "mode": "abstain"}, "hallucination.retry"),
         ({"treshold": 0.5}, "hallucination.treshold"),
         ({"threshold": 0.5, "target_fpr": 0.1}, "hallucination"),
     ],
@@ -70,25 +80,98 @@ def test_wrong_options_are_named(bundle: Bundle, asked: Any, field: str) -> None
 
 
 def test_refusing_before_generation(foreseeing: Bundle) -> None:
-    defaults = Defaults.resolve(Mode.ABSTAIN, None, 0.05, foreseeing, preempt=True)
+    defaults = resolve(
+        foreseeing,
+        mode=Mode.ABSTAIN,
+        threshold=None,
+        target_fpr=0.05,
+        preempt=True,
+        loosest_mode=Mode.SCORE,
+        highest_threshold=1.0,
+    )
     assert parse(None, defaults, foreseeing).preempt == pytest.approx(0.95, abs=1e-6)
     assert parse({"target_fpr": 0.1}, defaults, foreseeing).preempt == pytest.approx(0.9, abs=1e-6)
     assert parse({"threshold": 0.4}, defaults, foreseeing).preempt == 0.4
     assert parse({"preempt": False}, defaults, foreseeing).preempt is None
     assert parse({"mode": "score"}, defaults, foreseeing).preempt is None, "the operator's default is no error"
-    plain = Defaults.resolve(Mode.SCORE, 0.3, 0.05, foreseeing)
+    plain = resolve(foreseeing, mode=Mode.SCORE, threshold=0.3, target_fpr=0.05)
     assert parse({"mode": "abstain"}, plain, foreseeing).preempt is None
     assert parse({"mode": "abstain", "preempt": True}, plain, foreseeing).preempt == 0.3
-    assert Defaults.resolve(Mode.ABSTAIN, None, 0.05, foreseeing, preempt=True).policy.preempt is not None
+    assert (
+        resolve(
+            foreseeing,
+            mode=Mode.ABSTAIN,
+            threshold=None,
+            target_fpr=0.05,
+            preempt=True,
+            loosest_mode=Mode.SCORE,
+            highest_threshold=1.0,
+        ).policy.preempt
+        is not None
+    )
 
 
 def test_an_operator_cannot_ask_for_what_the_probe_does_not_give(bundle: Bundle) -> None:
     with pytest.raises(RequestError, match="no risk before generation"):
-        Defaults.resolve(Mode.ABSTAIN, 0.5, 0.05, bundle, preempt=True)
+        resolve(bundle, mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, preempt=True)
 
 
 def test_a_threshold_of_ones_own_needs_no_calibration_answers(foreseeing: Bundle) -> None:
     few = replace(foreseeing, right_risks=foreseeing.right_risks[:3], right_foreseen=foreseeing.right_risks[:3])
-    assert Defaults.resolve(Mode.ABSTAIN, 0.5, 0.05, few, preempt=True).policy.preempt == 0.5
+    assert resolve(few, mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, preempt=True).policy.preempt == 0.5
     with pytest.raises(RequestError, match="below what this probe's 3 calibration answers"):
-        Defaults.resolve(Mode.ABSTAIN, None, 0.05, few)
+        resolve(few, mode=Mode.ABSTAIN, threshold=None, target_fpr=0.05)
+
+
+def test_a_caller_may_be_stricter_and_not_looser(bundle: Bundle) -> None:
+    strict = resolve(bundle, mode=Mode.FLAG, threshold=0.5, target_fpr=0.05, fail=Fail.CLOSED)
+    for asked in ({"mode": "abstain"}, {"threshold": 0.2}, {"mode": "abstain", "hold": "none"}, {"target_fpr": 0.9}):
+        assert parse(asked, strict, bundle).fail is Fail.CLOSED
+    for field, asked in (
+        ("mode", {"mode": "score"}),
+        ("threshold", {"threshold": 0.51}),
+        ("target_fpr", {"target_fpr": 0.1}),
+    ):
+        with pytest.raises(RequestError, match="operator can allow") as caught:
+            parse(asked, strict, bundle)
+        assert caught.value.param == f"hallucination.{field}"
+    stricter = resolve(bundle, mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, hold=Hold.WINDOW)
+    assert parse({"hold": "answer"}, stricter, bundle).hold is Hold.ANSWER
+    with pytest.raises(RequestError, match="HGUARD_LOOSEST_HOLD"):
+        parse({"hold": "none"}, stricter, bundle)
+
+
+def test_an_operator_who_only_watches_leaves_thresholds_free(bundle: Bundle) -> None:
+    watching = resolve(bundle, mode=Mode.SCORE, threshold=0.5, target_fpr=0.05)
+    assert parse({"mode": "abstain", "threshold": 1.0, "hold": "none"}, watching, bundle).threshold == 1.0
+    with pytest.raises(RequestError, match="HGUARD_LOOSEST_MODE"):
+        parse({"mode": "off"}, watching, bundle)
+
+
+def test_what_the_operator_allows_is_allowed(bundle: Bundle) -> None:
+    allowing = resolve(
+        bundle,
+        mode=Mode.ABSTAIN,
+        threshold=0.5,
+        target_fpr=0.05,
+        loosest_mode=Mode.OFF,
+        highest_threshold=0.8,
+        loosest_hold=Hold.NONE,
+    )
+    assert parse({"mode": "off"}, allowing, bundle).mode is Mode.OFF
+    assert parse({"threshold": 0.8, "hold": "none"}, allowing, bundle).hold is Hold.NONE
+    with pytest.raises(RequestError):
+        parse({"threshold": 0.81}, allowing, bundle)
+
+
+@pytest.mark.parametrize(
+    ("ceilings", "named"),
+    [
+        ({"loosest_mode": Mode.ABSTAIN}, "--loosest-mode"),
+        ({"highest_threshold": 0.4}, "--highest-threshold"),
+        ({"hold": Hold.NONE, "loosest_hold": Hold.ANSWER}, "--loosest-hold"),
+    ],
+)
+def test_a_default_over_its_own_ceiling_is_refused(bundle: Bundle, ceilings: dict[str, Any], named: str) -> None:
+    with pytest.raises(GuardError, match=named):
+        resolve(bundle, mode=Mode.FLAG, threshold=0.5, target_fpr=0.05, **ceilings)

@@ -24,10 +24,12 @@ def free_port() -> int:
 class Server:
     """Started and ready once constructed; raises when it did not come up."""
 
+    program: tuple[str, ...] = ("-m", "app.cli", "serve")
+
     def __init__(self, arguments: Sequence[str] = (), port: int | None = None) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "app.cli", "serve", "--port", str(self.port), *arguments]
+        command = [sys.executable, *self.program, "--port", str(self.port), *arguments]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )

@@ -1,0 +1,18 @@
+"""The APIs that the guard speaks: for each guarded route, how it asks and how a verdict looks in its answers."""
+
+from app.dialects.base import Dialect, Telling
+from app.dialects.choices import ChatCompletions, Completions
+from app.dialects.messages import Messages
+from app.dialects.responses import Responses
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+
+DIALECTS: dict[str, Dialect] = {
+    CHAT: ChatCompletions(),
+    COMPLETIONS: Completions(),
+    RESPONSES: Responses(),
+    MESSAGES: Messages(),
+}
+
+__all__ = ["CHAT", "COMPLETIONS", "DIALECTS", "MESSAGES", "RESPONSES", "Dialect", "Telling"]

@@ -1,0 +1,91 @@
+"""What every dialect offers, and what it has to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from app.wire import Writer
+from guard.engine.call import GuardCall, Verdict
+from guard.policy import Action, Fallback
+
+FIELD = "hallucination"
+
+
+@dataclass(slots=True)
+class Telling:
+    """One response's verdicts, and the texts that stand in for what is withheld."""
+
+    call: GuardCall
+    writer: Writer
+    refusal: str
+    fallback: str
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """Those that there are by now, by choice."""
+        return [self.call.verdicts[index] for index in sorted(self.call.verdicts)]
+
+    def block(self, verdicts: list[Verdict]) -> dict[str, Any]:
+        """The ``hallucination`` object."""
+        return self.writer.write(verdicts)
+
+    def stand_in(self, verdict: Verdict) -> str:
+        """The message in place of an answer, apart from what of it had been shown."""
+        return f"\n\n{self.fallback}" if verdict.shown else self.fallback
+
+
+def withheld(verdict: Verdict | None) -> bool:
+    return verdict is not None and verdict.decision.action is Action.ABSTAINED
+
+
+def refuses(verdict: Verdict) -> bool:
+    """Whether a withheld answer is to look like a refusal; else like an answer, with a message in its place."""
+    return verdict.policy.fallback is Fallback.REFUSAL
+
+
+def recount(usage: dict[str, Any] | None, call: GuardCall, generated: str, total: str | None = None) -> None:
+    """Count in ``usage`` what was generated, which is not always what the outputs showed."""
+    if usage is None or not call.uncounted:
+        return
+    for name in (generated, total):
+        if name is not None and isinstance(usage.get(name), int):
+            usage[name] += call.uncounted
+
+
+class Stream(Protocol):
+    """Edits the frames of one stream."""
+
+    def edit(self, content: dict[str, Any], event: str | None) -> Iterable[bytes]:
+        """The frames in the place of this one."""
+        ...
+
+    def untouched(self, payload: bytes) -> bool:
+        """Whether a frame with this JSON text passes as it is."""
+        ...
+
+    def error(self, message: str) -> bytes:
+        """Frames that end the stream with an error."""
+        ...
+
+
+class Dialect(Protocol):
+    """One API's way to ask and to answer.
+
+    length_fields: the body's fields for the longest answer; the first one given counts.
+    """
+
+    length_fields: tuple[str, ...]
+
+    def wants_token_risk(self, body: dict[str, Any]) -> bool:
+        """Whether a stream is to carry the risk of each token beside it."""
+        ...
+
+    def write(self, content: dict[str, Any], telling: Telling) -> None:
+        """Write the verdict into a whole response."""
+        ...
+
+    def stream(self, telling: Telling) -> Stream:
+        """What edits the frames of a stream."""
+        ...

@@ -1,0 +1,114 @@
+"""OpenAI's chat completions and completions: answers are ``choices``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from app import errors
+from app.dialects.base import FIELD, Telling, recount, refuses, withheld
+from app.sse import DONE, frame
+from guard.engine.call import GuardCall, Verdict
+
+_RUNNING = b'"finish_reason":null'
+
+
+class Choices:
+    """What both have in common."""
+
+    length_fields: tuple[str, ...] = ("max_tokens",)
+
+    def wants_token_risk(self, body: dict[str, Any]) -> bool:
+        return False
+
+    def write(self, content: dict[str, Any], telling: Telling) -> None:
+        for choice in content.get("choices", []):
+            verdict = telling.call.verdicts.get(choice["index"])
+            if verdict is not None and withheld(verdict):
+                self.withhold(choice, verdict, telling)
+            mark_tokens(choice, telling.call, 0)
+        content[FIELD] = telling.block(telling.verdicts)
+        recount(content.get("usage"), telling.call, "completion_tokens", "total_tokens")
+
+    def stream(self, telling: Telling) -> ChoiceStream:
+        return ChoiceStream(self, telling)
+
+    def withhold(self, choice: dict[str, Any], verdict: Verdict, telling: Telling) -> None:
+        """Put the refusal, or the message, in the place of a withheld answer, or after what of it was shown."""
+        choice["finish_reason"] = "content_filter" if refuses(verdict) else "stop"
+        for leak in ("logprobs", "token_ids", "stop_reason"):
+            if leak in choice:
+                choice[leak] = None
+        self.replace(choice, verdict, telling)
+
+    def replace(self, choice: dict[str, Any], verdict: Verdict, telling: Telling) -> None:
+        raise NotImplementedError
+
+
+class ChatCompletions(Choices):
+    length_fields: tuple[str, ...] = ("max_completion_tokens", "max_tokens")
+
+    def wants_token_risk(self, body: dict[str, Any]) -> bool:
+        return bool(body.get("logprobs"))
+
+    def replace(self, choice: dict[str, Any], verdict: Verdict, telling: Telling) -> None:
+        part = "delta" if "delta" in choice else "message"
+        said: dict[str, Any] = {"content": None, "refusal": telling.refusal}
+        if not refuses(verdict):
+            said = {"content": telling.stand_in(verdict)}
+        choice[part] = {"role": "assistant", **said}
+
+
+class Completions(Choices):
+    def replace(self, choice: dict[str, Any], verdict: Verdict, telling: Telling) -> None:
+        choice["text"] = "" if refuses(verdict) else telling.stand_in(verdict)
+
+
+class ChoiceStream:
+    """A stream of chunks; the verdict stands in the chunk that has the ``finish_reason``, and in the usage."""
+
+    def __init__(self, dialect: Choices, telling: Telling) -> None:
+        self._dialect, self._telling = dialect, telling
+        self._marked: dict[int, int] = {}  # logprobs items sent, by choice
+
+    def untouched(self, payload: bytes) -> bool:
+        # These bytes cannot be part of a string in JSON, where quotes are escaped.
+        if self._telling.call.policy.token_risk_in_stream or b'"usage":{' in payload:
+            return False
+        running = payload.count(_RUNNING)
+        return running > 0 and running == payload.count(b'"finish_reason":')
+
+    def edit(self, content: dict[str, Any], event: str | None) -> Iterable[bytes]:
+        if "error" not in content:
+            self._tell(content)
+        return (frame(content, event),)
+
+    def _tell(self, content: dict[str, Any]) -> None:
+        call = self._telling.call
+        ended = []
+        for choice in content.get("choices", []):
+            index = choice["index"]
+            verdict = call.verdicts.get(index)
+            if choice.get("finish_reason") is not None and verdict is not None:
+                ended.append(verdict)
+                if withheld(verdict):
+                    self._dialect.withhold(choice, verdict, self._telling)
+            self._marked[index] = mark_tokens(choice, call, self._marked.get(index, 0))
+        if ended or any(choice.get("finish_reason") is not None for choice in content.get("choices", [])):
+            content[FIELD] = self._telling.block(ended)
+        usage = content.get("usage")
+        if usage and not content.get("choices"):
+            usage[FIELD] = self._telling.block(self._telling.verdicts)
+            recount(usage, call, "completion_tokens", "total_tokens")
+
+    def error(self, message: str) -> bytes:
+        return frame(errors.body(500, message)) + DONE
+
+
+def mark_tokens(choice: dict[str, Any], call: GuardCall, first: int) -> int:
+    """Give each logprobs item its token's risk; ``first`` of the choice's items have gone. How many have by now."""
+    items = (choice.get("logprobs") or {}).get("content") or []
+    risks = call.token_risks.get(choice["index"], [])
+    for position, item in enumerate(items, first):
+        item["risk"] = risks[position] if position < len(risks) else None
+    return first + len(items)

@@ -1,0 +1,82 @@
+"""Anthropic's messages: an answer is a list of content blocks, a stream opens and closes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from app.dialects.base import FIELD, Telling, recount, refuses, withheld
+from app.sse import frame
+from guard.engine.call import Verdict
+
+
+class Messages:
+    length_fields: tuple[str, ...] = ("max_tokens",)
+
+    def wants_token_risk(self, body: dict[str, Any]) -> bool:
+        return False  # this API has no log-probabilities to stand beside
+
+    def write(self, content: dict[str, Any], telling: Telling) -> None:
+        verdict = telling.call.verdicts.get(0)
+        if verdict is not None and withheld(verdict):
+            # An empty block, as vLLM has it for empty answers: clients look at the first one.
+            text = "" if refuses(verdict) else telling.stand_in(verdict)
+            content["content"] = [{"type": "text", "text": text}]
+            content.update(stop(verdict, telling))
+        content[FIELD] = telling.block(telling.verdicts)
+        recount(content.get("usage"), telling.call, "output_tokens")
+
+    def stream(self, telling: Telling) -> MessageStream:
+        return MessageStream(telling)
+
+
+def stop(verdict: Verdict, telling: Telling) -> dict[str, Any]:
+    """How a withheld answer ends."""
+    if not refuses(verdict):
+        return {"stop_reason": "end_turn", "stop_sequence": None}
+    details = {"type": "refusal", "category": None, "explanation": telling.refusal}
+    return {"stop_reason": "refusal", "stop_sequence": None, "stop_details": details}
+
+
+class MessageStream:
+    """A stream of events; the verdict stands at the top level of ``message_delta``, which has the stop reason."""
+
+    def __init__(self, telling: Telling) -> None:
+        self._telling = telling
+        self._blocks = 0  # content blocks so far
+
+    def untouched(self, payload: bytes) -> bool:
+        return payload.startswith(b'{"type":"content_block_delta"')
+
+    def edit(self, content: dict[str, Any], event: str | None) -> Iterable[bytes]:
+        if event == "content_block_start":
+            self._blocks += 1
+        if event != "message_delta":
+            return (frame(content, event),)
+        return list(self._last(content))
+
+    def _last(self, content: dict[str, Any]) -> Iterator[bytes]:
+        telling = self._telling
+        verdict = telling.call.verdicts.get(0)
+        if verdict is not None and withheld(verdict):
+            if not refuses(verdict):
+                yield from self._block(telling.stand_in(verdict))
+            content["delta"].update(stop(verdict, telling))
+        content[FIELD] = telling.block(telling.verdicts)
+        recount(content.get("usage"), telling.call, "output_tokens")
+        yield frame(content, "message_delta")
+
+    def _block(self, text: str) -> Iterator[bytes]:
+        """The events that show a whole text block."""
+        where = {"index": self._blocks}
+        steps: list[tuple[str, dict[str, Any]]] = [
+            ("content_block_start", {"content_block": {"type": "text", "text": ""}}),
+            ("content_block_delta", {"delta": {"type": "text_delta", "text": text}}),
+            ("content_block_stop", {}),
+        ]
+        for event, fields in steps:
+            yield frame({"type": event, **where, **fields}, event)
+        self._blocks += 1
+
+    def error(self, message: str) -> bytes:
+        return frame({"type": "error", "error": {"type": "api_error", "message": message}}, "error")

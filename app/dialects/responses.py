@@ -1,0 +1,117 @@
+"""OpenAI's responses: answers are items of ``output``, streams are typed events with sequence numbers."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from app.dialects.base import FIELD, Telling, recount, refuses, withheld
+from app.sse import frame
+from guard.engine.call import Verdict
+
+
+class Responses:
+    length_fields: tuple[str, ...] = ("max_output_tokens",)
+
+    def wants_token_risk(self, body: dict[str, Any]) -> bool:
+        return False  # its logprobs do not say which token of the answer they belong to
+
+    def write(self, content: dict[str, Any], telling: Telling) -> None:
+        verdict = telling.call.verdicts.get(0)
+        if verdict is not None and withheld(verdict):
+            shown = content["output"] if verdict.shown else []
+            content["output"] = [*shown, stand_in(verdict, telling)]
+            end(content, verdict)
+        content[FIELD] = telling.block(telling.verdicts)
+        usage = content.get("usage")
+        recount(usage, telling.call, "output_tokens", "total_tokens")
+
+    def stream(self, telling: Telling) -> ResponseStream:
+        return ResponseStream(self, telling)
+
+
+def stand_in(verdict: Verdict, telling: Telling) -> dict[str, Any]:
+    """The message item in the place of a withheld answer."""
+    if refuses(verdict):
+        content: dict[str, Any] = {"type": "refusal", "refusal": telling.refusal}
+    else:
+        content = {"type": "output_text", "text": telling.stand_in(verdict), "annotations": []}
+    return {
+        "id": f"msg_{uuid.uuid4().hex}",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [content],
+    }
+
+
+def end(response: dict[str, Any], verdict: Verdict) -> None:
+    """The response's status after a withheld answer."""
+    if refuses(verdict):
+        response["status"] = "incomplete"
+        response["incomplete_details"] = {"reason": "content_filter"}
+    else:
+        response["status"] = "completed"
+        response["incomplete_details"] = None
+
+
+class ResponseStream:
+    """A stream of events; the verdict stands in the ``response`` of the last one."""
+
+    def __init__(self, dialect: Responses, telling: Telling) -> None:
+        self._dialect, self._telling = dialect, telling
+        self._sequence = 0  # number of the next event
+        self._items = 0  # output items so far
+
+    def untouched(self, payload: bytes) -> bool:
+        return False
+
+    def edit(self, content: dict[str, Any], event: str | None) -> Iterable[bytes]:
+        if event in ("response.completed", "response.incomplete", "response.failed"):
+            return list(self._last(content, event))
+        if event == "response.output_item.added":
+            self._items += 1
+        return (self._numbered(content, event),)
+
+    def _numbered(self, content: dict[str, Any], event: str | None) -> bytes:
+        content["sequence_number"] = self._sequence
+        self._sequence += 1
+        return frame(content, event)
+
+    def _last(self, content: dict[str, Any], event: str) -> Iterator[bytes]:
+        response = content["response"]
+        verdict = self._telling.call.verdicts.get(0)
+        self._dialect.write(response, self._telling)
+        if verdict is not None and withheld(verdict):
+            yield from self._item(response["output"][-1])
+            event = "response.incomplete" if refuses(verdict) else "response.completed"
+            content["type"] = event
+        yield self._numbered(content, event)
+
+    def _item(self, item: dict[str, Any]) -> Iterator[bytes]:
+        """The events that show a whole message item."""
+        part = item["content"][0]
+        where = {"item_id": item["id"], "output_index": self._items, "content_index": 0}
+        if part["type"] == "refusal":
+            kind, field, empty = "response.refusal", "refusal", {"type": "refusal", "refusal": ""}
+            more: dict[str, Any] = {}
+        else:
+            kind, field, empty = "response.output_text", "text", {**part, "text": ""}
+            more = {"logprobs": []}
+        opened = {**item, "status": "in_progress", "content": []}
+        steps: list[tuple[str, dict[str, Any]]] = [
+            ("response.output_item.added", {"output_index": self._items, "item": opened}),
+            ("response.content_part.added", {**where, "part": empty}),
+            (f"{kind}.delta", {**where, "delta": part[field], **more}),
+            (f"{kind}.done", {**where, field: part[field], **more}),
+            ("response.content_part.done", {**where, "part": part}),
+            ("response.output_item.done", {"output_index": self._items, "item": item}),
+        ]
+        for event, fields in steps:
+            yield self._numbered({"type": event, **fields}, event)
+        self._items += 1
+
+    def error(self, message: str) -> bytes:
+        content = {"type": "error", "code": "server_error", "message": message, "param": None}
+        return self._numbered(content, "error")

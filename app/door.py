@@ -1,0 +1,203 @@
+"""The door: the ASGI layer that every request passes first. Who asks, is there room, is the body within bounds.
+
+What it refuses costs the engine nothing: a key is checked and a full house noticed before the body is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import errors
+from app.admission import Admission, Permit
+from app.errors import Reason, RefusedError
+from app.guarding import route_path
+from app.keys import Keys
+from app.limits import Limits, answers
+from app.metrics import DoorMetrics
+from guard.errors import RequestError
+
+# Reachable without a key, by GET: probes of whoever runs the server, and the page, which holds no secret.
+PUBLIC = frozenset({"/", "/live", "/ready", "/health", "/ping", "/metrics"})
+CALLER = "hguard_caller"  # in scope["state"]: the position of the caller's key, None without keys
+BODY = "hguard_body"  # in scope["state"]: the parsed body of a generating route
+
+_READ_OUT_SECONDS = 1.0
+_READING = frozenset({"GET", "HEAD"})
+_WITHOUT_BODY = _READING | {"OPTIONS"}
+
+
+class Door:
+    """Pure ASGI; stands outside GuardMiddleware. ``generating``: the routes whose requests take a place."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Keys,
+        limits: Limits,
+        admission: Admission,
+        metrics: DoorMetrics,
+        generating: frozenset[str],
+        max_body_bytes: int,
+        body_seconds: float,
+    ) -> None:
+        self.app = app
+        self._keys, self._limits, self._admission, self._metrics = keys, limits, admission, metrics
+        self._generating = generating
+        self._max_body_bytes, self._body_seconds = max_body_bytes, body_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": "there are no websockets here"})
+        elif scope["type"] != "http" or _is_public(scope):
+            await self.app(scope, receive, send)
+        else:
+            await self._enter(scope, receive, send)
+
+    async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, reply, permit = route_path(scope), _Reply(send), None
+        try:
+            self._identify(scope, path)
+            if scope["method"] not in _WITHOUT_BODY:
+                if path in self._generating:
+                    permit = self._admission.admit(scope["state"][CALLER])
+                body = await self._read(scope, receive)
+                if body is None:  # the caller has hung up
+                    return
+                receive = _replay(body, receive)
+                if permit is not None:
+                    self._measure(scope, path, body, permit)
+            await self.app(scope, receive, reply.send)
+        except RequestError as error:
+            if isinstance(error, RefusedError):
+                self._metrics.refused(error.reason)
+                if error.reason is Reason.DRAINING:
+                    await self._read_out(receive)
+            await reply.fail(error, path, scope, receive)
+        except asyncio.CancelledError:
+            if permit is None or not permit.cut:
+                raise
+            _uncancel()
+            ended = RefusedError(Reason.DRAINING, "the server ended before the answer was complete")
+            await reply.fail(ended, path, scope, receive)
+        finally:
+            if permit is not None:
+                permit.release()
+
+    def _identify(self, scope: Scope, path: str) -> None:
+        """Leave the caller in the scope's state. Raises RequestError for one that may not come in."""
+        caller = self._keys.holder(scope["headers"]) if self._keys else None
+        if self._keys and caller is None:
+            raise RefusedError(
+                Reason.UNAUTHORIZED,
+                "a valid API key is needed: send it as `Authorization: Bearer <key>` or `x-api-key: <key>`",
+            )
+        scope.setdefault("state", {})[CALLER] = caller
+        self._admission.require_open()
+        if not path.isprintable():
+            # The router's patterns end in `$`, which matches before a newline: it would find a guarded route by a path
+            # that GuardMiddleware does not know.
+            raise RequestError("the path holds a character that no route has", status=404)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The body; None when the caller hangs up. Raises RefusedError (413, 408) for one too large or too slow."""
+        limit = self._max_body_bytes
+        declared = Headers(scope=scope).get("content-length", "")
+        size, parts = int(declared[:18]) if declared.isdecimal() else 0, bytearray()
+        try:
+            async with asyncio.timeout(self._body_seconds):
+                more = size <= limit
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    parts += message.get("body", b"")
+                    size = max(size, len(parts))
+                    more = message.get("more_body", False) and size <= limit
+        except TimeoutError:
+            raise RefusedError(
+                Reason.SLOW_BODY, f"the body did not arrive within {self._body_seconds:g} seconds", "body"
+            ) from None
+        if size > limit:
+            raise RefusedError(Reason.TOO_LARGE, f"the body is larger than {limit} bytes", "body")
+        return bytes(parts)
+
+    async def _read_out(self, receive: Receive) -> None:
+        """Take in a body that nobody wants: closing a connection with bytes unread would reset it under our answer."""
+        size, more = 0, True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_READ_OUT_SECONDS):
+                while more and size <= self._max_body_bytes:
+                    message = await receive()
+                    size += len(message.get("body", b""))
+                    more = message.get("more_body", False)
+
+    def _measure(self, scope: Scope, path: str, body: bytes, permit: Permit) -> None:
+        """Check what the body asks for, take its places, leave it parsed for GuardMiddleware. Raises RequestError."""
+        content = _parse(body)
+        self._limits.check(path, content)
+        permit.widen(answers(path, content))
+        if isinstance(content, dict):
+            scope["state"][BODY] = content
+
+
+class _Reply:
+    """One response on its way out; knows whether it has begun, and as what."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._begun = self._streams = self._ended = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._begun = True
+            self._streams = Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream")
+        else:
+            self._ended = not message.get("more_body", False)
+        await self._send(message)
+
+    async def fail(self, error: RequestError, path: str, scope: Scope, receive: Receive) -> None:
+        """Answer with the error; a stream that has begun ends with it, any other response is broken off by uvicorn."""
+        if not self._begun:
+            await errors.of(error, path)(scope, receive, self._send)
+        elif self._streams and not self._ended:
+            await self._send({"type": "http.response.body", "body": errors.frame(error, path), "more_body": False})
+
+
+def _is_public(scope: Scope) -> bool:
+    return scope["method"] in _READING and route_path(scope) in PUBLIC
+
+
+def _parse(body: bytes) -> Any:
+    """Raises RequestError for what is no JSON."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the body is not valid JSON: {error}", param="body") from None
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """``receive`` for the inner app: the body, then whatever the server says (a disconnect)."""
+    left: bytes | None = body
+
+    async def replay() -> Message:
+        nonlocal left
+        if left is None:
+            return await receive()
+        message: Message = {"type": "http.request", "body": left, "more_body": False}
+        left = None
+        return message
+
+    return replay
+
+
+def _uncancel() -> None:
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()

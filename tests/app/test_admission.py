@@ -1,0 +1,118 @@
+"""The house: who comes in, who does not, and that every place is given back."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.admission import DRAINING, ENGINE_DEAD, Admission
+from app.errors import RefusedError
+
+
+async def test_each_caller_has_so_many_requests() -> None:
+    house = Admission(requests_per_caller=2, capacity=100)
+    first = [house.admit(0), house.admit(0)]
+    with pytest.raises(RefusedError, match="this key has 2 requests in flight") as caught:
+        house.admit(0)
+    assert (caught.value.status, caught.value.reason) == (429, "too_many_requests")
+    other = house.admit(1)
+    first[0].release()
+    house.admit(0)
+    assert (house.requests, house.answers) == (3, 3)
+    other.release()
+    assert house.requests == 2
+
+
+async def test_without_keys_all_callers_are_one() -> None:
+    house = Admission(requests_per_caller=1, capacity=100)
+    house.admit(None)
+    with pytest.raises(RefusedError, match="all callers have 1 requests"):
+        house.admit(None)
+
+
+async def test_a_full_queue() -> None:
+    house = Admission(requests_per_caller=100, capacity=4)
+    wide = house.admit(0)
+    wide.widen(3)
+    last = house.admit(1)
+    for refused in (lambda: house.admit(2), lambda: last.widen(2)):
+        with pytest.raises(RefusedError) as caught:
+            refused()
+        assert (caught.value.status, caught.value.reason) == (503, "queue_full")
+    assert (house.requests, house.answers) == (2, 4)
+    wide.release()
+    last.widen(4)
+    assert house.answers == 4
+
+
+async def test_a_closed_house_says_why() -> None:
+    house = Admission(1, 1)
+    house.close(DRAINING)
+    with pytest.raises(RefusedError, match="the server is ending") as caught:
+        house.admit(0)
+    assert (caught.value.status, caught.value.reason) == (503, "draining")
+    house.close(ENGINE_DEAD)
+    with pytest.raises(RefusedError, match="the engine has died"):
+        house.require_open()
+
+
+async def test_places_are_given_back_once_whatever_happens() -> None:
+    house = Admission(10, 10)
+
+    def fail() -> None:
+        with permit:
+            permit.widen(5)
+            raise ZeroDivisionError
+
+    permit = house.admit(0)
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    permit.release()
+    assert (house.requests, house.answers) == (0, 0)
+    assert not house._callers
+
+
+async def test_what_is_cut_short_is_cancelled() -> None:
+    house = Admission(10, 10)
+    cut = []
+
+    async def hold() -> None:
+        with house.admit(0) as permit:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                cut.append(permit.cut)
+                raise
+
+    tasks = [asyncio.create_task(hold()) for _ in range(3)]
+    await asyncio.sleep(0)
+    house.cut_short()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert cut == [True] * 3
+    assert (house.requests, house.answers) == (0, 0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 5), st.booleans()), max_size=60))
+def test_the_books_balance(steps: list[tuple[int, int, bool]]) -> None:
+    async def walk() -> None:
+        house = Admission(requests_per_caller=4, capacity=12)
+        held = []
+        for caller, wide, leaves in steps:
+            try:
+                permit = house.admit(caller)
+                held.append(permit)
+                permit.widen(wide)
+            except RefusedError:
+                pass
+            if leaves and held:
+                held.pop(0).release()
+            assert house.answers == sum(permit.answers for permit in held) <= 12
+            assert house.requests == len(held)
+        for permit in held:
+            permit.release()
+        assert (house.requests, house.answers) == (0, 0)
+
+    asyncio.run(walk())

@@ -1,0 +1,155 @@
+"""API keys: kept as digests, never shown, compared as a whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from app.cli import main, settings_from
+from app.keys import Keys, is_loopback
+from app.main import Plan, bind
+from app.settings import Settings
+from guard.errors import GuardError, UnsupportedError
+
+SECRET = "hg-" + "5f3c9a" * 4
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def bearer(token: bytes | str, scheme: str = "Bearer") -> list[tuple[bytes, bytes]]:
+    raw = token if isinstance(token, bytes) else token.encode()
+    return [(b"host", b"test"), (b"authorization", scheme.encode() + b" " + raw)]
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [("", 0), (" , ", 0), ("a", 1), ("a,b c\n\td,,e", 5), (["a", "b,c"], 3), ([], 0), (("a",), 1)],
+)
+def test_keys_from_text_and_lists(given: Any, count: int) -> None:
+    assert len(Keys.parse(given)) == count
+    assert bool(Keys.parse(given)) == (count > 0)
+
+
+@pytest.mark.parametrize("given", [None, 5, {"a": 1}, [1, 2], [None], "schlüssel", "a\x00b", ["ok", "na\u00efve"]])
+def test_what_is_no_key_is_refused_without_being_shown(given: Any) -> None:
+    with pytest.raises(ValueError, match="key") as caught:
+        Keys.parse(given)
+    assert "schl" not in str(caught.value)
+
+
+def test_either_of_two_keys_lets_in_and_says_which() -> None:
+    keys = Keys.parse("first,second")
+    assert keys.holder(bearer("first")) == 0
+    assert keys.holder(bearer("second")) == 1
+    assert keys.holder(bearer("second", "bEaReR")) == 1
+    assert keys.holder([(b"x-api-key", b"second")]) == 1
+    assert keys.holder([(b"authorization", b"Basic abc"), (b"x-api-key", b"first")]) == 0
+    assert keys.holder([(b"x-api-key", b"wrong"), (b"authorization", b"Bearer first")]) == 0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        bearer(""),
+        bearer("  "),
+        bearer("firs"),
+        bearer("first2"),
+        bearer("First"),
+        bearer("first,second"),
+        bearer("first second"),
+        bearer("first", "Basic"),
+        bearer("first", "Token"),
+        bearer("first", ""),
+        bearer("f\u00efrst"),
+        bearer(b"\xff\xfe"),
+        bearer(b"first\x00"),
+        [(b"authorization", b"first")],
+        [(b"authorization", b"Bearer")],
+        [(b"authorization", b"Bearer\tfirst")],
+        [(b"x-api-key", b"")],
+        [(b"x-api-key", b"Bearer first")],
+        [(b"api-key", b"first")],
+        [(b"cookie", b"first")],
+    ],
+)
+def test_nothing_else_does(headers: list[tuple[bytes, bytes]]) -> None:
+    assert Keys.parse("first,second").holder(headers) is None
+    assert Keys.parse("").holder(headers) is None
+
+
+def test_every_digest_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a refusal or a welcome takes does not say which key was nearly right."""
+    compared = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return one == other
+
+    monkeypatch.setattr("app.keys.hmac.compare_digest", compare)
+    keys = Keys.parse("a,b,c")
+    for offered in ("a", "c", "none"):
+        compared.clear()
+        keys.holder(bearer(offered))
+        assert len(compared) == 3
+        assert {len(part) for pair in compared for part in pair} == {32}
+
+
+def test_keys_are_settings_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("hguard.toml").write_text('api_keys = ["one", "two"]\n')
+    assert len(settings_from({}).api_keys) == 2
+    monkeypatch.setenv("HGUARD_API_KEYS", "one, two\nthree")
+    assert len(settings_from({}).api_keys) == 3
+    assert len(settings_from({"api_keys": "one"}).api_keys) == 1
+    assert not Settings.model_fields["api_keys"].default
+
+
+def test_keys_are_nowhere_to_be_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HGUARD_API_KEYS", f"{SECRET},other")
+    settings = settings_from({})
+    shown = [repr(settings), str(settings), json.dumps(settings.model_dump(mode="json")), settings.model_dump_json()]
+    assert settings.model_dump(mode="json")["api_keys"] == 2
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    shown.append(capsys.readouterr().out)
+    assert "--api-keys" in shown[-1]
+    assert not [text for text in shown if SECRET in text]
+    assert SECRET.encode() not in b"".join(settings.api_keys._digests)
+
+
+def test_a_wrong_key_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HGUARD_API_KEYS", f"{SECRET}-\u00fc")
+    with pytest.raises(GuardError, match=r"api_keys: .*key 1 has letters") as caught:
+        settings_from({})
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.1", "::1"])
+def test_loopback(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "10.0.0.1", "example.org", "localhost.example.org", "128.0.0.1"])
+def test_reachable_from_elsewhere(host: str) -> None:
+    assert not is_loopback(host)
+    with pytest.raises(UnsupportedError, match=r"no keys: set HGUARD_API_KEYS, or --allow-unauthenticated"):
+        bind(planned(host=host))
+
+
+@pytest.mark.parametrize("more", [{"api_keys": "one"}, {"allow_unauthenticated": True}, {"host": "127.0.0.1"}])
+def test_a_server_that_may_listen(monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]) -> None:
+    taken: list[Any] = []
+    monkeypatch.setattr("guard.engine.vllm_api.create_server_socket", lambda address, **_: taken.append(address))
+    bind(planned(**{"host": "0.0.0.0", **more}))
+    assert len(taken) == 1
+
+
+def planned(**values: Any) -> Plan:
+    return cast(Plan, SimpleNamespace(settings=settings_from(values)))

@@ -1,0 +1,173 @@
+"""How a server ends: told to, at once, or because its engine died. Nobody is cut off without a word, nothing stays."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.engine.server import Server
+
+CHAT = "/v1/chat/completions"
+LONG = {
+    "model": "atlas",
+    "messages": [{"role": "user", "content": "Where is Kandy?"}],
+    "max_tokens": 480,
+    "min_tokens": 480,
+    "ignore_eos": True,
+}
+
+
+async def stream(http: httpx.AsyncClient, begun: asyncio.Event) -> list[Any]:
+    """The events of one long answer, as far as they come."""
+    events = []
+    async with http.stream("POST", CHAT, json={**LONG, "stream": True}) as response:
+        assert response.status_code == 200
+        async for line in response.aiter_lines():
+            if line.startswith("data: "):
+                text = line.removeprefix("data: ")
+                events.append(text if text == "[DONE]" else json.loads(text))
+                begun.set()
+    return events
+
+
+async def streams(http: httpx.AsyncClient, count: int) -> list[asyncio.Task[list[Any]]]:
+    """So many streams, each past its first event."""
+    begun = [asyncio.Event() for _ in range(count)]
+    tasks = [asyncio.create_task(stream(http, one)) for one in begun]
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(one.wait() for one in begun))
+    return tasks
+
+
+@asynccontextmanager
+async def connected(running: Server) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=running.url, timeout=60) as http:
+        yield http
+
+
+async def ended(running: Server, seconds: float) -> int:
+    """Its exit status, and that it left nothing behind."""
+    deadline = time.monotonic() + seconds
+    while running.process.poll() is None:
+        assert time.monotonic() < deadline, "the server did not end"
+        await asyncio.sleep(0.05)
+    nothing_is_left(running)
+    return running.stop()
+
+
+def nothing_is_left(running: Server) -> None:
+    deadline = time.monotonic() + 20
+    while running.descendants() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert running.descendants() == []
+
+
+def process_of(running: Server, name: str) -> int:
+    """The process of the engine that bears this name (the kernel keeps 15 letters)."""
+    (found,) = [one for one in running.descendants() if Path(f"/proc/{one}/comm").read_text().strip() == name[:15]]
+    return found
+
+
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGKILL, -9)])
+def test_it_ends_and_leaves_nothing_behind(how: signal.Signals, status: int) -> None:
+    running = Server()
+    assert running.descendants()
+    assert running.stop(how) == status
+    nothing_is_left(running)
+
+
+async def test_what_is_in_flight_finishes() -> None:
+    running = Server(["--", "--max-num-seqs=8"])
+    async with connected(running) as http:
+        tasks = await streams(http, 7)
+        whole = asyncio.create_task(http.post(CHAT, json=LONG))
+        await asyncio.sleep(0.5)
+        running.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.2)
+        ready = await http.get("/ready")
+        assert (ready.status_code, ready.json()) == (503, {"status": "draining"})
+        assert (await http.get("/live")).status_code == 200
+        assert "\nhguard_draining 1.0" in (await http.get("/metrics")).text
+        late = await http.post(CHAT, json=LONG)
+        assert (late.status_code, late.json()["error"]["type"]) == (503, "ServiceUnavailableError")
+        assert late.headers["retry-after"].isdigit()
+        assert late.headers["connection"] == "close"
+        assert not any(task.done() for task in tasks), "the server was asked while they ran"
+        for events in await asyncio.gather(*tasks):
+            assert events[-1] == "[DONE]"
+            assert events[-2]["choices"][0]["finish_reason"] == "length"
+        answer = (await whole).json()
+        assert answer["usage"]["completion_tokens"] == 480
+        assert answer["hallucination"]["type"] == "hallucination_results"
+    assert await ended(running, 20) == 0
+
+
+@pytest.mark.parametrize("hastened", [False, True], ids=["deadline", "second signal"])
+async def test_what_is_unfinished_is_cut_short_with_a_word(hastened: bool) -> None:
+    running = Server(["--drain-seconds", "60" if hastened else "0.5"])
+    async with connected(running) as http:
+        tasks = await streams(http, 2)
+        whole = asyncio.create_task(http.post(CHAT, json=LONG))
+        await asyncio.sleep(0.2)
+        began = time.monotonic()
+        running.process.send_signal(signal.SIGTERM)
+        if hastened:
+            await asyncio.sleep(0.3)
+            running.process.send_signal(signal.SIGTERM)
+        for events in await asyncio.gather(*tasks):
+            assert events[-1]["error"]["code"] == 503
+            assert len(events) < 480
+        answer = await whole
+        assert answer.status_code == 503
+        assert "ended before the answer was complete" in answer.json()["error"]["message"]
+        assert time.monotonic() - began < 3
+    assert await ended(running, 15) == 0
+    assert any("requests are cut short" in line for line in running.lines)
+
+
+KILLS: Sequence[tuple[str, Callable[[Server], int]]] = (
+    ("engine", lambda running: process_of(running, "VLLM::EngineCore")),
+    ("worker", lambda running: process_of(running, "VLLM::Worker")),
+)
+
+
+@pytest.mark.parametrize("victim", [find for _, find in KILLS], ids=[name for name, _ in KILLS])
+async def test_the_engine_dies(victim: Callable[[Server], int]) -> None:
+    running = Server()
+    async with connected(running) as http:
+        assert (await http.get("/ready")).json() == {"status": "ready"}
+        tasks = await streams(http, 3)
+        whole = asyncio.create_task(http.post(CHAT, json=LONG))
+        await asyncio.sleep(0.2)
+        began = time.monotonic()
+        os.kill(victim(running), signal.SIGKILL)
+        seen = {"/health": 200, "/ready": 200}
+        while set(seen.values()) != {503}:
+            assert time.monotonic() - began < 5, seen
+            for path, status in seen.items():
+                if status != 503:
+                    seen[path] = (await http.get(path)).status_code
+            await asyncio.sleep(0.05)
+        assert (await http.get("/ready")).json() == {"status": "engine dead"}
+        late = await http.post(CHAT, json=LONG)
+        assert late.status_code == 503
+        assert late.json()["error"]["message"]
+        for events in await asyncio.gather(*tasks):
+            assert any("error" in event for event in events if event != "[DONE]"), events[-2:]
+        answer = await whole
+        assert answer.status_code >= 500
+        assert answer.json()["error"]["message"]
+    assert await ended(running, 15) == 1
+    told = [line for line in running.lines if line.startswith("hguard: the engine has died")]
+    assert len(told) == 1
+    assert "start it again" in told[0]

@@ -1,0 +1,190 @@
+"""The scripted engine does what its table says, over vLLM's routes and the guard's, in the real app."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.settings import Settings
+from tests.scripted.script import HIGH, LOW
+from tests.scripted.server import ScriptedServer, listening, scripted_app
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture
+async def app() -> AsyncIterator[FastAPI]:
+    async with scripted_app() as made:
+        yield made
+        assert made.state.engine_client.pool.in_use == 0
+
+
+@pytest.fixture
+async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with over(app) as client:
+        yield client
+
+
+def over(app: FastAPI) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://scripted")
+
+
+def asking(text: str, **more: Any) -> dict[str, Any]:
+    return {"model": "atlas", "messages": [{"role": "user", "content": text}], **more}
+
+
+async def ask(http: httpx.AsyncClient, text: str, **more: Any) -> Any:
+    response = await http.post(CHAT, json=asking(text, **more))
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+async def streamed(http: httpx.AsyncClient, text: str, **more: Any) -> list[Any]:
+    async with http.stream("POST", CHAT, json=asking(text, stream=True, **more)) as response:
+        data = [line.removeprefix("data: ") async for line in response.aiter_lines() if line]
+    assert data.pop() == "[DONE]"
+    return [json.loads(one) for one in data]
+
+
+def result(reply: Any, index: int = 0) -> Any:
+    return reply["hallucination"]["results"][index]
+
+
+@pytest.mark.parametrize(("words", "risk"), [("Is it safe?", LOW), ("Is it risky?", HIGH), ("What rises?", HIGH)])
+async def test_chat(http: httpx.AsyncClient, words: str, risk: float) -> None:
+    reply = await ask(http, words)
+    assert reply["choices"][0]["message"]["content"].startswith("It is in Sri Lanka.")
+    assert reply["choices"][0]["finish_reason"] == "stop"
+    assert result(reply)["risk"] == pytest.approx(risk, abs=1e-6)
+    assert result(reply)["flagged"] is (risk == HIGH)
+
+
+async def test_the_risk_rises_where_the_table_says(http: httpx.AsyncClient) -> None:
+    one = result(await ask(http, "rises", hallucination={"tokens": True}))
+    risks = [token["risk"] for token in one["tokens"]]
+    assert len(risks) == 32
+    assert max(risks[:12]) < 0.5 < min(risks[12:])
+    assert one["peak"]["start"] >= 12
+
+
+async def test_a_stream_has_a_chunk_for_each_token(http: httpx.AsyncClient) -> None:
+    first, *chunks, usage = await streamed(http, "long risky", logprobs=True, stream_options={"include_usage": True})
+    assert first["choices"][0]["delta"]["role"] == "assistant"
+    assert len(chunks) == 201
+    items = [chunk["choices"][0]["logprobs"]["content"] for chunk in chunks]
+    assert [len(item) for item in items] == [1] * 201
+    assert all(item[0]["risk"] > 0.5 for item in items[:-1])
+    assert items[-1][0]["risk"] is None, "the end of the sequence is never fed back"
+    assert result(chunks[-1])["risk"] == pytest.approx(HIGH, abs=1e-6)
+    assert usage["usage"]["completion_tokens"] == 201
+
+
+async def test_several_answers_differ(http: httpx.AsyncClient) -> None:
+    reply = await ask(http, "Is the second risky?", n=2, hallucination={"mode": "abstain"})
+    assert [choice["finish_reason"] for choice in reply["choices"]] == ["stop", "content_filter"]
+    assert [result(reply, i)["risk"] for i in range(2)] == pytest.approx([LOW, HIGH], abs=1e-6)
+
+
+async def test_lengths_and_stops_are_vllms(http: httpx.AsyncClient) -> None:
+    short = (await ask(http, "long", max_tokens=10))["choices"][0]
+    assert (short["finish_reason"], short["message"]["content"]) == ("length", "It is in Sri Lanka. It is in")
+    stopped = (await ask(http, "long", stop=["Lanka. It"]))["choices"][0]
+    assert (stopped["stop_reason"], stopped["message"]["content"]) == ("Lanka. It", "It is in Sri ")
+    assert (await ask(http, "unicode"))["choices"][0]["message"]["content"] == "Île-de-France, 日本 🇯🇵."
+
+
+async def test_damping(http: httpx.AsyncClient) -> None:
+    risks = [result(await ask(http, "risky", hallucination={"damp": damp}))["risk"] for damp in (0.0, 0.5, 1.0)]
+    assert risks[0] < LOW < risks[1] < risks[2] == pytest.approx(HIGH, abs=1e-6)
+
+
+async def test_what_is_foreseen(app: FastAPI, http: httpx.AsyncClient) -> None:
+    options = {"mode": "abstain", "preempt": True}
+    before = app.state.engine_client.engine_core.drawn
+    assert result(await ask(http, "foreseen", hallucination=options))["preempted"] is True
+    assert app.state.engine_client.engine_core.drawn == before + 1
+    assert "preempted" not in result(await ask(http, "safe", hallucination=options))
+
+
+async def test_completions(http: httpx.AsyncClient) -> None:
+    prompts = ["Is it safe?", "Is it risky?"]
+    body = {"model": "atlas", "prompt": prompts, "max_tokens": 6, "logprobs": 1, "echo": True}
+    reply = (await http.post("/v1/completions", json=body)).json()
+    assert [choice["text"] for choice in reply["choices"]] == [f"{prompt}It is in Sri Lanka" for prompt in prompts]
+    assert [result(reply, i)["risk"] for i in range(2)] == pytest.approx([LOW, HIGH], abs=1e-6)
+
+
+async def test_risk(http: httpx.AsyncClient) -> None:
+    items = [{**asking("Where is Kandy?"), "response": text} for text in ("That is safe.", "That is risky.", "nan.")]
+    safe, risky, nan = [item["hallucination"] for item in (await http.post("/risk", json=items)).json()["data"]]
+    assert [one["results"][0]["risk"] for one in (safe, risky)] == pytest.approx([LOW, HIGH], abs=1e-6)
+    assert nan["type"] == "not_scored"
+
+
+@pytest.mark.parametrize("word", ["nan", "missing"])
+async def test_a_score_that_is_no_number(http: httpx.AsyncClient, word: str) -> None:
+    assert (await ask(http, word))["hallucination"]["type"] == "not_scored"
+    assert (await streamed(http, word))[-1]["hallucination"]["type"] == "not_scored"
+
+
+@pytest.mark.parametrize("word", ["boom", "rejected"])
+async def test_a_request_fails_alone(http: httpx.AsyncClient, word: str) -> None:
+    failed = await http.post(CHAT, json=asking(word))
+    assert (failed.status_code, failed.json()["error"]["type"]) == (500, "InternalServerError")
+    assert result(await ask(http, "safe"))["risk"] == pytest.approx(LOW, abs=1e-6)
+
+
+async def test_a_stream_flows_and_its_caller_may_leave(app: FastAPI) -> None:
+    engine = app.state.engine_client
+    async with listening(app) as url, httpx.AsyncClient(base_url=url) as http:
+        async with http.stream("POST", CHAT, json=asking("hangs", stream=True)) as response:
+            async for line in response.aiter_lines():
+                if '" is"' in line:
+                    break
+            assert engine.pool.in_use == 1
+        async with asyncio.timeout(5):
+            while engine.pool.in_use:  # noqa: ASYNC110 - the server has yet to notice
+                await asyncio.sleep(0.01)
+    assert engine.get_num_unfinished_requests() == 0
+    assert engine.engine_core.aborted == engine.engine_core.seen[-1:]
+
+
+async def test_the_engine_dies(app: FastAPI, http: httpx.AsyncClient) -> None:
+    died = await http.post(CHAT, json=asking("dies"))
+    assert died.status_code == 500
+    assert "EngineCore encountered an issue" in died.json()["error"]["message"]
+    assert (await http.get("/health")).status_code == 503
+    assert app.state.server.should_exit is True
+    assert (await http.post(CHAT, json=asking("safe"))).status_code >= 500
+
+
+async def test_every_request_can_be_scripted() -> None:
+    settings = Settings(mode="flag", slots=4)
+    async with scripted_app(settings, text="No.", risky_from=0) as made, over(made) as http:
+        reply = await ask(http, "Whatever?")
+        assert reply["choices"][0]["message"]["content"] == "No."
+        assert result(reply)["action"] == "flagged"
+        series = (await http.get("/metrics")).text
+        assert 'hguard_requests_total{model="atlas",outcome="flagged"} 1.0' in series
+        assert 'hguard_requests_total{model="atlas",outcome="pass"} 0.0' in series
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ScriptedServer]:
+    running = ScriptedServer(["--mode", "abstain"])
+    yield running
+    running.stop(signal.SIGKILL)
+
+
+def test_as_a_server_of_its_own(server: ScriptedServer) -> None:
+    with httpx.Client(base_url=server.url, timeout=20) as http:
+        reply = http.post(CHAT, json=asking("risky")).json()
+        assert reply["choices"][0]["finish_reason"] == "content_filter"
+    assert server.stop(signal.SIGTERM) == 0
