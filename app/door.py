@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
 from app.admission import Admission, Permit
+from app.body import PARSED, parse, replay
 from app.errors import Reason, RefusedError
 from app.guarding import route_path
 from app.keys import Keys
@@ -25,7 +24,6 @@ from guard.errors import RequestError
 # Reachable without a key, by GET: probes of whoever runs the server, and the page, which holds no secret.
 PUBLIC = frozenset({"/", "/live", "/ready", "/health", "/ping", "/metrics"})
 CALLER = "hguard_caller"  # in scope["state"]: the position of the caller's key, None without keys
-BODY = "hguard_body"  # in scope["state"]: the parsed body of a generating route
 
 _READ_OUT_SECONDS = 1.0
 _READING = frozenset({"GET", "HEAD"})
@@ -70,7 +68,7 @@ class Door:
                 body = await self._read(scope, receive)
                 if body is None:  # the caller has hung up
                     return
-                receive = _replay(body, receive)
+                receive = replay(body, receive)
                 if permit is not None:
                     self._measure(scope, path, body, permit)
             await self.app(scope, receive, reply.send)
@@ -140,11 +138,11 @@ class Door:
 
     def _measure(self, scope: Scope, path: str, body: bytes, permit: Permit) -> None:
         """Check what the body asks for, take its places, leave it parsed for GuardMiddleware. Raises RequestError."""
-        content = _parse(body)
+        content = parse(body)
         self._limits.check(path, content)
         permit.widen(answers(path, content))
         if isinstance(content, dict):
-            scope["state"][BODY] = content
+            scope["state"][PARSED] = content
 
 
 class _Reply:
@@ -172,29 +170,6 @@ class _Reply:
 
 def _is_public(scope: Scope) -> bool:
     return scope["method"] in _READING and route_path(scope) in PUBLIC
-
-
-def _parse(body: bytes) -> Any:
-    """Raises RequestError for what is no JSON."""
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"the body is not valid JSON: {error}", param="body") from None
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """``receive`` for the inner app: the body, then whatever the server says (a disconnect)."""
-    left: bytes | None = body
-
-    async def replay() -> Message:
-        nonlocal left
-        if left is None:
-            return await receive()
-        message: Message = {"type": "http.request", "body": left, "more_body": False}
-        left = None
-        return message
-
-    return replay
 
 
 def _uncancel() -> None:

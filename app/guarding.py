@@ -11,10 +11,10 @@ import logging
 import time
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import errors
+from app import body, errors
 from app.dialects import CHAT, COMPLETIONS, DIALECTS, Dialect, Telling
 from app.dialects.base import Stream
 from app.metrics import Metrics
@@ -44,13 +44,10 @@ class GuardMiddleware:
         metrics: Metrics,
         refusal: str,
         fallback: str,
-        max_body_bytes: int,
-        max_tokens: int | None = None,
     ) -> None:
         self.app = app
         self._bundle, self._defaults, self._writer, self._metrics = bundle, defaults, writer, metrics
         self._refusal, self._fallback = refusal, fallback
-        self._max_body_bytes, self._max_tokens = max_body_bytes, max_tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = route_path(scope) if scope["type"] == "http" and scope["method"] == "POST" else None
@@ -59,20 +56,21 @@ class GuardMiddleware:
             return
         dialect = DIALECTS[path]
         try:
-            body = await read_body(scope, receive, self._max_body_bytes)
-            request = parse_json(body)
+            raw = await body.read(receive)
+            parsed = scope.get("state", {}).get(body.PARSED)
+            request = body.as_object(body.parse(raw) if parsed is None else parsed)
             policy = self._policy(path, dialect, request)
         except RequestError as error:
             await errors.of(error, path)(scope, receive, send)
             return
-        if self._bound(dialect, request) or FIELD in request:
-            request.pop(FIELD, None)
-            body = json.dumps(request).encode()
+        if FIELD in request:
+            del request[FIELD]
+            raw = json.dumps(request).encode()
         with use_call(GuardCall(policy)) as call:
             reply = Reply(dialect, Telling(call, self._writer, self._refusal, self._fallback), send)
             began = time.perf_counter()
             try:
-                await self.app(scope, replay(body, receive), reply.send)
+                await self.app(scope, body.replay(raw, receive), reply.send)
             except Exception:
                 if not await reply.broke():
                     raise
@@ -88,63 +86,11 @@ class GuardMiddleware:
             raise RequestError("messages must hold at least one message", param="messages")
         return parse(request.get(FIELD), self._defaults, self._bundle, dialect.wants_token_risk(request))
 
-    def _bound(self, dialect: Dialect, request: dict[str, Any]) -> bool:
-        """Bound the length of an answer whose request says nothing of it; whether the request changed."""
-        if self._max_tokens is None or any(request.get(field) is not None for field in dialect.length_fields):
-            return False
-        request[dialect.length_fields[0]] = self._max_tokens
-        return True
-
 
 def route_path(scope: Scope) -> str:
     """The path that the router will match: without the prefix that ``--root-path`` puts in front."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path[len(root) :] if root and path.startswith(f"{root}/") else path
-
-
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The request's body. Raises RequestError (413) beyond ``limit`` bytes, before they are all read."""
-    declared = Headers(scope=scope).get("content-length")
-    parts: list[bytes] = []
-    size = int(declared) if declared and declared.isdigit() else 0
-    more = size <= limit
-    total = 0
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            break
-        parts.append(message.get("body", b""))
-        total += len(parts[-1])
-        more = message.get("more_body", False) and total <= limit
-    if max(size, total) > limit:
-        raise RequestError(f"the body is larger than {limit} bytes", param="body", status=413)
-    return b"".join(parts)
-
-
-def parse_json(body: bytes) -> dict[str, Any]:
-    """The body as a JSON object. Raises RequestError."""
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"the body is not valid JSON: {error}", param="body") from None
-    if not isinstance(content, dict):
-        raise RequestError("the body must be a JSON object", param="body")
-    return content
-
-
-def replay(body: bytes, receive: Receive) -> Receive:
-    """``receive`` for an inner app: this body, then whatever the server says (a disconnect)."""
-    left: bytes | None = body
-
-    async def replayed() -> Message:
-        nonlocal left
-        if left is not None:
-            message: Message = {"type": "http.request", "body": left, "more_body": False}
-            left = None
-            return message
-        return await receive()
-
-    return replayed
 
 
 class Reply:
@@ -189,10 +135,10 @@ class Reply:
 
     async def _send_frames(self, editor: FrameEditor, message: Message) -> None:
         more = message.get("more_body", False)
-        body = editor.feed(message.get("body", b"")) + (b"" if more else editor.flush())
+        edited = editor.feed(message.get("body", b"")) + (b"" if more else editor.flush())
         self._ended = not more
-        if body or not more:
-            await self._send({**message, "body": body})
+        if edited or not more:
+            await self._send({**message, "body": edited})
 
     async def _send_json(self, start: Message, message: Message) -> None:
         self._buffer.append(message.get("body", b""))
@@ -200,10 +146,10 @@ class Reply:
             return
         content = json.loads(b"".join(self._buffer))
         self._dialect.write(content, self._telling)
-        body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-        MutableHeaders(raw=start["headers"])["content-length"] = str(len(body))
+        written = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+        MutableHeaders(raw=start["headers"])["content-length"] = str(len(written))
         await self._send(start)
-        await self._send({"type": "http.response.body", "body": body})
+        await self._send({"type": "http.response.body", "body": written})
 
 
 def log_line(route: str, call: GuardCall, seconds: float) -> None:

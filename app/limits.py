@@ -7,12 +7,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from app.dialects import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from app.errors import Reason, RefusedError
 
-CHAT = "/v1/chat/completions"
-COMPLETIONS = "/v1/completions"
-RESPONSES = "/v1/responses"
-MESSAGES = "/v1/messages"
 RISK = frozenset({"/risk", "/v1/risk"})
 
 # By route: the field that holds the conversation, and those that say how long an answer may get.
@@ -43,9 +40,10 @@ class Limits:
             raise _too_much(None, f"{len(body)} items, more than the {self.max_risk_items} allowed in one request", 413)
         if not isinstance(body, dict):
             return
-        turns = body.get(_TURNS.get(path, ""))
+        conversation = _TURNS.get(path)
+        turns = body.get(conversation) if conversation else None
         if isinstance(turns, list) and len(turns) > self.max_messages:
-            raise _too_much(_TURNS[path], f"{len(turns)} messages, more than the {self.max_messages} allowed")
+            raise _too_much(conversation, f"{len(turns)} messages, more than the {self.max_messages} allowed")
         for field in _LENGTHS.get(path, ()):
             asked = _integer(body.get(field))
             if asked is not None and asked > self.max_tokens:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.middleware import Middleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.types import ASGIApp
 
 import guard
-from app import health, info, keys, risk, serving
+from app import health, info, keys, risk, schema, serving
 from app.admission import Admission
 from app.door import Door
 from app.guarding import GUARDED, GuardMiddleware
@@ -80,7 +81,7 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
     from vllm.entrypoints.openai.api_server import build_app, init_app_state
 
     settings, bundle = plan.settings, plan.bundle
-    async with guarded_engine(plan.args, bundle, plan.defaults.policy, settings.slots) as engine:
+    async with guarded_engine(plan.args, bundle, plan.defaults.policy, settings.slots, settings.max_tokens) as engine:
         tasks = await engine.get_supported_tasks()
         app: FastAPI = build_app(plan.args, tasks, engine.model_config)
         await init_app_state(engine, app.state, plan.args, tasks)
@@ -93,22 +94,21 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         writer = Writer(bundle, speller.spell)
         limits = (settings.max_risk_items, settings.risk_seconds)
         scorer = risk.RiskScorer(engine, plan.name, plan.defaults, speller, writer, metrics, *limits)
-        app.include_router(risk.router(scorer, settings.max_body_bytes))
+        app.include_router(risk.router(scorer))
         app.include_router(info.router(bundle, _effective(plan, engine, closed)))
         app.include_router(health.router(admission, lambda: engine.errored))
-        app.middleware_stack = None  # vLLM's SageMaker bootstrap built it already; it is built anew with ours
-        guarding = Middleware(
-            GuardMiddleware,
+        schema.install(app, bool(settings.api_keys), settings.max_risk_items)
+        guarding = GuardMiddleware(
+            innermost(app).app,
             bundle=bundle,
             defaults=plan.defaults,
             writer=writer,
             metrics=metrics,
             refusal=settings.refusal,
             fallback=settings.fallback_text,
-            max_body_bytes=settings.max_body_bytes,
         )
         # Innermost: vLLM's CORS headers are on our errors, and nothing between us and the router changes a path.
-        app.user_middleware += [_door(settings, admission), guarding]
+        innermost(app).app = _door(guarding, settings, admission)
         yield app
 
 
@@ -145,11 +145,23 @@ async def serve(plan: Plan, sock: socket.socket) -> None:
         )
 
 
-def _door(settings: Settings, admission: Admission) -> Middleware:
+def innermost(app: FastAPI) -> Any:
+    """The middleware right before the router's error handling.
+
+    The stack is built already, by vLLM's SageMaker bootstrap, and its metrics do not survive being built twice.
+    """
+    layer: Any = app.middleware_stack or app.build_middleware_stack()
+    app.middleware_stack = layer
+    while not isinstance(layer.app, ExceptionMiddleware):
+        layer = layer.app
+    return layer
+
+
+def _door(app: ASGIApp, settings: Settings, admission: Admission) -> Door:
     """The layer that every request passes first. No request may ask for more answers than the house holds."""
     capacity = admission.capacity
-    return Middleware(
-        Door,
+    return Door(
+        app,
         keys=settings.api_keys,
         limits=Limits(
             settings.max_messages,

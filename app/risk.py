@@ -12,8 +12,8 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.responses import JSONResponse
 
-from app import errors
-from app.guarding import log_line, read_body
+from app import body, errors
+from app.guarding import log_line
 from app.metrics import Metrics
 from app.options import Defaults, parse
 from app.spelling import Speller
@@ -145,31 +145,16 @@ class RiskScorer:
         }
 
 
-def router(scorer: RiskScorer, max_body_bytes: int) -> APIRouter:
+def router(scorer: RiskScorer) -> APIRouter:
     """The routes ``/risk`` and ``/v1/risk``."""
     routes = APIRouter(tags=["hallucination"])
-    schema = {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {
-                        "anyOf": [
-                            RiskItem.model_json_schema(ref_template="#/components/schemas/{model}"),
-                            {"type": "array", "maxItems": scorer.max_items},
-                        ]
-                    }
-                }
-            },
-        }
-    }
 
-    @routes.post("/risk", openapi_extra=schema)
-    @routes.post("/v1/risk", openapi_extra=schema)
+    @routes.post("/risk")
+    @routes.post("/v1/risk")
     async def risk(request: Request) -> JSONResponse:
         """The risk of a given answer, or of each of a list of them."""
         try:
-            items, single = _parse(await read_body(request.scope, request.receive, max_body_bytes), scorer.max_items)
+            items, single = _parse(await body.read(request.receive), scorer.max_items)
             # All are checked before the engine sees the first.
             work = [_located(scorer, item, None if single else i) for i, item in enumerate(items)]
             scored = await asyncio.gather(*(scorer.score(one, i) for i, one in enumerate(work)))
@@ -190,11 +175,11 @@ def _located(scorer: RiskScorer, item: RiskItem, index: int | None) -> Prepared:
         raise RequestError(f"item {index}: {error}", f"{index}.{error.param}", error.status) from None
 
 
-def _parse(body: bytes, max_items: int) -> tuple[list[RiskItem], bool]:
+def _parse(raw: bytes, max_items: int) -> tuple[list[RiskItem], bool]:
     try:
-        if body.lstrip()[:1] != b"[":
-            return [_ITEM.validate_json(body)], True
-        items = _ITEMS.validate_json(body)
+        if raw.lstrip()[:1] != b"[":
+            return [_ITEM.validate_json(raw)], True
+        items = _ITEMS.validate_json(raw)
     except ValidationError as error:
         raise errors.from_validation(error) from None
     if len(items) > max_items:

@@ -11,6 +11,7 @@ from guard.engine.call import GuardCall, Verdict
 from guard.policy import Action, Fallback
 
 FIELD = "hallucination"
+BROKEN = "the engine failed while it answered; what was sent is not complete"
 
 
 @dataclass(slots=True)
@@ -71,12 +72,7 @@ class Stream(Protocol):
 
 
 class Dialect(Protocol):
-    """One API's way to ask and to answer.
-
-    length_fields: the body's fields for the longest answer; the first one given counts.
-    """
-
-    length_fields: tuple[str, ...]
+    """One API's way to ask and to answer."""
 
     def wants_token_risk(self, body: dict[str, Any]) -> bool:
         """Whether a stream is to carry the risk of each token beside it."""

@@ -16,8 +16,6 @@ _RUNNING = b'"finish_reason":null'
 class Choices:
     """What both have in common."""
 
-    length_fields: tuple[str, ...] = ("max_tokens",)
-
     def wants_token_risk(self, body: dict[str, Any]) -> bool:
         return False
 
@@ -46,8 +44,6 @@ class Choices:
 
 
 class ChatCompletions(Choices):
-    length_fields: tuple[str, ...] = ("max_completion_tokens", "max_tokens")
-
     def wants_token_risk(self, body: dict[str, Any]) -> bool:
         return bool(body.get("logprobs"))
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from app.dialects.base import FIELD, Telling, recount, refuses, withheld
+from app.dialects.base import BROKEN, FIELD, Telling, recount, refuses, withheld
 from app.sse import frame
 from guard.engine.call import Verdict
 
 
 class Messages:
-    length_fields: tuple[str, ...] = ("max_tokens",)
-
     def wants_token_risk(self, body: dict[str, Any]) -> bool:
         return False  # this API has no log-probabilities to stand beside
 
@@ -49,6 +47,9 @@ class MessageStream:
         return payload.startswith(b'{"type":"content_block_delta"')
 
     def edit(self, content: dict[str, Any], event: str | None) -> Iterable[bytes]:
+        if event == "error":
+            # vLLM's converter stumbles over the error of the chat stream inside it, and would tell how.
+            return (self.error(BROKEN),)
         if event == "content_block_start":
             self._blocks += 1
         if event != "message_delta":

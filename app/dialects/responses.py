@@ -12,8 +12,6 @@ from guard.engine.call import Verdict
 
 
 class Responses:
-    length_fields: tuple[str, ...] = ("max_output_tokens",)
-
     def wants_token_risk(self, body: dict[str, Any]) -> bool:
         return False  # its logprobs do not say which token of the answer they belong to
 

@@ -50,13 +50,17 @@ def one_pass(packed: dict[str, Any]) -> SamplingParams:
 class GuardedEngine:
     """Wraps an AsyncLLM; give it to vLLM's ``init_app_state`` in its place."""
 
-    def __init__(self, engine: Any, bundle: Bundle, ring: ScoreRing, default: Policy) -> None:
+    def __init__(
+        self, engine: Any, bundle: Bundle, ring: ScoreRing, default: Policy, longest: int | None = None
+    ) -> None:
+        """``longest``: no answer gets more tokens, whatever its request says or leaves unsaid."""
         self._engine = engine
         self.bundle = bundle
         self.readout = bundle.readout
         self.ring = ring
         self.pool = SlotPool(ring.slots)
         self.default_policy = default
+        self._longest = longest
         bare = engine.model_config.skip_tokenizer_init
         self._blank_token = 0 if bare else int(engine.get_tokenizer().eos_token_id or 0)
         self._thinker = None if bare else Thinker.of(engine)
@@ -119,20 +123,20 @@ class GuardedEngine:
             tries.append((f"{request_id}-again", policy.retry))
         for number, (name, damp) in enumerate(tries):
             last = number == len(tries) - 1
-            first_tries = {index: call.verdicts.pop(first + index) for index in seats if number}
+            first_tries = {first + index: call.verdicts.pop(first + index) for index in seats if number}
             # No await since the slots of the first try were given back: the second always finds as many.
             slots = self._claim(len(seats), policy) if policy.mode is not Mode.OFF else []
             course = self._course(call, [first + index for index in seats], slots, params, kwargs, spare=not last)
             async with aclosing(self._run(course, call, prompt, params, slots, damp, name, kwargs)) as outputs:
                 async for output in outputs:
+                    _remember(call, first_tries)
                     for completion in output.outputs:
                         completion.index = seats[completion.index]
                     if params.output_kind is RequestOutputKind.FINAL_ONLY:
                         whole.update((completion.index, completion) for completion in output.outputs)
                     else:
                         yield output
-            for index, verdict in first_tries.items():
-                call.verdicts[first + index].first_risk = verdict.risk
+            _remember(call, first_tries)
             call.uncounted += sum(len(answer.token_ids) for answer in course.spared)
             seats = [seats[answer.seat] for answer in course.spared]
             if not seats:
@@ -170,6 +174,8 @@ class GuardedEngine:
         try:
             params = params.clone()
             params.n = len(course.answers)
+            if self._longest is not None:
+                params.max_tokens = min(params.max_tokens or self._longest, self._longest)
             params.extra_args = {
                 **(params.extra_args or {}),
                 seat.KEY: seat.pack(slots, damp, draws=self.readout.uses_draws),
@@ -285,3 +291,10 @@ class GuardedEngine:
         except TimeoutError:
             return unscored(index, policy, ids, Unscored.TIMEOUT)
         return verdict_on(signals, self.readout, policy, index, ids)
+
+
+def _remember(call: GuardCall, first_tries: Mapping[int, Verdict]) -> None:
+    """Say in the verdicts on second tries what the risks of the first ones were."""
+    for choice, verdict in first_tries.items():
+        if (second := call.verdicts.get(choice)) is not None:
+            second.first_risk = verdict.risk

@@ -90,16 +90,38 @@ def _parsed(model: Path, served_name: str, dtype: str, compiled: bool, extra: Se
     if any(key in (args.additional_config or {}) for key in (KEY, collector.KEY)):
         raise UnsupportedError(f"--additional-config may not set {KEY} or {collector.KEY}; the guard fills them in")
     args.worker_cls = WORKERS[distribution]
+    _import_parsers(args)
     return args
 
 
+def _import_parsers(args: Namespace) -> None:
+    """Plugins with parsers of tools and thinking, which vLLM's own command imports before it serves."""
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    if args.tool_parser_plugin:
+        ToolParserManager.import_tool_parser(args.tool_parser_plugin)
+    if args.reasoning_parser_plugin:
+        ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
+    tools = args.tool_call_parser if args.enable_auto_tool_choice else None
+    thoughts = args.structured_outputs_config.reasoning_parser or args.reasoning_parser
+    for option, name, manager in (
+        ("--tool-call-parser", tools, ToolParserManager),
+        ("--reasoning-parser", thoughts, ReasoningParserManager),
+    ):
+        if name and name not in manager.list_registered():
+            raise UnsupportedError(f"{option} {name} is unknown; known: {', '.join(manager.list_registered())}")
+
+
 @asynccontextmanager
-async def guarded_engine(args: Namespace, bundle: Bundle, default: Policy, slots: int) -> AsyncIterator[Any]:
+async def guarded_engine(
+    args: Namespace, bundle: Bundle, default: Policy, slots: int, longest: int | None = None
+) -> AsyncIterator[Any]:
     """A running GuardedEngine whose canary has passed. Raises TapError when it does not."""
     from guard.engine.client import GuardedEngine
 
     async with _tapped_engine(args, slots) as (engine, ring):
-        guarded = GuardedEngine(engine, bundle, ring, default)
+        guarded = GuardedEngine(engine, bundle, ring, default, longest)
         await require_live_taps(guarded, _canary_prompt(engine))
         yield guarded
 

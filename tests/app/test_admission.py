@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.admission import DRAINING, ENGINE_DEAD, Admission
@@ -95,6 +95,7 @@ async def test_what_is_cut_short_is_cancelled() -> None:
     assert (house.requests, house.answers) == (0, 0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 5), st.booleans()), max_size=60))
 def test_the_books_balance(steps: list[tuple[int, int, bool]]) -> None:
     async def walk() -> None:

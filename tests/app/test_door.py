@@ -19,15 +19,16 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app import health, info
 from app.admission import DRAINING, Admission
-from app.door import BODY, CALLER, PUBLIC, Door
+from app.body import PARSED
+from app.dialects import CHAT, MESSAGES
+from app.door import CALLER, PUBLIC, Door
 from app.errors import Reason
 from app.keys import Keys
-from app.limits import CHAT, RISK, Limits
+from app.limits import RISK, Limits
 from app.metrics import DoorMetrics
 from app.routes import ALLOWED, OWN
 from guard.probe.bundle import Bundle
 
-MESSAGES = "/v1/messages"
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 GENERATING = frozenset({CHAT, MESSAGES}) | RISK
 
@@ -268,7 +269,7 @@ async def test_the_inner_app_learns_which_key_but_not_the_key() -> None:
     async with house.client("two-key") as http:
         assert (await http.post(CHAT, json=HELLO)).status_code == 200
     assert house.seen[0]["state"][CALLER] == 1
-    assert house.seen[0]["state"][BODY] == HELLO
+    assert house.seen[0]["state"][PARSED] == HELLO
 
 
 async def test_another_origin_may_ask_and_may_read_the_refusal() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.limits import CHAT, COMPLETIONS, MESSAGES, RESPONSES, RISK, Limits, answers
+from app.dialects import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from app.limits import RISK, Limits, answers
 from guard.errors import RequestError
 
 LIMITS = Limits(max_messages=3, max_tokens=100, max_choices=4, max_risk_items=2)
@@ -27,6 +28,7 @@ HELLO = {"role": "user", "content": "Hello"}
         (COMPLETIONS, {"prompt": list(range(99))}),
         (COMPLETIONS, {"prompt": [[1, 2], [3, 4, 5, 6, 7]], "n": 2}),
         (COMPLETIONS, {"prompt": []}),
+        (COMPLETIONS, {"": [0] * 9}),
         (RESPONSES, {"input": [HELLO] * 3, "max_output_tokens": 100}),
         (RESPONSES, {"input": "a" * 999}),
         (MESSAGES, {"messages": [HELLO] * 3, "max_tokens": 100}),
@@ -98,6 +100,7 @@ ANY_JSON = st.recursive(SCALAR, lambda inner: st.lists(inner) | st.dictionaries(
 FIELDS = ("n", "best_of", "prompt", "messages", "input", "max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
+@settings(deadline=None)
 @given(st.sampled_from(PATHS), ANY_JSON | st.dictionaries(st.sampled_from(FIELDS), ANY_JSON))
 def test_any_json_is_checked_or_left_to_the_route(path: str, body: Any) -> None:
     try:

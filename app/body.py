@@ -1,0 +1,53 @@
+"""Request bodies: read, parsed once, and given to the next layer as they came."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.types import Message, Receive
+
+from guard.errors import RequestError
+
+PARSED = "hguard_body"  # in scope["state"]: the body of a generating route, parsed by the door
+
+
+async def read(receive: Receive) -> bytes:
+    """All of it; how large it may be, the door has seen to."""
+    body = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
+def parse(body: bytes) -> Any:
+    """Its JSON. Raises RequestError for what is none."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the body is not valid JSON: {error}", param="body") from None
+
+
+def as_object(content: Any) -> dict[str, Any]:
+    """Raises RequestError for JSON that is no object."""
+    if not isinstance(content, dict):
+        raise RequestError("the body must be a JSON object", param="body")
+    return content
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """``receive`` for an inner app: this body, then whatever the server says (a disconnect)."""
+    left: bytes | None = body
+
+    async def replayed() -> Message:
+        nonlocal left
+        if left is None:
+            return await receive()
+        message: Message = {"type": "http.request", "body": left, "more_body": False}
+        left = None
+        return message
+
+    return replayed

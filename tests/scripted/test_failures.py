@@ -1,0 +1,144 @@
+"""What goes wrong with the guard or the engine is said, counted, and passes or is refused as the operator says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.settings import BEYOND, Settings
+from guard.policy import Fail, Mode
+from guard.probe.readout import Readout
+from tests.scripted.server import listening, scripted_app
+from tests.scripted.test_scripted import CHAT, asking, over
+
+RISK = {"model": "atlas", "prompt": "Where is Kandy?", "response": "It is in Japan."}
+
+
+async def text_of(http: httpx.AsyncClient, path: str = "/metrics") -> str:
+    return (await http.get(path)).text
+
+
+def counted(metrics: str, name: str, reason: str) -> float:
+    line = next(x for x in metrics.splitlines() if x.startswith(f"{name}{{") and f'reason="{reason}"' in x)
+    return float(line.split()[-1])
+
+
+async def whole(http: httpx.AsyncClient, words: str, **more: Any) -> Any:
+    response = await http.post(CHAT, json=asking(words, **more))
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+@pytest.mark.parametrize(("words", "reason"), [("nan", "not_finite"), ("missing", "missing"), ("safe", "probe_error")])
+@pytest.mark.parametrize("fail", list(Fail))
+@pytest.mark.parametrize("mode", [Mode.SCORE, Mode.FLAG, Mode.ABSTAIN])
+async def test_an_answer_without_a_score(
+    mode: Mode, fail: Fail, words: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scripted_app(Settings(mode=mode, fail=fail)) as app, over(app) as http:
+        if reason == "probe_error":
+            monkeypatch.setattr(Readout, "risk", lambda *_: 1 / 0)
+        reply = await whole(http, words)
+        block, choice = reply["hallucination"], reply["choices"][0]
+        assert (block["type"], block["reason"]) == ("not_scored", reason)
+        assert "risk" not in json.dumps(block)
+        metrics = await text_of(http)
+        passed, refused = (
+            counted(metrics, name, reason) for name in ("hguard_bypass_total", "hguard_withheld_unscored_total")
+        )
+        if fail is Fail.OPEN:
+            assert (block["action"], choice["finish_reason"]) == ("pass", "stop")
+            assert choice["message"]["content"].startswith("It is in")
+            assert (passed, refused) == (1, 0)
+        else:
+            assert (block["action"], choice["finish_reason"]) == ("abstained", "content_filter")
+            assert choice["message"]["refusal"] == BEYOND
+            assert "Lanka" not in json.dumps(reply)
+            assert (passed, refused) == (0, 1)
+        assert 'hguard_risk_count{model="atlas"} 0.0' in metrics
+
+
+async def test_by_default_only_abstain_mode_fails_closed() -> None:
+    async with scripted_app() as app, over(app) as http:
+        for mode, action in (("score", "pass"), ("flag", "pass"), ("abstain", "abstained")):
+            block = (await whole(http, "nan", hallucination={"mode": mode}))["hallucination"]
+            assert (block["type"], block["action"]) == ("not_scored", action)
+
+
+@pytest.mark.parametrize("fail", list(Fail))
+async def test_no_slot_left(fail: Fail) -> None:
+    async with scripted_app(Settings(fail=fail, slots=2)) as app, over(app) as http:
+        held = app.state.engine_client.pool.claim(2)
+        response = await http.post(CHAT, json=asking("safe"))
+        if fail is Fail.CLOSED:
+            assert response.status_code == 503
+            assert "score slots" in response.json()["error"]["message"]
+            assert app.state.engine_client.engine_core.drawn <= 4, "nothing was generated but by the canary"
+        else:
+            assert response.json()["hallucination"]["reason"] == "no_slot"
+            assert response.json()["choices"][0]["message"]["content"] == "It is in Sri Lanka."
+            assert counted(await text_of(http), "hguard_bypass_total", "no_slot") == 1
+        given = await http.post("/risk", json=RISK)
+        assert given.status_code == 503, "given text is scored or refused"
+        app.state.engine_client.pool.release(held, True)
+        assert (await whole(http, "safe"))["hallucination"]["type"] == "hallucination_results"
+
+
+async def test_a_score_that_does_not_come_in_time() -> None:
+    async with scripted_app(Settings(risk_seconds=0.2), hangs_at=0, choose=None) as app, over(app) as http:
+        reply = (await http.post("/risk", json=RISK)).json()["hallucination"]
+        assert (reply["type"], reply["reason"]) == ("not_scored", "timeout")
+        assert app.state.engine_client.pool.in_use == 0
+        assert app.state.engine_client.engine_core.aborted
+        assert counted(await text_of(http), "hguard_bypass_total", "timeout") == 1
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses", "/v1/messages"])
+async def test_a_stream_ends_with_an_error_when_the_engine_dies(path: str) -> None:
+    async with AsyncExitStack() as stack:
+        app: FastAPI = await stack.enter_async_context(scripted_app())
+        url = await stack.enter_async_context(listening(app))
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=20))
+        body = {**asking("dies slow"), "input": "dies slow", "prompt": "dies slow", "max_tokens": 24, "stream": True}
+        for field in {"input", "prompt", "messages"} - {fields(path)}:
+            del body[field]
+        async with http.stream("POST", path, json=body) as response:
+            assert response.status_code == 200
+            lines = [line async for line in response.aiter_lines() if line.startswith("data: {")]
+        last = json.loads(lines[-1].removeprefix("data: "))
+        assert last.get("type") == "error" or "error" in last, last
+        assert "hallucination_results" not in lines[-1]
+        assert (await http.get("/health")).status_code == 503
+        ready = await http.get("/ready")
+        assert (ready.status_code, ready.json()["status"]) == (503, "engine dead")
+        assert (await http.get("/live")).status_code == 200
+        after = await http.post(CHAT, json=asking("safe"))
+        assert after.status_code >= 500
+        assert app.state.engine_client.pool.in_use == 0
+
+
+def fields(path: str) -> str:
+    return {"/v1/completions": "prompt", "/v1/responses": "input"}.get(path, "messages")
+
+
+async def test_one_request_that_fails_leaves_the_others_alone() -> None:
+    async with scripted_app() as app, over(app) as http:
+        broken, fine = await asyncio.gather(
+            http.post(CHAT, json=asking("boom slow")), http.post(CHAT, json=asking("safe slow"))
+        )
+        assert broken.status_code == 500
+        assert set(broken.json()["error"]) == {"message", "type", "param", "code"}
+        assert fine.json()["hallucination"]["type"] == "hallucination_results"
+        assert app.state.engine_client.pool.in_use == 0
+
+
+async def test_vllms_http_metrics_survive_ours() -> None:
+    async with scripted_app() as app, over(app) as http:
+        await whole(http, "safe")
+        assert 'http_requests_total{handler="/v1/chat/completions"' in await text_of(http)
