@@ -54,6 +54,9 @@ class Course:
         self._call, self._ring, self._readout = call, ring, readout
         self._kind, self._blank = kind, blank_token
         self._spare = spare_abstained
+        policy = call.policy
+        # Where nothing can be withheld or has to wait, outputs pass as they are.
+        self._free = not (policy.withholds or policy.fails_closed or policy.token_risk_in_stream)
         self._thinker, self._request = thinker, request or {}
         self._waiting: list[deque[Waiting]] = [deque() for _ in answers]
         self._sent = [0] * len(answers)  # tokens that have left
@@ -86,8 +89,12 @@ class Course:
             answer.verdict = self._decide(answer, completion)
             if answer.verdict is not None:
                 self._call.verdicts[answer.index] = answer.verdict
+            if self._free:
+                continue
             self._note_risks(answer)
             self._waiting[completion.index].append(Waiting(completion, len(answer.token_ids)))
+        if self._free:
+            return [output]
         if self._kind is RequestOutputKind.FINAL_ONLY:
             return self._gathered(output)
         return self._released(output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -102,7 +103,8 @@ class Harness:
                 last = output
         assert last is not None
         tokens = list(last.outputs[0].token_ids)
-        logprobs = [step[t].logprob for step, t in zip(last.outputs[0].logprobs, tokens, strict=True)]
+        steps = last.outputs[0].logprobs  # None for what was withheld
+        logprobs = [math.nan if step is None else step[t].logprob for step, t in zip(steps, tokens, strict=True)]
         return Produced(tokens, logprobs, call.verdicts.get(0))
 
 
