@@ -45,6 +45,9 @@ atlas-report: build/atlas-fit ## measure atlas on what is hard and write docs/at
 benchmarks: $(VENV)/.engine ## make the tables of docs/benchmarks.md from bench/results
 	$(BIN)/python -m guard.bench.report
 
+contract: $(VENV)/.tools ## run real clients against the server and write what they see into docs/api.md
+	$(BIN)/python -m tests.contract.matrix
+
 install: $(VENV)/.engine ## install the CPU engine and this project into .venv
 
 $(VENV)/.engine: $(REQUIREMENTS)
@@ -59,4 +62,4 @@ $(VENV)/.tools: $(VENV)/.engine requirements/dev.txt
 	$(BIN)/python requirements/install.py requirements/dev.txt
 	@touch $@
 
-.PHONY: help serve test check format atlas atlas-report benchmarks install
+.PHONY: help serve test check format atlas atlas-report benchmarks contract install

@@ -12,6 +12,23 @@ DRAINING = "draining"
 ENGINE_DEAD = "engine dead"
 
 
+class Pacer:
+    """Spaces out refusals: so many at once, so many a second after that; who comes sooner waits for his.
+
+    Callers who keep to Retry-After never notice. Those who ask again at once would otherwise take the event loop that
+    the engine's answers need: a refusal costs it about half a millisecond.
+    """
+
+    def __init__(self, per_second: float = 250.0, at_once: int = 250, longest: float = 2.0) -> None:
+        self._interval, self._slack, self._longest = 1 / per_second, at_once / per_second, longest
+        self._next = 0.0  # when the last of those promised so far would be due at an even pace
+
+    def delay(self, now: float) -> float:
+        """How long the refusal decided ``now`` (seconds) has to wait."""
+        self._next = min(max(now, self._next) + self._interval, now + self._slack + self._longest)
+        return max(0.0, self._next - now - self._slack)
+
+
 class Permit:
     """One request's place. A context manager: it is given back whatever happens, once."""
 

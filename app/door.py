@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
-from app.admission import Admission, Permit
+from app.admission import Admission, Pacer, Permit
 from app.body import PARSED, parse, replay
 from app.errors import Reason, RefusedError
 from app.guarding import route_path
@@ -26,6 +26,7 @@ PUBLIC = frozenset({"/", "/live", "/ready", "/health", "/ping", "/metrics"})
 CALLER = "hguard_caller"  # in scope["state"]: the position of the caller's key, None without keys
 
 _READ_OUT_SECONDS = 1.0
+_FOR_LOAD = frozenset({Reason.TOO_MANY_REQUESTS, Reason.QUEUE_FULL})
 _READING = frozenset({"GET", "HEAD"})
 _WITHOUT_BODY = _READING | {"OPTIONS"}
 
@@ -47,7 +48,7 @@ class Door:
     ) -> None:
         self.app = app
         self._keys, self._limits, self._admission, self._metrics = keys, limits, admission, metrics
-        self._generating = generating
+        self._pacer, self._generating = Pacer(), generating
         self._max_body_bytes, self._body_seconds = max_body_bytes, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,8 +76,7 @@ class Door:
         except RequestError as error:
             if isinstance(error, RefusedError):
                 self._metrics.refused(error.reason)
-                if error.reason is Reason.DRAINING:
-                    await self._read_out(receive)
+                await self._before_refusal(error.reason, receive)
             await reply.fail(error, path, scope, receive)
         except asyncio.CancelledError:
             if permit is None or not permit.cut:
@@ -125,6 +125,12 @@ class Door:
         if size > limit:
             raise RefusedError(Reason.TOO_LARGE, f"the body is larger than {limit} bytes", "body")
         return bytes(parts)
+
+    async def _before_refusal(self, reason: Reason, receive: Receive) -> None:
+        if reason is Reason.DRAINING:
+            await self._read_out(receive)
+        elif reason in _FOR_LOAD and (delay := self._pacer.delay(asyncio.get_running_loop().time())):
+            await asyncio.sleep(delay)
 
     async def _read_out(self, receive: Receive) -> None:
         """Take in a body that nobody wants: closing a connection with bytes unread would reset it under our answer."""

@@ -8,6 +8,8 @@ from http import HTTPStatus
 from typing import Any
 
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from guard.errors import RequestError
@@ -82,6 +84,14 @@ def of(error: RequestError, path: str = "") -> JSONResponse:
     made = response(error.status, str(error), error.param, path)
     if isinstance(error, RefusedError) and error.reason in _CLOSING:
         made.headers["Connection"] = "close"
+    return made
+
+
+async def of_http(request: Request, error: Exception) -> JSONResponse:
+    """Of what Starlette raises itself (no such route, no such method, a body that is no text)."""
+    assert isinstance(error, HTTPException)
+    made = response(error.status_code, str(error.detail), path=request.scope["path"])
+    made.headers.update(error.headers or {})
     return made
 
 

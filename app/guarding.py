@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import body, errors
 from app.dialects import CHAT, COMPLETIONS, DIALECTS, Dialect, Telling
-from app.dialects.base import Stream
+from app.dialects.base import BROKEN, Stream
 from app.metrics import Metrics
 from app.options import FIELD, Defaults, parse
 from app.sse import FrameEditor
@@ -119,8 +119,7 @@ class Reply:
         if self._stream is None or self._ended:
             return False
         self._ended = True
-        message = "the engine failed while it answered; what was sent is not complete"
-        await self._send({"type": "http.response.body", "body": self._stream.error(message), "more_body": False})
+        await self._send({"type": "http.response.body", "body": self._stream.error(BROKEN), "more_body": False})
         return True
 
     async def _begin(self, message: Message) -> None:

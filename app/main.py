@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
 
 import guard
-from app import health, info, keys, risk, schema, serving
+from app import errors, health, info, keys, risk, schema, serving
 from app.admission import Admission
 from app.door import Door
 from app.guarding import GUARDED, GuardMiddleware
@@ -98,8 +99,10 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         app.include_router(info.router(bundle, _effective(plan, engine, closed)))
         app.include_router(health.router(admission, lambda: engine.errored))
         schema.install(app, bool(settings.api_keys), settings.max_risk_items)
+        inner: ExceptionMiddleware = innermost(app).app
+        inner.add_exception_handler(HTTPException, errors.of_http)
         guarding = GuardMiddleware(
-            innermost(app).app,
+            inner,
             bundle=bundle,
             defaults=plan.defaults,
             writer=writer,
@@ -120,6 +123,7 @@ def bind(plan: Plan) -> socket.socket:
     from guard.engine.vllm_api import create_server_socket
 
     sock: socket.socket = create_server_socket((plan.settings.host, plan.settings.port), reuse_port=False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted connections inherit it: a token must not wait
     return sock
 
 

@@ -27,10 +27,12 @@ REFUSAL_FINISH = "content_filter"
 
 @dataclass(slots=True)
 class Waiting:
-    """A piece of an answer that may not leave yet. reach: how many tokens the answer had with it."""
+    """A piece of an answer that may not leave yet, and the output that it came with, which may hold more than pieces
+    (the first has what is known of the prompt). reach: how many tokens the answer had with it."""
 
     completion: Any
     reach: int
+    output: Any
 
 
 class Course:
@@ -92,7 +94,7 @@ class Course:
             if self._free:
                 continue
             self._note_risks(answer)
-            self._waiting[completion.index].append(Waiting(completion, len(answer.token_ids)))
+            self._waiting[completion.index].append(Waiting(completion, len(answer.token_ids), output))
         if self._free:
             return [output]
         if self._kind is RequestOutputKind.FINAL_ONLY:
@@ -128,22 +130,24 @@ class Course:
     def _released(self, output: Any) -> list[Any]:
         """What may leave, one piece an output; or the engine's own output, where it may leave as it is."""
         pieces = [piece for answer in self.answers for piece in self._pieces(answer, self._waiting[answer.seat])]
-        if pieces and len(pieces) == len(output.outputs) and all(map(operator.is_, pieces, output.outputs)):
+        completions = [completion for completion, _ in pieces]
+        if pieces and len(pieces) == len(output.outputs) and all(map(operator.is_, completions, output.outputs)):
             return [output]
-        done = self.done
-        return [with_completions(output, [piece], done and piece is pieces[-1]) for piece in pieces]
+        last = len(pieces) - 1 if self.done else -1
+        return [with_completions(source, [piece], i == last) for i, (piece, source) in enumerate(pieces)]
 
-    def _pieces(self, answer: Answer, waiting: deque[Waiting]) -> Iterator[Any]:
+    def _pieces(self, answer: Answer, waiting: deque[Waiting]) -> Iterator[tuple[Any, Any]]:
+        """Completions that may leave, each with its output."""
         if self._abstained(answer):
             if waiting:
-                last = waiting[-1].completion
+                first, last = waiting[0].output, waiting[-1].completion
                 waiting.clear()
-                yield from self._ended(answer, last)
+                yield from ((piece, first) for piece in self._ended(answer, last))
             return
         while waiting and self._may_go(answer, waiting[0]):
             piece = waiting.popleft()
             self._sent[answer.seat] = piece.reach
-            yield piece.completion
+            yield piece.completion, piece.output
 
     def _abstained(self, answer: Answer) -> bool:
         return answer.verdict is not None and answer.verdict.decision.action is Action.ABSTAINED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from argparse import Namespace
@@ -185,8 +184,10 @@ def _positions(args: Namespace) -> int:
 
 def run_engines(work: Coroutine[Any, Any, T]) -> T:
     """Run ``work`` to its end. Raises GuardError where vLLM says only that an engine did not start."""
+    import uvloop  # as vLLM's own server has it; asyncio's loop also leaves Nagle's algorithm on
+
     try:
-        return asyncio.run(work)
+        return uvloop.run(work)
     except RuntimeError as error:
         raise GuardError(f"the engine did not start: {error}") from error
 

@@ -8,8 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.admission import DRAINING, ENGINE_DEAD, Admission
+from app.admission import DRAINING, ENGINE_DEAD, Admission, Pacer
 from app.errors import RefusedError
+
+
+def test_refusals_come_at_once_until_there_are_too_many() -> None:
+    pacer = Pacer(per_second=10, at_once=5, longest=2)
+    assert [pacer.delay(100.0) for _ in range(5)] == pytest.approx([0] * 5, abs=1e-9)
+    assert [pacer.delay(100.0) for _ in range(3)] == pytest.approx([0.1, 0.2, 0.3])
+    assert max(pacer.delay(100.0) for _ in range(1000)) == pytest.approx(2.0)
+    assert pacer.delay(101.0) == pytest.approx(1.1), "the wait shrinks as time goes by"
+    assert [pacer.delay(200.0 + i / 12) for i in range(100)] != [0] * 100
+    assert [pacer.delay(300.0 + i / 10) for i in range(100)] == pytest.approx([0] * 100, abs=1e-9)
 
 
 async def test_each_caller_has_so_many_requests() -> None:

@@ -79,9 +79,12 @@ def process_of(running: Server, name: str) -> int:
 
 
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGKILL, -9)])
-def test_it_ends_and_leaves_nothing_behind(how: signal.Signals, status: int) -> None:
+def test_it_ends_and_leaves_nothing_behind(how: signal.Signals, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HGUARD_API_KEYS", "a-secret-key")
     running = Server()
-    assert running.descendants()
+    environments = [Path(f"/proc/{one}/environ").read_bytes() for one in running.descendants()]
+    assert environments
+    assert not any(b"a-secret-key" in one for one in environments), "the engine needs no keys"
     assert running.stop(how) == status
     nothing_is_left(running)
 

@@ -70,6 +70,7 @@ async def listening(app: FastAPI) -> AsyncIterator[str]:
     server.capture_signals = nullcontext
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn offers no event
             await asyncio.sleep(0.01)

@@ -1,0 +1,316 @@
+"""The server's OpenAPI document: vLLM's own, with the guard's field in it, and every answer as it is."""
+
+from __future__ import annotations
+
+from inspect import Parameter, Signature
+from typing import Annotated, Any, Literal, NotRequired
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from pydantic import ConfigDict, Field, create_model, with_config
+from starlette.routing import BaseRoute
+from typing_extensions import TypedDict  # typing's own, before 3.12, hides from pydantic what is not required
+
+from app.dialects import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from app.door import PUBLIC
+from app.limits import RISK
+from app.options import FIELD, Options
+from app.risk import RiskItem
+from guard.engine.call import Unscored
+from guard.policy import Action, Mode
+
+_EXACT = ConfigDict(extra="forbid")
+Risk = Annotated[float, Field(ge=0, le=1)]
+Offset = Annotated[int, Field(ge=0)]
+
+
+@with_config(_EXACT)
+class ProbeName(TypedDict):
+    """The probe that was read."""
+
+    id: str
+    revision: str
+
+
+@with_config(_EXACT)
+class Peak(TypedDict):
+    """The worst window: the tokens from ``start`` to before ``end``."""
+
+    start: Offset
+    end: Offset
+    risk: Risk
+
+
+@with_config(_EXACT)
+class TokenRisk(TypedDict):
+    """One token, its place in the text in characters, and its risk; null where it has no score."""
+
+    token: str
+    start: Offset
+    end: Offset
+    risk: Risk | None
+
+
+@with_config(_EXACT)
+class AnswerRisk(TypedDict):
+    """The guard's word on one answer."""
+
+    index: Offset
+    risk: Annotated[Risk | None, Field(description="null where this answer was not scored; then `reason` says why")]
+    flagged: Annotated[bool, Field(description="whether the risk reached the threshold")]
+    action: Action
+    threshold: Annotated[float, Field(ge=0)]
+    scored_tokens: Offset
+    preemptive: NotRequired[Annotated[Risk, Field(description="the risk before any text existed")]]
+    preempted: NotRequired[Annotated[Literal[True], Field(description="nothing was generated")]]
+    first_risk: NotRequired[Annotated[Risk, Field(description="that of the first try; `risk` is the second one's")]]
+    reason: NotRequired[Unscored]
+    peak: NotRequired[Peak]
+    tokens: NotRequired[list[TokenRisk]]
+
+
+@with_config(_EXACT)
+class HallucinationResults(TypedDict):
+    """What the guard found, answer by answer."""
+
+    type: Literal["hallucination_results"]
+    probe: ProbeName
+    mode: Mode
+    results: Annotated[list[AnswerRisk], Field(min_length=1)]
+
+
+@with_config(_EXACT)
+class NotScored(TypedDict):
+    """No answer has a risk. It is never reported as 0."""
+
+    type: Literal["not_scored"]
+    reason: Unscored
+    message: str
+    mode: Mode
+    action: Action
+
+
+@with_config(_EXACT)
+class NoVerdict(TypedDict):
+    """The engine ended before an answer was complete."""
+
+    type: Literal["error"]
+    code: Literal["no_verdict"]
+    message: str
+
+
+Hallucination = Annotated[HallucinationResults | NotScored | NoVerdict, Field(discriminator="type")]
+
+
+@with_config(_EXACT)
+class RiskUsage(TypedDict):
+    """Tokens that went through the model."""
+
+    prompt_tokens: Offset
+    response_tokens: Offset
+
+
+@with_config(_EXACT)
+class RiskReply(TypedDict):
+    """The risk of one given answer."""
+
+    id: str
+    object: Literal["hallucination.risk"]
+    created: int
+    index: Offset
+    model: str
+    hallucination: Hallucination
+    usage: RiskUsage
+
+
+@with_config(_EXACT)
+class RiskReplies(TypedDict):
+    """The risks of a list of given answers, in its order."""
+
+    object: Literal["list"]
+    data: list[RiskReply]
+
+
+class Fault(TypedDict):
+    """What went wrong; ``code`` is the HTTP status."""
+
+    message: str
+    type: str
+    param: str | None
+    code: int
+
+
+class FaultReply(TypedDict):
+    """An error in OpenAI's shape."""
+
+    error: Fault
+
+
+class AnthropicFault(TypedDict):
+    """What went wrong, for Anthropic's clients; what vLLM finds says no more than this."""
+
+    message: str
+    type: str
+    param: NotRequired[str | None]
+    code: NotRequired[int]
+
+
+class AnthropicFaultReply(TypedDict):
+    """An error in Anthropic's shape; vLLM leaves out the outer type where a field of the request is wrong."""
+
+    error: AnthropicFault
+    type: NotRequired[Literal["error"]]
+
+
+_FAULTS = {
+    400: "The request is wrong: `param` names the field",
+    401: "No valid API key came with the request",
+    404: "There is no such model",
+    408: "The body did not arrive in time",
+    413: "The body, or what it asks for, is too large",
+    429: "This caller has too many requests in flight",
+    500: "The engine failed on this request",
+    503: "The queue is full, or the server is about to end",
+}
+_ASKED, _SENT = {401, 503}, {400, 401, 408, 413, 503}
+_GENERATING = _SENT | {404, 429, 500}
+_HEALTH = frozenset({"/ready", "/health", "/ping"})
+_SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "a key of the operator's, if the server has any"},
+    "key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "x-api-key",
+        "description": "the same, as for Anthropic",
+    },
+}
+_STREAM = {
+    "schema": {
+        "type": "string",
+        "description": "server-sent events; the verdict stands in the one that has the finish reason, or is the last",
+    }
+}
+
+
+def install(app: FastAPI, authenticated: bool, max_risk_items: int) -> None:
+    """Make ``app`` show this document, which is made when somebody first asks. ``authenticated``: keys are needed."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = document(app, authenticated, max_risk_items)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign] # as FastAPI's documentation has it
+
+
+def document(app: FastAPI, authenticated: bool, max_risk_items: int) -> dict[str, Any]:
+    """The OpenAPI document of all routes of ``app``."""
+    bodies = _bodies(max_risk_items)
+    routes = [_described(route, *bodies[path]) if (path := _path(route)) in bodies else route for route in app.routes]
+    made = get_openapi(
+        title=app.title,
+        version=app.version,
+        routes=routes,
+        # One schema for a model, whichever way it travels: replies leave out what they may.
+        separate_input_output_schemas=False,
+    )
+    schemas = made["components"]["schemas"]
+    for path, operations in made["paths"].items():
+        for method, operation in operations.items():
+            _answer_for(operation, path, method, path in bodies)
+            if authenticated and not _is_open(path, method):
+                operation["security"] = [{name: []} for name in _SECURITY]
+    schemas["ChatCompletionLogProbsContent"]["properties"]["risk"] = schemas["TokenRisk"]["properties"]["risk"]
+    schemas["RiskItem"]["oneOf"] = [_given("messages"), _given("prompt")]
+    schemas["HallucinationOptions"]["not"] = {"allOf": [_given("threshold"), _given("target_fpr")]}
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    made["components"]["securitySchemes"] = _SECURITY
+    return made
+
+
+def _bodies(max_risk_items: int) -> dict[str, tuple[Any, Any]]:
+    """By route: what is asked, what is answered."""
+    from vllm.entrypoints.anthropic import protocol as anthropic
+    from vllm.entrypoints.openai.chat_completion import protocol as chat
+    from vllm.entrypoints.openai.completion import protocol as completion
+    from vllm.entrypoints.openai.responses import protocol as responses
+
+    asked: Any = (create_model("HallucinationOptions", __base__=Options) | None, None)
+    stop = anthropic.AnthropicMessagesResponse.model_fields["stop_reason"].annotation | Literal["refusal"]
+    item: Any = create_model("RiskItem", __base__=RiskItem, hallucination=asked)
+    items = Annotated[list[item], Field(min_length=1, max_length=max_risk_items)]
+    risk = item | items, RiskReply | RiskReplies
+    pairs = {
+        CHAT: (chat.ChatCompletionRequest, chat.ChatCompletionResponse, {}),
+        COMPLETIONS: (completion.CompletionRequest, completion.CompletionResponse, {}),
+        RESPONSES: (responses.ResponsesRequest, responses.ResponsesResponse, {}),
+        MESSAGES: (
+            anthropic.AnthropicMessagesRequest,
+            anthropic.AnthropicMessagesResponse,
+            {"stop_reason": (stop, None), "stop_details": (dict[str, Any] | None, None)},
+        ),
+    }
+    guarded = {
+        path: (_with(request, {FIELD: asked}), _with(reply, {FIELD: (Hallucination, ...), **more}))
+        for path, (request, reply, more) in pairs.items()
+    }
+    return guarded | dict.fromkeys(RISK, risk)
+
+
+def _with(model: Any, fields: dict[str, Any]) -> Any:
+    """A model of vLLM's with further fields, under its own name."""
+    return create_model(model.__name__, __base__=model, **fields)
+
+
+def _described(route: BaseRoute, asked: Any, answered: Any) -> APIRoute:
+    """The route as the document has it; nothing is ever routed to it."""
+    assert isinstance(route, APIRoute)
+
+    async def endpoint() -> None: ...
+
+    parameter = Parameter("body", Parameter.POSITIONAL_OR_KEYWORD, annotation=asked)
+    endpoint.__signature__ = Signature([parameter])  # type: ignore[attr-defined]
+    return APIRoute(
+        route.path,
+        endpoint,
+        methods=route.methods,
+        name=route.name,
+        summary=route.summary,
+        description=route.description,
+        tags=route.tags,
+        response_model=answered,
+        responses={500: {"model": FaultReply | AnthropicFaultReply}},  # both, so that the document has them
+    )
+
+
+def _answer_for(operation: dict[str, Any], path: str, method: str, generates: bool) -> None:
+    """Write the statuses that an operation has."""
+    replies = operation["responses"]
+    replies.pop("422", None)  # vLLM answers 400 to what FastAPI would answer 422
+    if generates and path not in RISK:
+        replies["200"]["content"]["text/event-stream"] = _STREAM
+    if _is_open(path, method):
+        if path in _HEALTH:
+            replies["503"] = {"description": "The server takes no new requests"}
+        return
+    statuses = _GENERATING if generates else _ASKED if method == "get" else _SENT
+    fault = "AnthropicFaultReply" if path.startswith(MESSAGES) else "FaultReply"
+    for status in sorted(statuses):
+        replies[str(status)] = {
+            "description": _FAULTS[status],
+            "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{fault}"}}},
+        }
+
+
+def _given(field: str) -> dict[str, Any]:
+    return {"required": [field], "properties": {field: {"not": {"type": "null"}}}}
+
+
+def _is_open(path: str, method: str) -> bool:
+    return path in PUBLIC and method == "get"
+
+
+def _path(route: BaseRoute) -> str:
+    return str(getattr(route, "path", ""))

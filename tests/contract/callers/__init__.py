@@ -1,0 +1,1 @@
+"""The clients: each module calls one of them in the ways that programs do."""

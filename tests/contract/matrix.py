@@ -1,0 +1,114 @@
+"""What clients see, as a table in docs/api.md: made by running them (``make contract``)."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+from tests.contract.outcomes import (
+    DEATH,
+    FLAGGED,
+    INVALID,
+    OFF,
+    PASS,
+    REFUSED,
+    REPLACED,
+    STRANGER,
+    UNSCORED,
+    WITHHELD,
+    Caller,
+    Outcome,
+    Seen,
+    observe,
+)
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
+BEGIN, END = "<!-- contract: begin -->", "<!-- contract: end -->"
+# A column shows each different thing that is seen of its outcomes.
+COLUMNS: dict[str, tuple[Outcome, ...]] = {
+    "pass": (PASS,),
+    "flagged": (FLAGGED,),
+    "abstained": (REFUSED, WITHHELD),
+    "abstained, `fallback: message`": (REPLACED,),
+    "not scored": (OFF, UNSCORED),
+    "invalid option": (INVALID,),
+    "wrong key": (STRANGER,),
+    "the engine dies": (DEATH,),
+}
+_VERSION = re.compile(r"(?<=` )\d[\w.+]*")
+
+See = Callable[[Caller, Outcome, bool], Seen]
+
+
+def callers() -> list[Caller]:
+    from tests.contract.callers import anthropic, langchain, litellm, openai, pydantic_ai
+
+    return [*openai.CALLERS, *langchain.CALLERS, *litellm.CALLERS, *pydantic_ai.CALLERS, *anthropic.CALLERS]
+
+
+def table(see: See) -> str:
+    """The table, below a line with the clients' versions."""
+    made = callers()
+    clients = list(dict.fromkeys(caller.client for caller in made))
+    head = ["client", "call", *COLUMNS, "the verdict"]
+    rows = [_row(see, caller, stream) for caller in made for stream in caller.streams]
+    lines = [f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows]]
+    versions = ", ".join(f"`{client}` {version(client)}" for client in clients)
+    return "\n".join([f"With {versions}:", "", *lines])
+
+
+def _row(see: See, caller: Caller, stream: bool) -> list[str]:
+    seen = {outcome: see(caller, outcome, stream) for outcomes in COLUMNS.values() for outcome in outcomes}
+    verdicts = list(dict.fromkeys(one.where for one in seen.values() if one.where))
+    cells = {name: "; or ".join(_facts(seen[one], bool(verdicts)) for one in many) for name, many in COLUMNS.items()}
+    cells = {name: _once(cell) for name, cell in cells.items()}
+    for name in list(COLUMNS)[1:]:
+        if cells[name] == cells["pass"]:
+            cells[name] = "as pass"
+    call = f"`{caller.call}`" + (", streamed" if stream and False in caller.streams else "")
+    return [f"`{caller.client}`", call, *cells.values(), " or ".join(verdicts) or "dropped by the client"]
+
+
+def _facts(seen: Seen, elsewhere: bool) -> str:
+    """How an answer ended; whether the verdict is missing that other answers have."""
+    told = "; ".join(seen.facts)
+    if seen.error is not None:
+        told = f"raises `{type(seen.error).__name__}`"
+        if elsewhere and seen.verdict is None and type(seen.error).__name__ == "ContentFilterFinishReasonError":
+            told += ", without the verdict"
+    return told
+
+
+def _once(cell: str) -> str:
+    return "; or ".join(dict.fromkeys(cell.split("; or ")))
+
+
+def current(document: str) -> str:
+    """The table as the document has it."""
+    return document[document.index(BEGIN) + len(BEGIN) : document.index(END)].strip()
+
+
+def without_versions(text: str) -> str:
+    return _VERSION.sub("*", text)
+
+
+def replaced(document: str, text: str) -> str:
+    head, tail = document[: document.index(BEGIN)], document[document.index(END) :]
+    return f"{head}{BEGIN}\n\n{text}\n\n{tail}"
+
+
+def main(arguments: Iterable[str] = ()) -> int:
+    """Write the table."""
+    from tests.contract.house import opened
+
+    with opened() as house:
+        text = table(lambda caller, outcome, stream: observe(house, caller, outcome, stream))
+    DOCUMENT.write_text(replaced(DOCUMENT.read_text(encoding="utf-8"), text), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
