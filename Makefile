@@ -42,8 +42,9 @@ build/atlas-fit: | $(VENV)/.tools
 atlas-report: build/atlas-fit ## measure atlas on what is hard and write docs/atlas-report.md
 	$(BIN)/python -m models.atlas.recipe.report --model $(ATLAS) --base $(ATLAS)/base --work build/atlas-fit --out docs
 
-benchmarks: $(VENV)/.engine ## make the tables of docs/benchmarks.md from bench/results
+benchmarks: $(VENV)/.engine ## make the tables of docs/benchmarks.md and docs/operations.md from bench/results
 	$(BIN)/python -m guard.bench.report
+	$(BIN)/python -m bench.operations
 
 contract: $(VENV)/.tools ## run real clients against the server and write what they see into docs/api.md
 	$(BIN)/python -m tests.contract.matrix

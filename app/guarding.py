@@ -144,7 +144,8 @@ class Reply:
         if message.get("more_body", False):
             return
         content = json.loads(b"".join(self._buffer))
-        self._dialect.write(content, self._telling)
+        if content is not None:  # what vLLM's routes answer to a caller who has hung up
+            self._dialect.write(content, self._telling)
         written = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
         MutableHeaders(raw=start["headers"])["content-length"] = str(len(written))
         await self._send(start)

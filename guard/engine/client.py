@@ -111,7 +111,7 @@ class GuardedEngine:
     ) -> AsyncGenerator[Any, None]:
         policy = call.policy
         if policy.preempt is not None:
-            ahead = await self._preempted(call, first, prompt, params.n, request_id, kwargs)
+            ahead = await self._preempted(call, first, prompt, params, request_id, kwargs)
             if ahead is not None:
                 yield ahead
                 return
@@ -208,16 +208,16 @@ class GuardedEngine:
         await self._engine.abort(ended, internal=True)
 
     async def _preempted(
-        self, call: GuardCall, first: int, prompt: Any, count: int, request_id: str, kwargs: dict[str, Any]
+        self, call: GuardCall, first: int, prompt: Any, params: SamplingParams, request_id: str, kwargs: dict[str, Any]
     ) -> Any | None:
-        """The output that refuses all ``count`` answers, when the prompt alone is risky enough; else None."""
-        policy = call.policy
+        """The output that refuses all answers, when the prompt alone is risky enough; else None."""
+        policy, count = call.policy, params.n
         slots = self._claim(1, policy)
         if not slots:
             return None
         done = False
         try:
-            looking = preempt.parameters(slots[0], policy.damp)
+            looking = preempt.parameters(slots[0], policy.damp, params)
             inner = self._engine.generate(self._salted(prompt, policy.damp), looking, f"{request_id}-ahead", **kwargs)
             try:
                 async for output in inner:

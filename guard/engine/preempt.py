@@ -16,12 +16,16 @@ from guard.engine.course import emptied
 from guard.engine.ring import ScoreRing, Slot
 
 
-def parameters(slot: Slot, damp: float) -> SamplingParams:
-    """Of the request that looks; a prompt's last token is computed anew even where the cache has the others."""
+def parameters(slot: Slot, damp: float, asked: SamplingParams) -> SamplingParams:
+    """Of the request that looks; a prompt's last token is computed anew even where the cache has the others.
+
+    It is asked for the log-probabilities that were ``asked`` for: the route expects them of a refusal, too.
+    """
     return SamplingParams(
         max_tokens=1,
         temperature=0.0,
-        detokenize=False,
+        logprobs=asked.logprobs,
+        prompt_logprobs=asked.prompt_logprobs,
         output_kind=RequestOutputKind.FINAL_ONLY,
         extra_args={seat.KEY: seat.pack([slot], damp, draws=False)},
     )

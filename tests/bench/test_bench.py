@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from app.cli import main
+from bench import operations
 from guard.bench import load, pair, report
 from guard.bench.load import Measured, Work
 from guard.bench.run import neurons_alone
@@ -117,6 +118,11 @@ def test_wrong_options(options: list[str], says: str, tmp_path: Path, capsys: py
 def test_the_page_is_what_the_results_say() -> None:
     page = report.PAGE.read_text()
     assert page == report.rendered(page, report.RESULTS), "run `make benchmarks`"
+
+
+def test_operations_say_what_was_measured() -> None:
+    page = operations.PAGE.read_text()
+    assert page == operations.rendered(page, operations.RESULTS), "run `make benchmarks`"
 
 
 RESULTS = sorted(report.RESULTS.glob("*.json"))

@@ -142,3 +142,41 @@ async def test_vllms_http_metrics_survive_ours() -> None:
     async with scripted_app() as app, over(app) as http:
         await whole(http, "safe")
         assert 'http_requests_total{handler="/v1/chat/completions"' in await text_of(http)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses", "/v1/messages"])
+async def test_callers_who_hang_up_leave_no_trace(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with AsyncExitStack() as stack:
+        app: FastAPI = await stack.enter_async_context(scripted_app())
+        url = await stack.enter_async_context(listening(app))
+        body = {**asking("slow long"), "input": "slow long", "prompt": "slow long", "max_tokens": 200}
+        for field in {"input", "prompt", "messages"} - {fields(path)}:
+            del body[field]
+        async with httpx.AsyncClient(base_url=url, timeout=0.3) as http:
+            with pytest.raises(httpx.ReadTimeout):
+                await http.post(path, json=body)
+        async with (
+            httpx.AsyncClient(base_url=url, timeout=20) as http,
+            http.stream("POST", path, json={**body, "stream": True}) as response,
+        ):
+            await anext(response.aiter_lines())
+        for _ in range(100):
+            if len(app.state.engine_client.engine_core.aborted) == 2:
+                break
+            await asyncio.sleep(0.02)
+        assert app.state.engine_client.pool.in_use == 0
+        assert len(app.state.engine_client.engine_core.aborted) == 2
+        assert "Exception in ASGI application" not in caplog.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_refusing_ahead_with_log_probabilities_asked_for(stream: bool) -> None:
+    options = {"mode": "abstain", "preempt": True}
+    async with scripted_app() as app, over(app) as http:
+        for path, body in (
+            (CHAT, {**asking("foreseen"), "logprobs": True, "top_logprobs": 2}),
+            ("/v1/completions", {"model": "atlas", "prompt": "foreseen", "logprobs": 1, "echo": True}),
+        ):
+            reply = await http.post(path, json={**body, "stream": stream, "hallucination": options})
+            assert '"preempted":true' in reply.text
+            assert '"error":{' not in reply.text

@@ -1,0 +1,318 @@
+"""Mixed traffic on a real server for many minutes: does anything grow?
+
+    python -m bench.soak --minutes 20 --out bench/results/operations/soak.json
+
+All generating routes and /risk, streamed and not, every mode and hold, second tries, looks ahead, damped and not,
+several answers; 30 % of the requests are given up by their clients at a moment of chance, 10 % are invalid. Every few
+seconds the memory (shared pages by their share), descriptors and threads of the server's processes are noted, and the
+number of series at /metrics. When the traffic has stopped, nothing may be left in flight. Ends with status 1 when a
+bound is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+
+ABORTED, INVALID = 0.3, 0.1  # shares of the requests
+KEY = "soak-key"
+WARM = 0.25  # share of the run that caches and allocators may take to fill
+GROWTH = 0.03  # of a process's memory, from the end of the warm-up to the end: more is a leak ...
+LEAST = 5.0  # ... if it is as many MiB
+EXPECTED = {200, 400, 401, 404, 413, 503}
+PLACES = ("Kandy", "Nottinghamshire", "Qolmarinda", "Bern", "Osaka", "Tartu", "Cusco", "Vellmoor", "Accra", "Zemgrat")
+
+
+def options(rng: random.Random) -> dict[str, Any]:
+    """What a request asks of the guard."""
+    mode = rng.choice(["off", "score", "flag", "abstain", "abstain"])
+    asked: dict[str, Any] = {"mode": mode, "tokens": rng.random() < 0.2}
+    if rng.random() < 0.5:
+        asked["threshold"] = rng.choice([0.0, 0.3, 0.6, 1.0])
+    if rng.random() < 0.3:
+        asked["damp"] = rng.choice([0.0, 0.5, 2.0])
+    if mode == "abstain":
+        asked["hold"] = rng.choice(["none", "window", "answer"])
+        asked["fallback"] = rng.choice(["refusal", "message"])
+        if rng.random() < 0.3:
+            asked["retry"] = 0.0
+        if rng.random() < 0.2:
+            asked["preempt"] = True
+    return asked
+
+
+def request(rng: random.Random) -> tuple[str, dict[str, Any]]:
+    """(route, body) of a valid request."""
+    question = f"Where is {rng.choice(PLACES)}?"
+    messages = [{"role": "user", "content": question}] * rng.choice([1, 1, 1, 3])
+    body: dict[str, Any] = {"model": "atlas", "hallucination": options(rng)}
+    route = rng.choice(["/v1/chat/completions"] * 3 + ["/v1/completions", "/v1/responses", "/v1/messages", "/risk"])
+    if route == "/risk":
+        given = {"mode": rng.choice(["score", "flag"])}
+        item = {"model": "atlas", "messages": messages, "response": "It is in Japan.", "hallucination": given}
+        return route, item
+    body |= {"stream": rng.random() < 0.6, "temperature": rng.choice([0.0, 1.0])}
+    length = rng.choice([8, 24, 24, 96])
+    if route == "/v1/responses":
+        return route, body | {"input": question, "max_output_tokens": length}
+    body |= {"max_tokens": length}
+    if route == "/v1/messages":
+        return route, body | {"messages": messages}
+    body |= {"n": rng.choice([1, 1, 2, 4]) if body["temperature"] else 1, "ignore_eos": rng.random() < 0.3}
+    if route == "/v1/completions":
+        return route, body | {"prompt": [question] * rng.choice([1, 2]), "logprobs": rng.choice([None, 1])}
+    return route, body | {"messages": messages, "logprobs": rng.random() < 0.3}
+
+
+def spoiled(rng: random.Random, body: dict[str, Any]) -> tuple[bytes, str]:
+    """(content, key) of a request that must be refused."""
+    kind = rng.choice(["json", "option", "model", "large", "key", "type"])
+    content = json.dumps(body).encode()
+    if kind == "json":
+        return content[: len(content) // 2], KEY
+    if kind == "key":
+        return content, "wrong"
+    if kind == "large":
+        return json.dumps({**body, "padding": "x" * (3 << 20)}).encode(), KEY
+    wrong = {
+        "option": {"hallucination": {"mode": "panic"}},
+        "model": {"model": "other"},
+        "type": {"max_tokens": "many"},
+    }
+    spoilt = {**body, **wrong[kind]}
+    if kind == "type":
+        spoilt |= {"max_output_tokens": "many", "messages": 5, "prompt": {"a": 1}, "input": 7, "response": 9}
+    return json.dumps(spoilt).encode(), KEY
+
+
+class Traffic:
+    """The clients, and what they saw."""
+
+    def __init__(self, url: str, clients: int, seed: int) -> None:
+        self._url, self._clients, self._seed = url, clients, seed
+        self.seen: Counter[str] = Counter()
+        self.unexpected: list[str] = []
+
+    async def run(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        async with httpx.AsyncClient(base_url=self._url, timeout=120) as http:
+            await asyncio.gather(
+                *(self._client(http, random.Random(self._seed + i), until) for i in range(self._clients))
+            )
+
+    async def _client(self, http: httpx.AsyncClient, rng: random.Random, until: float) -> None:
+        while time.monotonic() < until:
+            route, body = request(rng)
+            draw = rng.random()
+            if draw < INVALID:
+                content, key = spoiled(rng, body)
+                await self._send(http, route, content, key, None, "invalid")
+            else:
+                patience = rng.expovariate(8) if draw < INVALID + ABORTED else None
+                await self._send(http, route, json.dumps(body).encode(), KEY, patience, "valid")
+
+    async def _send(
+        self, http: httpx.AsyncClient, route: str, content: bytes, key: str, patience: float | None, kind: str
+    ) -> None:
+        headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
+        try:
+            async with asyncio.timeout(patience):
+                async with http.stream("POST", route, content=content, headers=headers) as response:
+                    text = await response.aread()
+        except TimeoutError:
+            self.seen["aborted"] += 1
+            return
+        except httpx.TransportError as error:
+            self.unexpected.append(f"{route}: {error!r}")
+            return
+        self.seen[f"{kind} {response.status_code}"] += 1
+        wrong = response.status_code not in EXPECTED or (kind == "invalid") == (response.status_code == 200)
+        broken = response.status_code == 200 and (b'"error":{' in text or b"event: error" in text)
+        if (wrong and response.status_code != 503) or broken:
+            self.unexpected.append(f"{route} {kind}: {response.status_code} {text[-300:].decode(errors='replace')}")
+
+
+class Server:
+    """``hguard serve`` in a process of its own."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        self.url = f"http://127.0.0.1:{port}"
+        own = ["--port", str(port), "--loosest-mode", "off"]
+        command = [sys.executable, "-m", "app.cli", "serve", *own, "--", "--max-num-seqs=32"]
+        environment = {**os.environ, "HGUARD_API_KEYS": KEY}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)  # noqa: S603
+        self.strange: list[str] = []
+        self._up = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        if not self._up.wait(240):
+            raise RuntimeError("the server did not come up:\n" + "".join(self.strange[-20:]))
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if " is ready" in line:
+                self.strange.clear()  # what vLLM says while it starts is no concern of this
+                self._up.set()
+            elif not line.startswith('{"event"') and "Error with model" not in line:  # vLLM's word for a 404
+                self.strange.append(line)
+
+    def sample(self) -> dict[str, Any]:
+        """Memory in MiB, descriptors and threads by process; series and gauges of the metrics."""
+        found: dict[str, Any] = {"memory": {}, "descriptors": 0, "threads": 0}
+        root = psutil.Process(self.process.pid)
+        for one in [root, *root.children(recursive=True)]:
+            try:
+                name = "server" if one == root else one.name().replace("VLLM::", "")
+                found["memory"][name] = found["memory"].get(name, 0.0) + one.memory_full_info().pss / 2**20
+                found["descriptors"] += one.num_fds()
+                found["threads"] += one.num_threads()
+            except psutil.NoSuchProcess:
+                continue
+        text = httpx.get(f"{self.url}/metrics", timeout=30).text
+        lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+        found["series"] = len(lines)
+        for gauge in ("hguard_slots_in_use", "hguard_requests_in_flight", "hguard_answers_in_flight"):
+            found[gauge] = next(float(line.split()[-1]) for line in lines if line.startswith(gauge))
+        return found
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+
+@contextmanager
+def running() -> Iterator[Server]:
+    server = Server()
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+
+
+async def soak(server: Server, minutes: float, clients: int, seed: int, every: float) -> tuple[Traffic, list[Any], Any]:
+    """(traffic, samples while it ran, a sample after it)."""
+    traffic = Traffic(server.url, clients, seed)
+    began = time.monotonic()
+    task = asyncio.create_task(traffic.run(60 * minutes))
+    samples = []
+    while not task.done():
+        await asyncio.wait({task}, timeout=every)
+        if not task.done():
+            samples.append({"seconds": round(time.monotonic() - began, 1), **await asyncio.to_thread(server.sample)})
+    await task
+    await asyncio.sleep(5)
+    return traffic, samples, await asyncio.to_thread(server.sample)
+
+
+def slope(seconds: list[float], values: list[float]) -> dict[str, float]:
+    """A line through the values after the warm-up: growth a minute, its 95 % interval, and growth over that time."""
+    x, y = np.array(seconds) / 60, np.array(values)
+    late = x >= WARM * x[-1]
+    x, y = x[late], y[late]
+    centred = x - x.mean()
+    per_minute = float(centred @ y / (centred @ centred))
+    residual = y - y.mean() - per_minute * centred
+    error = float(np.sqrt(residual @ residual / max(len(x) - 2, 1) / (centred @ centred)))
+    over = per_minute * float(x[-1] - x[0])
+    return {
+        "first": round(float(y[0]), 1),
+        "last": round(float(y[-1]), 1),
+        "per_minute": round(per_minute, 4),
+        "low": round(per_minute - 1.96 * error, 4),
+        "high": round(per_minute + 1.96 * error, 4),
+        "share": round(over / float(y.mean()), 4),
+    }
+
+
+def findings(
+    traffic: Traffic, samples: list[Any], after: Any, strange: list[str], status: int
+) -> tuple[Any, list[str]]:
+    """(figures, bounds that were broken)."""
+    seconds = [sample["seconds"] for sample in samples]
+    memory = {name: slope(seconds, [s["memory"].get(name, 0.0) for s in samples]) for name in after["memory"]}
+    counts = {
+        name: slope(seconds, [float(sample[name]) for sample in samples])
+        for name in ("descriptors", "threads", "series")
+    }
+    broken = [
+        f"memory of {name} grows"
+        for name, fit in memory.items()
+        if fit["share"] > GROWTH and fit["low"] > 0 and fit["last"] - fit["first"] > LEAST
+    ]
+    late = [sample for sample in samples if sample["seconds"] >= WARM * seconds[-1]]
+    if late[-1]["series"] > late[0]["series"]:
+        broken.append(f"metric series went from {late[0]['series']} to {late[-1]['series']}")
+    if after["descriptors"] > max(sample["descriptors"] for sample in late):
+        broken.append("descriptors are not given back")
+    broken += [f"{gauge} is {after[gauge]} at rest" for gauge in after if gauge.startswith("hguard_") and after[gauge]]
+    broken += [f"unexpected: {one}" for one in traffic.unexpected[:20]]
+    broken += [f"in the log: {line.rstrip()}" for line in strange[:20]]
+    if status != 0:
+        broken.append(f"the server ended with status {status}")
+    return {"memory_mib": memory, **counts, "at_rest": after}, broken
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench.soak", description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=float, default=10, help="seconds between samples (default: 10)")
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    with running() as server:
+        traffic, samples, after = asyncio.run(soak(server, asked.minutes, asked.clients, asked.seed, asked.every))
+        strange = list(server.strange)
+        status = server.stop()
+    figures, broken = findings(traffic, samples, after, strange, status)
+    processor = next(
+        (
+            line.split(": ")[1]
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    result = {
+        "machine": f"{processor}, {os.cpu_count()} cores",
+        "minutes": asked.minutes,
+        "clients": asked.clients,
+        "requests": dict(sorted(traffic.seen.items())),
+        "figures": figures,
+        "broken": broken,
+        "log": strange[-200:],
+        "samples": samples,
+    }
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({key: result[key] for key in ("requests", "figures", "broken")}, indent=1))
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
