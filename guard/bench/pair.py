@@ -47,7 +47,7 @@ async def compare(model: str, concurrency: int, runs: Mapping[str, Run], rounds:
     for mode in modes:
         if mode == PLAIN:
             continue
-        for metric in seen[PLAIN][0]:
+        for metric in seen[mode][0]:
             plain, guarded = (np.array([values[metric] for values in seen[name]]) for name in (PLAIN, mode))
             rows.append(_row(model, mode, concurrency, metric, plain, guarded))
     return rows

@@ -23,11 +23,13 @@ def rendered(page: str, results: Path) -> str:
 def _tables(path: Path) -> Iterator[str]:
     result = json.loads(path.read_text(encoding="utf-8"))
     load = result["load"]
+    least = f", and at least {load['least']} in all" if "least" in load else ""
+    over = f" Over HTTP, `{load['route']}`." if "route" in load else ""
     yield f"### {path.stem}"
     yield ""
     yield (
         f"{result['engine']} on {result['machine']}; prompts of {load['prompt']} tokens, answers of {load['output']}, "
-        f"{load['requests']} requests by each client, {load['rounds']} rounds."
+        f"{load['requests']} requests by each client{least}, {load['rounds']} rounds.{over}"
     )
     yield ""
     yield "| model | mode | clients | metric | plain | guarded | ratio | 95 % interval |"
@@ -39,10 +41,15 @@ def _tables(path: Path) -> Iterator[str]:
             f"| {_number(row['guarded'])} | {row['ratio']:.3f} | {low:.3f} to {high:.3f} |"
         )
     yield ""
-    yield "One decoding step of the guard, piece by piece, microseconds (the best of its timings):"
-    yield ""
-    yield from _parts(result["parts"])
-    yield ""
+    if "parts" in result:
+        yield "One decoding step of the guard, piece by piece, microseconds (the best of its timings):"
+        yield ""
+        yield from _parts(result["parts"])
+        yield ""
+    if "client" in result:
+        shares = [f"{part['core_share']:.1%} with {part['concurrency']}" for part in result["client"]]
+        yield f"The clients' own process took this much of one core: {', '.join(shares)}."
+        yield ""
 
 
 def _parts(parts: list[dict[str, Any]]) -> Iterator[str]:

@@ -160,7 +160,7 @@ def require_calibrated(bundle: Bundle, model: str | Path) -> None:
 def _read_card(file: Path) -> ProbeCard:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{file} is not valid JSON: {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
