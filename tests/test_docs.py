@@ -35,7 +35,15 @@ def test_readme_shows_the_two_commands_on_its_first_screen() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/api.md", "docs/operations.md", "docs/structure.md", "bench/gpu/README.md", "models/atlas/README.md"]
+    "name",
+    [
+        "README.md",
+        "docs/api.md",
+        "docs/operations.md",
+        "docs/structure.md",
+        "bench/gpu/README.md",
+        "models/atlas/README.md",
+    ],
 )
 def test_links_lead_somewhere(name: str) -> None:
     document = ROOT / name
