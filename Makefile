@@ -46,6 +46,9 @@ benchmarks: $(VENV)/.engine ## make the tables of docs/benchmarks.md and docs/op
 	$(BIN)/python -m guard.bench.report
 	$(BIN)/python -m bench.operations
 
+fuzz: $(VENV)/.tools ## 1,000 examples a route, and of each transformer and the bundle loader (HGUARD_FUZZ_EXAMPLES=1000)
+	HGUARD_FUZZ_EXAMPLES=$(or $(HGUARD_FUZZ_EXAMPLES),1000) $(BIN)/python -m pytest tests/fuzz --timeout 0
+
 soak: $(VENV)/.tools ## 20 minutes of mixed traffic on a real server; ends with an error if anything grows
 	$(BIN)/python -m bench.soak --out bench/results/operations/soak.json
 
@@ -66,4 +69,4 @@ $(VENV)/.tools: $(VENV)/.engine requirements/dev.txt
 	$(BIN)/python requirements/install.py requirements/dev.txt
 	@touch $@
 
-.PHONY: help serve test check format atlas atlas-report benchmarks soak contract install
+.PHONY: help serve test check format atlas atlas-report benchmarks fuzz soak contract install

@@ -1,0 +1,212 @@
+"""What reads a request's JSON or headers: an answer or a refusal by name, whatever comes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from app import errors
+from app.body import as_object
+from app.body import parse as parse_body
+from app.dialects import DIALECTS
+from app.keys import Keys
+from app.limits import RISK, Limits, answers
+from app.options import Defaults, Options, parse, resolve
+from app.risk import _parse
+from guard.errors import GuardError, RequestError
+from guard.policy import Hold, Mode, Policy
+from guard.probe.bundle import Bundle
+from tests.fuzz.values import EDGES, any_json, deep, many, texts
+
+Result = TypeVar("Result")
+FIELDS = sorted(Options.model_fields)
+modes, holds, units = st.sampled_from(Mode), st.sampled_from(Hold), st.floats(0, 1)
+sensible = st.one_of(
+    modes.map(str), holds.map(str), units, st.booleans(), st.none(), st.floats(0, 3), st.just("message")
+)
+options = st.dictionaries(st.sampled_from(FIELDS) | texts(max_size=4), sensible | any_json(3), max_size=5)
+LIMITS = Limits(max_messages=3, max_tokens=64, max_choices=4, max_risk_items=2)
+PATHS = st.sampled_from([*DIALECTS, *RISK])
+
+
+@st.composite
+def operators(draw: st.DrawFn) -> Defaults:
+    """Any defaults and ceilings that a server would start with."""
+    mode, hold = draw(modes), draw(holds)
+    threshold = draw(units)
+    return Defaults(
+        mode,
+        threshold,
+        foreseen=draw(st.none() | units),
+        preempt=draw(st.booleans()),
+        hold=hold,
+        loosest_mode=draw(st.sampled_from([one for one in Mode if list(Mode).index(one) <= list(Mode).index(mode)])),
+        highest_threshold=draw(st.floats(threshold, 1)),
+        loosest_hold=draw(st.sampled_from([one for one in Hold if list(Hold).index(one) <= list(Hold).index(hold)])),
+    )
+
+
+def tried(read: Callable[[], Result], statuses: tuple[int, ...] = (400, 413)) -> Result | None:
+    """What ``read`` returns; None for a refusal, which must be one that can be sent."""
+    try:
+        return read()
+    except RequestError as error:
+        refusal = error
+    assert refusal.status in statuses
+    assert str(refusal)
+    json.dumps(errors.body(refusal.status, str(refusal), refusal.param), ensure_ascii=False).encode()
+    return None
+
+
+def policy_or_refusal(raw: Any, defaults: Defaults, bundle: Bundle) -> Policy | None:
+    return tried(lambda: parse(raw, defaults, bundle), (400,))
+
+
+@many(150)
+@given(operators(), options | any_json())
+def test_options(bundle_once: Bundle, foreseeing_once: Bundle, defaults: Defaults, raw: Any) -> None:
+    for bundle in (bundle_once, foreseeing_once):
+        policy = policy_or_refusal(raw, defaults, bundle)
+        if policy is None:
+            continue
+        assert list(Mode).index(policy.mode) >= list(Mode).index(defaults.loosest_mode)
+        assert policy.threshold <= max(defaults.highest_threshold, defaults.threshold)
+        assert policy.threshold >= 0
+        assert 0 <= policy.damp <= 3
+        assert policy.retry is None or (policy.withholds and 0 <= policy.retry <= 3)
+        assert policy.preempt is None or policy.withholds
+        if policy.withholds:
+            assert list(Hold).index(policy.hold) >= list(Hold).index(defaults.loosest_hold)
+
+
+@many(100)
+@given(modes, units | st.none(), st.floats(0.011, 0.99), st.none() | modes, st.none() | units, st.none() | holds)
+def test_what_the_operator_gives_is_what_no_request_loosens(
+    bundle_once: Bundle,
+    mode: Mode,
+    threshold: float | None,
+    target_fpr: float,
+    loosest: Mode | None,
+    highest: float | None,
+    hold: Hold | None,
+) -> None:
+    chosen = {"loosest_mode": loosest, "highest_threshold": highest, "loosest_hold": hold}
+    try:
+        defaults = resolve(bundle_once, mode=mode, threshold=threshold, target_fpr=target_fpr, **chosen)  # type: ignore[arg-type]
+    except GuardError:  # the ceilings are stricter than the defaults
+        return
+    assert parse(None, defaults, bundle_once).threshold == defaults.threshold
+
+
+@many(150)
+@given(
+    PATHS,
+    any_json(8)
+    | st.dictionaries(
+        st.sampled_from(
+            ["messages", "input", "prompt", "n", "best_of", "max_tokens", "max_completion_tokens", "max_output_tokens"]
+        ),
+        any_json(4) | st.integers(-5, 100) | st.lists(st.integers(0, 9) | texts(max_size=2), max_size=8),
+        max_size=5,
+    ),
+)
+def test_limits(path: str, body: Any) -> None:
+    if tried(lambda: LIMITS.check(path, body) or True) is None:
+        return
+    wanted = answers(path, body)
+    assert wanted >= 1
+    if isinstance(body, dict):
+        assert wanted <= LIMITS.max_choices
+    if path in RISK and isinstance(body, list):
+        assert wanted <= LIMITS.max_risk_items
+
+
+@many(100)
+@given(st.binary(max_size=40) | any_json().map(lambda value: json.dumps(value).encode()))
+def test_bodies(raw: bytes) -> None:
+    content = tried(lambda: as_object(parse_body(raw)))
+    assert content is None or isinstance(content, dict)
+
+
+@pytest.mark.parametrize("raw", [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 100_000, b'"\\ud800"', b"\xff" * 10])
+def test_bodies_that_parsers_fall_over(raw: bytes) -> None:
+    with pytest.raises(RequestError):
+        as_object(parse_body(raw))
+    with pytest.raises(RequestError):
+        _parse(raw, 4)
+
+
+items = st.dictionaries(
+    st.sampled_from(["model", "messages", "prompt", "response", "hallucination"]) | texts(max_size=3),
+    texts(max_size=5) | any_json(4) | st.lists(st.fixed_dictionaries({"role": any_json(2), "content": any_json(3)})),
+    max_size=6,
+)
+
+
+@many(100)
+@given(items | st.lists(items, max_size=3) | any_json())
+def test_risk_items(body: Any) -> None:
+    read = tried(lambda: _parse(json.dumps(body).encode(), 2))
+    if read is None:
+        return
+    found, single = read
+    assert found
+    assert single is isinstance(body, dict)
+    for item in found:
+        for message in item.messages or ():
+            plain = message.plain()
+            assert plain["content"] is None or isinstance(plain["content"], str)
+
+
+headers = st.lists(
+    st.tuples(
+        st.sampled_from([b"authorization", b"x-api-key", b"cookie"]),
+        st.binary(max_size=12) | st.binary(max_size=6).map(lambda key: b"Bearer " + key),
+    ),
+    max_size=4,
+)
+
+
+@many(100)
+@given(headers)
+def test_keys_let_nobody_in_by_chance(sent: list[tuple[bytes, bytes]]) -> None:
+    keys = Keys(["a-key", "another"])
+    given_keys = {value.strip() for name, value in sent if name == b"x-api-key"}
+    given_keys |= {value.strip().partition(b" ")[2].strip() for name, value in sent if name == b"authorization"}
+    holder = keys.holder(sent)
+    assert holder in (None, 0, 1)
+    assert (holder is not None) <= bool(given_keys & {b"a-key", b"another"})
+    assert Keys().holder(sent) is None
+
+
+@many(100)
+@given(any_json() | texts() | st.lists(texts(max_size=6), max_size=4))
+def test_keys_from_any_setting(given_value: Any) -> None:
+    try:
+        keys = Keys.parse(given_value)
+    except ValueError:
+        return
+    assert all(len(digest) == 32 for digest in keys._digests)
+    for key in given_value if isinstance(given_value, list) else [given_value]:
+        for one in key.replace(",", " ").split():
+            assert keys.holder([(b"x-api-key", one.encode())]) is not None
+
+
+def test_edges_one_by_one(bundle_once: Bundle) -> None:
+    defaults = resolve(bundle_once, mode=Mode.SCORE, threshold=None, target_fpr=0.05)
+    for value in (*EDGES, deep(200), deep(200, "dict")):
+        policy_or_refusal(value, defaults, bundle_once)
+        for name in FIELDS:
+            policy = policy_or_refusal({name: value}, defaults, bundle_once)
+            assert policy is None or math.isfinite(policy.damp)
+            try:
+                Options.model_validate({name: value})
+            except ValidationError:
+                assert policy is None

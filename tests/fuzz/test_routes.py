@@ -1,0 +1,214 @@
+"""Every route of the schema, asked with what fits it, with what does not, and with what almost does.
+
+Whatever comes, the answer is none of a broken server, and is what the schema says. All that is wrong is gathered before
+a test fails, so that one run shows it all. HGUARD_FUZZ_EXAMPLES: how many requests of each kind go to a route.
+HGUARD_FUZZ_ENGINE=atlas: a real engine answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import requests
+import schemathesis
+from hypothesis import given
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.core.failures import FailureGroup
+from schemathesis.specs.openapi import checks
+
+from app.dialects import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from tests.engine.server import Server
+from tests.fuzz.values import any_json, deep, many
+from tests.scripted.server import ScriptedServer
+
+ARGUMENTS = ["--max-tokens=48", "--max-choices=8", "--max-body-bytes=262144", "--loosest-mode=off"]
+CHECKS = [
+    schemathesis.checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+]
+TURN = {"role": "user", "content": "Where is Kandy?"}
+# By route: a request that is answered.
+GOOD: dict[str, dict[str, Any]] = {
+    CHAT: {"model": "atlas", "messages": [TURN]},
+    COMPLETIONS: {"model": "atlas", "prompt": "Where is Kandy?", "max_tokens": 12},
+    RESPONSES: {"model": "atlas", "input": "Where is Kandy?"},
+    MESSAGES: {"model": "atlas", "messages": [TURN], "max_tokens": 12},
+    f"{MESSAGES}/count_tokens": {"model": "atlas", "messages": [TURN]},
+    "/risk": {"model": "atlas", "messages": [TURN], "response": "It is in Japan."},
+    "/v1/risk": {"model": "atlas", "prompt": "Where is Kandy?", "response": "It is in Japan."},
+    "/tokenize": {"model": "atlas", "prompt": "Where is Kandy?"},
+    "/detokenize": {"model": "atlas", "tokens": [1, 2, 3]},
+}
+READ = ["/load", "/version", "/health", "/metrics", "/v1/models", "/ping", "/v1/probe", "/info", "/live", "/ready"]
+SECONDS = 60
+
+
+class Trouble:
+    """What was wrong, one example of each kind."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, str] = {}
+
+    def note(self, kind: str, what: Any) -> None:
+        text = repr(what)
+        if kind not in self.found:
+            print(f"{kind}\n    {text[:3000]}", flush=True)  # a long run shows at once what it finds
+        if kind not in self.found or len(text) < len(self.found[kind]):
+            self.found[kind] = text
+
+    def __str__(self) -> str:
+        return "\n".join(f"{kind}\n    {what[:3000]}" for kind, what in sorted(self.found.items()))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    real = os.environ.get("HGUARD_FUZZ_ENGINE") == "atlas"
+    running = Server(ARGUMENTS) if real else ScriptedServer(ARGUMENTS)
+    yield running
+    assert running.process.poll() is None, "the server is gone:\n" + "".join(running.lines[-40:])
+    assert running.stop(signal.SIGTERM) == 0
+
+
+@pytest.fixture(scope="module")
+def document(server: Server) -> Any:
+    return httpx.get(f"{server.url}/openapi.json", timeout=SECONDS).json()
+
+
+@pytest.fixture(scope="module")
+def schema(server: Server, document: Any) -> Any:
+    loaded = schemathesis.openapi.from_dict(document)
+    loaded.config.update(base_url=server.url)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    with requests.Session() as made:
+        yield made
+
+
+def examine(case: Any, session: requests.Session, trouble: Trouble) -> None:
+    """Send one case, and note all that is wrong with the answer."""
+    where = f"{case.method} {case.path}"
+    try:
+        if isinstance(case.body, dict):  # as it is: no client of ours would send NaN
+            url, data = case.operation.base_url + case.path, json.dumps(case.body)
+            response = session.post(url, data, headers={"content-type": "application/json"}, timeout=SECONDS)
+        else:
+            response = case.call(session=session, timeout=SECONDS)
+    except (requests.RequestException, TimeoutError) as error:
+        trouble.note(f"{where}: no answer: {type(error).__name__}", case.body)
+        return
+    try:
+        case.validate_response(response, checks=CHECKS)
+    except FailureGroup as group:
+        for failure in group.exceptions:
+            trouble.note(
+                f"{where}: {response.status_code} {failure.title}", (response.text[:300], str(failure), case.body)
+            )
+    if str(response.headers.get("content-type")).find("text/event-stream") >= 0:
+        for one in stream_errors(response.text):
+            trouble.note(f"{where}: a stream says {one[:80]}", (one, case.body))
+
+
+def stream_errors(text: str) -> Iterator[str]:
+    """What a stream says of a broken server, or says that no client can read."""
+    for line in text.splitlines():
+        if line.startswith("data: ") and line != "data: [DONE]":
+            try:
+                content = json.loads(line.removeprefix("data: "))
+            except ValueError:
+                yield f"what is no JSON: {line}"
+                continue
+            error = content.get("error") or (content if content.get("type") == "error" else None)
+            if error and (error.get("code") in (500, "server_error") or error.get("type") == "api_error"):
+                yield json.dumps(content)
+
+
+def almost_right(document: Any, operation: Any, path: str) -> st.SearchStrategy[Any]:
+    """Requests that are right but for a few fields, taken from the schema or from nowhere."""
+    good = GOOD[path]
+    names = st.sampled_from(known_fields(document, path)) | st.text(max_size=6)
+
+    @st.composite
+    def almost(draw: st.DrawFn) -> Any:
+        case = draw(operation.as_strategy(generation_mode=GenerationMode.POSITIVE))
+        offered = case.body if isinstance(case.body, dict) else {}
+        body = dict(good)
+        for name in draw(st.lists(st.sampled_from(sorted(offered)), max_size=4)) if offered else ():
+            body[name] = offered[name]
+        for name in draw(st.lists(names, max_size=2)):
+            body[name] = draw(any_json())
+        for name in ("model", *good):  # most of what is needed stays as it should be
+            if draw(st.integers(0, 9)):
+                body[name] = good.get(name)
+        case.body = body
+        case.media_type = "application/json"
+        return case
+
+    return almost()
+
+
+def known_fields(document: Any, path: str) -> list[str]:
+    """The names in the request's schema."""
+    pending = [document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]]
+    found: set[str] = set()
+    for one in pending:
+        found |= set(one.get("properties", ()))
+        pending += one.get("anyOf", [])
+        pending += [document["components"]["schemas"][one["$ref"].rpartition("/")[2]]] if "$ref" in one else []
+    return sorted(found)
+
+
+@pytest.mark.parametrize("kind", ["right", "wrong", "almost"])
+@pytest.mark.parametrize("path", GOOD)
+def test_what_is_sent(document: Any, schema: Any, session: requests.Session, path: str, kind: str) -> None:
+    operation, trouble = schema[path]["POST"], Trouble()
+    if kind == "almost":
+        cases = almost_right(document, operation, path)
+    else:
+        mode = GenerationMode.POSITIVE if kind == "right" else GenerationMode.NEGATIVE
+        cases = operation.as_strategy(generation_mode=mode)
+
+    @many(6)
+    @given(cases)
+    def ask(case: Any) -> None:
+        examine(case, session, trouble)
+
+    ask()
+    assert not trouble.found, str(trouble)
+
+
+@pytest.mark.parametrize("path", READ)
+def test_what_is_read(schema: Any, session: requests.Session, path: str) -> None:
+    trouble = Trouble()
+    examine(schema[path]["GET"].Case(), session, trouble)
+    assert not trouble.found, str(trouble)
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_what_is_no_request(server: Server, path: str) -> None:
+    good = json.dumps(GOOD[path]).encode()
+    bodies: list[bytes] = [b"", b" ", b"{", b"[]", b"null", b"\xff\xfe{", b'"x"', b"1e999", b"{}\x00", b"9" * 5000]
+    bodies += [b"[" * 100_000, json.dumps(deep(900)).encode()]
+    bodies += [json.dumps({**GOOD[path], "x": deep(900, "dict"), "\ud800": "\ud800"}).encode()]
+    bodies += [json.dumps(GOOD[path]).encode("utf-16"), b"\xef\xbb\xbf" + good, b'{"model": "atlas", "model": 1}']
+    kinds = ["text/plain", "", "application/json; charset=utf-16", "multipart/form-data; boundary="]
+    sent = [(body, "application/json") for body in bodies] + [(good, kind) for kind in kinds]
+    wrong = []
+    with httpx.Client(base_url=server.url, timeout=SECONDS) as http:
+        for body, kind in sent:
+            response = http.post(path, content=body, headers={"content-type": kind})
+            if response.status_code >= 500 or (response.status_code >= 400 and "error" not in response.json()):
+                wrong.append((response.status_code, response.text[:300], body[:80], kind))
+    assert not wrong
