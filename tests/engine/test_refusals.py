@@ -84,7 +84,7 @@ def test_a_probe_that_changes_while_the_engine_starts(atlas_bundle: Bundle, tmp_
     async def start() -> AsyncIterator[Any]:
         args = engine_arguments(ATLAS, "test", read, False, SMALL)
         save_bundle(read.path, read.card, {**tensors, "coefficient": read.coefficient * 2})
-        async with guarded_engine(args, read, SCORE, "withheld", slots=8) as engine:
+        async with guarded_engine(args, read, SCORE, slots=8) as engine:
             yield engine
 
     with pytest.raises(GuardError, match="changed while the engine was starting"):
