@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from starlette.types import Message, Receive
@@ -10,6 +11,8 @@ from starlette.types import Message, Receive
 from guard.errors import RequestError
 
 PARSED = "hguard_body"  # in scope["state"]: the body of a generating route, parsed by the door
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\0")  # an escape in UTF-8, or another encoding, whose escapes hide
 
 
 async def read(receive: Receive) -> bytes:
@@ -24,11 +27,25 @@ async def read(receive: Receive) -> bytes:
 
 
 def parse(body: bytes) -> Any:
-    """Its JSON. Raises RequestError for what is none."""
+    """Its JSON. Raises RequestError for what is none, and for strings that are no text."""
     try:
-        return json.loads(body)
+        content = json.loads(body)
+        if not _whole(body):
+            json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        # JSON can spell it, UTF-8 cannot: vLLM fails on it wherever it goes, tokenizing, sending or answering.
+        raise RequestError("a string holds half of a surrogate pair, which is no character", param="body") from None
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not valid JSON: {error}", param="body") from None
+    return content
+
+
+def _whole(body: bytes) -> bool:
+    """Whether no string of it can hold half of a surrogate pair: UTF-8 without an escape for one."""
+    try:
+        return _SURROGATE.search(body) is None and bool(body.decode())
+    except UnicodeDecodeError:  # the JSON parser is laxer
+        return False
 
 
 def as_object(content: Any) -> dict[str, Any]:

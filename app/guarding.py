@@ -20,6 +20,7 @@ from app.dialects.base import BROKEN, Stream
 from app.metrics import Metrics
 from app.options import FIELD, Defaults, parse
 from app.sse import FrameEditor
+from app.vetting import fault_of
 from app.wire import Writer
 from guard.engine.call import GuardCall, use_call
 from guard.errors import RequestError
@@ -71,8 +72,8 @@ class GuardMiddleware:
             began = time.perf_counter()
             try:
                 await self.app(scope, body.replay(raw, receive), reply.send)
-            except Exception:
-                if not await reply.broke():
+            except Exception as error:
+                if not await reply.broke(error):
                     raise
                 log.exception("a stream broke")
             finally:
@@ -114,12 +115,14 @@ class Reply:
         else:
             await self._send(message)
 
-    async def broke(self) -> bool:
+    async def broke(self, error: Exception) -> bool:
         """End a stream that broke with an error frame; False when it is none, or has ended."""
         if self._stream is None or self._ended:
             return False
         self._ended = True
-        await self._send({"type": "http.response.body", "body": self._stream.error(BROKEN), "more_body": False})
+        fault = fault_of(error)
+        last = self._stream.error(BROKEN) if fault is None else self._stream.error(str(fault), fault.status)
+        await self._send({"type": "http.response.body", "body": last, "more_body": False})
         return True
 
     async def _begin(self, message: Message) -> None:

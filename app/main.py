@@ -18,7 +18,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
 
 import guard
-from app import errors, health, info, keys, risk, schema, serving
+from app import errors, health, info, keys, risk, schema, serving, vetting
 from app.admission import Admission
 from app.door import Door
 from app.guarding import GUARDED, GuardMiddleware
@@ -101,6 +101,7 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         schema.install(app, bool(settings.api_keys), settings.max_risk_items)
         inner: ExceptionMiddleware = innermost(app).app
         inner.add_exception_handler(HTTPException, errors.of_http)
+        vetting.install(inner)
         guarding = GuardMiddleware(
             inner,
             bundle=bundle,

@@ -66,8 +66,8 @@ class Stream(Protocol):
         """Whether a frame with this JSON text passes as it is."""
         ...
 
-    def error(self, message: str) -> bytes:
-        """Frames that end the stream with an error."""
+    def error(self, message: str, status: int = 500) -> bytes:
+        """Frames that end the stream with an error; ``status`` is what it would have been before the stream began."""
         ...
 
 

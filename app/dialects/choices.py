@@ -97,8 +97,8 @@ class ChoiceStream:
             usage[FIELD] = self._telling.block(self._telling.verdicts)
             recount(usage, call, "completion_tokens", "total_tokens")
 
-    def error(self, message: str) -> bytes:
-        return frame(errors.body(500, message)) + DONE
+    def error(self, message: str, status: int = 500) -> bytes:
+        return frame(errors.body(status, message)) + DONE
 
 
 def mark_tokens(choice: dict[str, Any], call: GuardCall, first: int) -> int:

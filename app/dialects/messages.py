@@ -79,5 +79,6 @@ class MessageStream:
             yield frame({"type": event, **where, **fields}, event)
         self._blocks += 1
 
-    def error(self, message: str) -> bytes:
-        return frame({"type": "error", "error": {"type": "api_error", "message": message}}, "error")
+    def error(self, message: str, status: int = 500) -> bytes:
+        kind = "api_error" if status >= 500 else "invalid_request_error"
+        return frame({"type": "error", "error": {"type": kind, "message": message}}, "error")

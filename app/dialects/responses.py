@@ -110,6 +110,7 @@ class ResponseStream:
             yield self._numbered({"type": event, **fields}, event)
         self._items += 1
 
-    def error(self, message: str) -> bytes:
-        content = {"type": "error", "code": "server_error", "message": message, "param": None}
+    def error(self, message: str, status: int = 500) -> bytes:
+        code = "server_error" if status >= 500 else "invalid_request_error"
+        content = {"type": "error", "code": code, "message": message, "param": None}
         return self._numbered(content, "error")

@@ -14,8 +14,11 @@ except ImportError:  # 0.26
 
 try:
     from vllm.exceptions import GracefulHTTPError as RefusalError
+    from vllm.exceptions import VLLMClientError as RequestFault
 except ImportError:  # 0.26 answers with the status of this exception
     from vllm.entrypoints.openai.engine.protocol import GenerationError
+
+    RequestFault = ValueError
 
     class RefusalError(GenerationError):  # type: ignore[no-redef]
         """A request that is turned away with an HTTP status of our choice."""
@@ -25,4 +28,11 @@ except ImportError:  # 0.26 answers with the status of this exception
             self.message, self.http_status, self.status_code = message, http_status, http_status
 
 
-__all__ = ["RefusalError", "create_server_socket", "make_arg_parser", "serve_http", "validate_parsed_serve_args"]
+__all__ = [
+    "RefusalError",
+    "RequestFault",
+    "create_server_socket",
+    "make_arg_parser",
+    "serve_http",
+    "validate_parsed_serve_args",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -146,9 +147,14 @@ def test_reachable_from_elsewhere(host: str) -> None:
 @pytest.mark.parametrize("more", [{"api_keys": "one"}, {"allow_unauthenticated": True}, {"host": "127.0.0.1"}])
 def test_a_server_that_may_listen(monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]) -> None:
     taken: list[Any] = []
-    monkeypatch.setattr("guard.engine.vllm_api.create_server_socket", lambda address, **_: taken.append(address))
-    bind(planned(**{"host": "0.0.0.0", **more}))
-    assert len(taken) == 1
+
+    def take(address: Any, reuse_port: bool) -> socket.socket:
+        taken.append(address)
+        return socket.socket()
+
+    monkeypatch.setattr("guard.engine.vllm_api.create_server_socket", take)
+    with bind(planned(**{"host": "0.0.0.0", **more})):
+        assert len(taken) == 1
 
 
 def planned(**values: Any) -> Plan:

@@ -52,7 +52,7 @@ class Described:
         self.document = document
 
     def schema(self, path: str, method: str, status: int, kind: str) -> Any:
-        return self.document["paths"][path][method]["responses"][str(status)]["content"][kind]["schema"]
+        return self.document["paths"][path][method]["responses"][str(status)]["content"][kind].get("schema")
 
     def asked(self, path: str) -> Any:
         return self.document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -25,7 +25,7 @@ from schemathesis.specs.openapi import checks
 
 from app.dialects import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from tests.engine.server import Server
-from tests.fuzz.values import any_json, deep, many
+from tests.fuzz.values import EDGES, EXAMPLES, any_json, deep, many
 from tests.scripted.server import ScriptedServer
 
 ARGUMENTS = ["--max-tokens=48", "--max-choices=8", "--max-body-bytes=262144", "--loosest-mode=off"]
@@ -49,6 +49,90 @@ GOOD: dict[str, dict[str, Any]] = {
     "/tokenize": {"model": "atlas", "prompt": "Where is Kandy?"},
     "/detokenize": {"model": "atlas", "tokens": [1, 2, 3]},
 }
+# Places in a request where anything may stand, as far as its schema goes.
+FREE: list[Callable[[Any], dict[str, Any]]] = [
+    lambda value: {"tools": [{"type": "function", "function": {"name": "f", "parameters": value}}]},
+    lambda value: {"tools": [{"type": "function", "name": "f", "parameters": value}]},
+    lambda value: {"tools": [{"name": "f", "input_schema": value}]},
+    lambda value: {"tools": [{"type": "function", "function": {"name": value}}], "tool_choice": "auto"},
+    lambda value: {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": value}}},
+    lambda value: {"structured_outputs": {"json": value}},
+    lambda value: {"structured_outputs": {"regex": value}},
+    lambda value: {"structured_outputs": {"grammar": value}},
+    lambda value: {"text": {"format": {"type": "json_schema", "name": "x", "schema": value}}},
+    lambda value: {"metadata": {"a": value}},
+    lambda value: {"chat_template_kwargs": {"a": value}},
+    lambda value: {"chat_template": value},
+    lambda value: {"logit_bias": {"1": value}},
+    lambda value: {"logit_bias": {str(value): 1.0}},
+    lambda value: {"vllm_xargs": {"a": value}},
+    lambda value: {"vllm_xargs": {"hguard": value}},
+    lambda value: {"messages": [{"role": "user", "content": value}]},
+    lambda value: {"messages": [{"role": value, "content": "x"}]},
+    lambda value: {"messages": [{"role": "user", "content": [{"type": "text", "text": value}]}]},
+    lambda value: {"messages": [{"role": "assistant", "tool_calls": value}]},
+    lambda value: {"input": [{"role": "user", "content": value}]},
+    lambda value: {"prompt": [value]},
+    lambda value: {"prompt": [[value]]},
+    lambda value: {"hallucination": {"threshold": value}},
+    lambda value: {"stream": True, "stream_options": {"include_usage": value}},
+    lambda value: {"stream": True, "stop": [value]},
+]
+# What an engine could fall over, once it is past the checks before it.
+BOLD: list[dict[str, Any]] = [
+    *({"min_tokens": 4, "stop_token_ids": [one]} for one in (-1, 5, 5000, 2**31, 2**63)),
+    *({"allowed_token_ids": ids} for ids in ([], [-1], [5], [5000], [2**31], list(range(3000)))),
+    *(
+        {"logit_bias": bias}
+        for bias in ({"5000": 1}, {"-1": 1}, {"5": 1e308}, {"5": float("nan")}, {"5": float("-inf")})
+    ),
+    *({"logprobs": True, "top_logprobs": count} for count in (-1, 20, 2047, 5000)),
+    *({"logprobs": count} for count in (-1, 0, 20, 5000)),
+    *({"logprobs": True, "logprob_token_ids": ids} for ids in ([], [-1], [5], [5000], [2**40])),
+    *({"prompt_logprobs": count} for count in (-1, 0, 20, 5000)),
+    *({"truncate_prompt_tokens": count} for count in (-1, 0, 1, 5000, 2**62)),
+    *({"temperature": heat} for heat in (1e-300, 1e-6, 1e30, 1e308)),
+    *({"temperature": 1.0, "top_p": share} for share in (1e-300, 1e-9, 1.0)),
+    *({"temperature": 1.0, "min_p": share, "top_k": 1} for share in (0.0, 1.0)),
+    *({"temperature": 1.0, "top_k": count} for count in (-1, 0, 1, 2**31, 2**62, 2**63)),
+    *({"repetition_penalty": value} for value in (1e-300, 1e-9, 1e30, 1e308)),
+    *({"seed": seed, "temperature": 1.0} for seed in (-1, 2**31, 2**63 - 1, -(2**63))),
+    *({"bad_words": words} for words in ([""], [" "], ["It"], ["\0"], ["x" * 2000], ["It is"] * 300)),
+    *({"stop": stop} for stop in ("", [""], ["\0"], ["x"] * 500, "x" * 5000)),
+    *({"structured_outputs": one} for one in ({"json": {}}, {"regex": "("}, {"regex": "(a*)*b"}, {"choice": []})),
+    *(
+        {"structured_outputs": one}
+        for one in ({"grammar": "root ::= "}, {"json_object": True}, {"structural_tag": "x"})
+    ),
+    *({"prompt": prompt} for prompt in ([], [[]], [-1], [5000], [2**31], [2**63], ["", "x"], "", "\0", "x " * 600)),
+    *({"max_tokens": count} for count in (0, 1, -1)),
+    *({"echo": True, "max_tokens": 0, "logprobs": 1}, {"echo": True, "prompt": ["a", "b"], "n": 2}, {"best_of": 3}),
+    *({"n": 8, "temperature": 1.0, "stream": True}, {"n": 8, "temperature": 0.0}, {"n": 0}, {"n": 2**63}),
+    *({"priority": value} for value in (-(2**63), 2**63 - 1)),
+    *({"stream_interval": value, "stream": True} for value in (-1, 0, 1, 2**31)),
+    *({"repetition_detection": one} for one in ({}, {"max_pattern_size": 2**40, "min_count": 2}, {"min_count": -1})),
+    *({"kv_transfer_params": {"do_remote_decode": True}}, {"ec_transfer_params": {"x": 1}}, {"watermarking": {}}),
+    *({"thinking_token_budget": count} for count in (-1, 0, 2**40)),
+    *({"prompt_embeds": "AAAA"}, {"mm_processor_kwargs": {"x": 1}}, {"cache_salt": "x" * 9999}, {"cache_salt": ""}),
+    *({"chat_template": "{% for i in range(10**9) %}{% endfor %}"}, {"documents": [{"a": "b"}]}),
+    *({"chat_template_kwargs": one} for one in ({"chat_template": "x"}, {"tokenize": True}, {"messages": []})),
+    *({"tools": [{"type": "function"}], "tool_choice": one} for one in ("auto", {"type": "function", "function": {}})),
+    {"tools": [{}], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+    *(
+        {"hallucination": {"mode": "abstain", "retry": 0.0, "threshold": 0.0, "hold": hold}}
+        for hold in ("none", "window")
+    ),
+    *({"hallucination": {"damp": damp}} for damp in (0, 1e-300, 3)),
+    *({"request_id": name} for name in ("", "x" * 9999, "canary", "0_x", "\n")),
+    *({"user": name, "session_id": name} for name in ("", "x" * 9999)),
+    *(
+        {"include_stop_str_in_output": True, "stop": ["is"]},
+        {"add_generation_prompt": False, "continue_final_message": True},
+    ),
+    *({"background": True}, {"store": True}, {"previous_response_id": "x"}, {"max_tool_calls": 0}, {"include": ["x"]}),
+    *({"enable_response_messages": True}, {"truncation": "auto"}, {"text": {"format": {"type": "json_object"}}}),
+    *({"system": [{"type": "text", "text": "x"}]}, {"stop_sequences": [""]}, {"thinking": {"type": "enabled"}}),
+]
 READ = ["/load", "/version", "/health", "/metrics", "/v1/models", "/ping", "/v1/probe", "/info", "/live", "/ready"]
 SECONDS = 60
 
@@ -94,12 +178,14 @@ def schema(server: Server, document: Any) -> Any:
 @pytest.fixture(scope="module")
 def session() -> Iterator[requests.Session]:
     with requests.Session() as made:
+        made.headers["connection"] = "close"  # between two requests the server may tire of an idle connection
         yield made
 
 
 def examine(case: Any, session: requests.Session, trouble: Trouble) -> None:
     """Send one case, and note all that is wrong with the answer."""
-    where = f"{case.method} {case.path}"
+    new = sorted(set(case.body) - set(GOOD.get(case.path, ()))) if isinstance(case.body, dict) else []
+    where = f"{case.method} {case.path}" + (f" {new}" if len(new) == 1 else "")
     try:
         if isinstance(case.body, dict):  # as it is: no client of ours would send NaN
             url, data = case.operation.base_url + case.path, json.dumps(case.body)
@@ -186,6 +272,29 @@ def test_what_is_sent(document: Any, schema: Any, session: requests.Session, pat
         examine(case, session, trouble)
 
     ask()
+    assert not trouble.found, str(trouble)
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_each_field_at_each_edge(document: Any, schema: Any, session: requests.Session, path: str) -> None:
+    trouble, operation = Trouble(), schema[path]["POST"]
+    values = [*EDGES, "\ud800" * 3, ["\ud800"], {"\ud800": "\ud800"}, deep(300), deep(300, "dict"), "x" * 70_000]
+    bodies = [{**GOOD[path], name: value} for name in known_fields(document, path) for value in values]
+    bodies += [{**GOOD[path], **free(value)} for value in values for free in FREE]
+    for body in bodies if EXAMPLES else bodies[:: len(bodies) // 30]:
+        examine(operation.Case(body=body, media_type="application/json"), session, trouble)
+    assert not trouble.found, str(trouble)
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_what_an_engine_could_fall_over(schema: Any, session: requests.Session, server: Server, path: str) -> None:
+    trouble, operation = Trouble(), schema[path]["POST"]
+    for bold in BOLD:
+        for stream in (False, True):
+            body = {**GOOD[path], **bold, **({"stream": True} if stream else {})}
+            examine(operation.Case(body=body, media_type="application/json"), session, trouble)
+            assert server.process.poll() is None, f"the server fell over {body}"
+    examine(operation.Case(body=GOOD[path], media_type="application/json"), session, trouble)
     assert not trouble.found, str(trouble)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -148,8 +149,8 @@ def parsed(frames: list[bytes]) -> list[tuple[str | None, Any]]:
     for one in frames:
         if one in FOREIGN:
             continue
-        event, _, data = one.rpartition(b"data: ")
-        found.append((event.decode().removeprefix("event: ").strip() or None, json.loads(data)))
+        event, data = re.fullmatch(rb"(?:event: (.*)\n)?data: (.*)", one).groups()  # type: ignore[union-attr]
+        found.append((event.decode() if event else None, json.loads(data)))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
@@ -22,7 +23,7 @@ def texts(**size: int) -> st.SearchStrategy[str]:
     return st.text(st.characters(codec="utf-8"), **size)
 
 
-SCALARS = st.sampled_from(EDGES) | st.integers() | st.floats() | texts(max_size=12)
+SCALARS = st.sampled_from(EDGES).map(copy.deepcopy) | st.integers() | st.floats() | texts(max_size=12)
 
 
 def any_json(leaves: int = 6) -> st.SearchStrategy[Any]:

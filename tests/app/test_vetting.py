@@ -1,0 +1,99 @@
+"""What vLLM would fall over is refused: the request's fault is never the server's error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from starlette.requests import Request
+
+from app import vetting
+from tests.scripted.server import scripted_app
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
+JSON = {"content-type": "application/json"}
+TURN = {"role": "user", "content": "safe"}
+GOOD: dict[str, dict[str, Any]] = {
+    CHAT: {"model": "atlas", "messages": [TURN]},
+    COMPLETIONS: {"model": "atlas", "prompt": "safe"},
+    RESPONSES: {"model": "atlas", "input": "safe"},
+    MESSAGES: {"model": "atlas", "messages": [TURN], "max_tokens": 8},
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    async with scripted_app() as app:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://scripted") as client:
+            yield client
+        assert app.state.engine_client.pool.in_use == 0
+        assert app.state.admission.requests == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        (CHAT, {"structured_outputs": True}),
+        (COMPLETIONS, {"structured_outputs": True}),
+        (CHAT, {"tools": [{}], "tool_choice": {"type": "function", "function": {"name": "f"}}}),
+        (CHAT, {"stream_interval": 2**64}),
+        (COMPLETIONS, {"stop_token_ids": [2**64]}),
+        (CHAT, {"bad_words": ["\ud800"]}),
+        (MESSAGES, {"top_k": 2**64}),
+        (MESSAGES, {"metadata": {"\udfff": "x"}}),
+        (RESPONSES, {"top_k": "18446744073709551616"}),
+        (RESPONSES, {"metadata": {"a": "\ud800"}}),
+        (RESPONSES, {"logit_bias": {"-1": 1}}),
+    ],
+)
+async def test_the_requests_fault(http: httpx.AsyncClient, path: str, more: dict[str, Any], stream: bool) -> None:
+    content = json.dumps({**GOOD[path], **more, "stream": stream})  # httpx would not spell a surrogate
+    response = await http.post(path, content=content, headers=JSON)
+    if response.status_code == 200:  # vLLM's responses route begins its stream before it looks at everything
+        assert path == RESPONSES
+        assert stream
+        *_, last = (json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: "))
+        assert (last["type"], last["code"]) == ("error", "invalid_request_error")
+        assert last["message"]
+        return
+    assert response.status_code == 400
+    assert response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("path", "status"), [("/v1/embeddings", 404), ("/v1/chat/completions", 405), ("/v1/x", 404)])
+async def test_no_such_route(http: httpx.AsyncClient, path: str, status: int) -> None:
+    response = await http.put(path, json={})
+    assert response.status_code == status
+    assert response.json()["error"]["code"] == status
+    assert ("allow" in response.headers) is (status == 405)
+
+
+async def test_a_body_that_is_no_text(http: httpx.AsyncClient) -> None:
+    response = await http.post("/tokenize", content=b"\xff\xfe{", headers=JSON)
+    assert (response.status_code, response.json()["error"]["type"]) == (400, "BadRequestError")
+
+
+async def test_our_own_faults_stay_errors_of_the_server() -> None:
+    error = AttributeError("ours")
+    with pytest.raises(AttributeError):
+        await vetting._answer(Request({"type": "http", "path": "/", "headers": []}), error)
+
+
+async def test_characters_of_two_halves_pass(http: httpx.AsyncClient) -> None:
+    body = {"model": "atlas", "messages": [{"role": "user", "content": "safe 🇯🇵"}]}
+    for ascii_only in (True, False):
+        response = await http.post(CHAT, content=json.dumps(body, ensure_ascii=ascii_only), headers=JSON)
+        assert response.status_code == 200
+
+
+async def test_the_app_serves_on(http: httpx.AsyncClient) -> None:
+    for path, body in GOOD.items():
+        assert (await http.post(path, json=body)).status_code == 200
