@@ -154,13 +154,14 @@ class Traffic:
 class Server:
     """``hguard serve`` in a process of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: int | None) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = int(probe.getsockname()[1])
         self.url = f"http://127.0.0.1:{port}"
         own = ["--port", str(port), "--loosest-mode", "off"]
         command = [sys.executable, "-m", "app.cli", "serve", *own, "--", "--max-num-seqs=32"]
+        command += [] if blocks is None else [f"--num-gpu-blocks-override={blocks}"]
         environment = {**os.environ, "HGUARD_API_KEYS": KEY}
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)  # noqa: S603
@@ -205,8 +206,8 @@ class Server:
 
 
 @contextmanager
-def running() -> Iterator[Server]:
-    server = Server()
+def running(blocks: int | None) -> Iterator[Server]:
+    server = Server(blocks)
     try:
         yield server
     finally:
@@ -283,9 +284,10 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=float, default=10, help="seconds between samples (default: 10)")
+    parser.add_argument("--blocks", type=int, help="of the KV cache; a small one is soon touched all over")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
-    with running() as server:
+    with running(asked.blocks) as server:
         traffic, samples, after = asyncio.run(soak(server, asked.minutes, asked.clients, asked.seed, asked.every))
         strange = list(server.strange)
         status = server.stop()
@@ -302,6 +304,7 @@ def main() -> int:
         "machine": f"{processor}, {os.cpu_count()} cores",
         "minutes": asked.minutes,
         "clients": asked.clients,
+        "blocks": asked.blocks,
         "requests": dict(sorted(traffic.seen.items())),
         "figures": figures,
         "broken": broken,

@@ -30,7 +30,7 @@ LEAST = 16  # requests of one run: of a handful, the slowest in a hundred is onl
 
 _FIELD = "hallucination"
 _TICK = 0.01  # the unit in which the kernel counts a process's time
-_INSTANT = 1e-6  # between tokens that come with the first: no time, but ratios need one
+_INSTANT = 1e-6  # between tokens where all come in one packet: ratios need some time
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def streamed(taken: Taken, guarded: bool, held: bool = False) -> dict[str, float
         first.append(times[0] - reply.sent)
         between.extend(_gaps(times))
     values = {**_totals(taken, ", streamed"), **_quantiles("time to first token", first)}
-    return values if held else {**values, **_quantiles("inter-token latency", between)}
+    return values if held else {**values, **_quantiles("inter-token latency", between or [_INSTANT])}
 
 
 def _course(reply: Reply) -> tuple[list[float], str | None, Any]:
@@ -194,10 +194,10 @@ def _totals(taken: Taken, how: str) -> dict[str, float]:
 
 
 def _gaps(times: Sequence[float]) -> list[float]:
-    """What lies between the tokens of one stream; those that come in one packet share the time since the last."""
+    """What lies between the tokens of one stream. Those of one packet share the time since the last packet; of those
+    that come with the first nothing can be said."""
     moments, counts = np.unique(times, return_counts=True)
-    shared = np.diff(moments) / counts[1:]
-    return [*np.repeat(shared, counts[1:]), *([_INSTANT] * (counts[0] - 1))]
+    return list(np.repeat(np.diff(moments) / counts[1:], counts[1:]))
 
 
 def _quantiles(name: str, seconds: Sequence[float]) -> dict[str, float]:
@@ -207,8 +207,12 @@ def _quantiles(name: str, seconds: Sequence[float]) -> dict[str, float]:
 async def bench(
     model: str, plain: Command, guarded: Command, tokenizer: Any, options: Options, logs: Path
 ) -> dict[str, Any]:
-    """Start both servers, measure, and return what goes into ``bench/results``."""
+    """Start both servers, measure, and return what goes into ``bench/results``.
+
+    load_average: the machine's, from other work, before the servers start.
+    """
     prompter = Prompter(tokenizer, options.prompt)
+    others = os.getloadavg()[0]
     async with AsyncExitStack() as stack:
         servers = []
         for number, command in enumerate((plain, guarded)):
@@ -227,6 +231,7 @@ async def bench(
     return {
         "engine": f"{distribution} {version}",
         "machine": machine(),
+        "load_average": others,
         "load": {
             **asdict(replace(options, concurrency=list(options.concurrency))),
             "route": ROUTE,

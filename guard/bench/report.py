@@ -48,7 +48,9 @@ def _tables(path: Path) -> Iterator[str]:
         yield ""
     if "client" in result:
         shares = [f"{part['core_share']:.1%} with {part['concurrency']}" for part in result["client"]]
-        yield f"The clients' own process took this much of one core: {', '.join(shares)}."
+        busy = result.get("load_average")
+        others = "" if busy is None else f" Before the servers started, the machine's load average was {busy:.1f}."
+        yield f"The clients' own process took this much of one core: {', '.join(shares)}.{others}"
         yield ""
 
 
