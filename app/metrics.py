@@ -72,6 +72,8 @@ class Metrics:
         )
         for outcome in ("pass", "abstained"):
             self._retries.labels(model, outcome)
+        self._bands = bundle.bands
+        self._in_band = self._expect(registry)
         info = Gauge(
             "hguard_probe_info",
             "The probe that guards the model; always 1",
@@ -80,6 +82,26 @@ class Metrics:
         )
         info.labels(model, bundle.card.id, bundle.revision).set(1)
         self.slots = Gauge("hguard_slots_in_use", "Score slots claimed by requests in flight", registry=registry)
+
+    def _expect(self, registry: CollectorRegistry) -> list[Counter]:
+        """The counter of each band, and the share that it had among the calibration answers beside it."""
+        labels = ["model", "band"]
+        count = Counter(
+            "hguard_risk_band_answers_total",
+            "Scored answers of the undamped model by band of risk; few calibration answers, or none known, no bands",
+            labels,
+            registry=registry,
+        )
+        share = Gauge(
+            "hguard_risk_band_expected_ratio",
+            "Share of the calibration answers in each band",
+            labels,
+            registry=registry,
+        )
+        expected = self._bands.shares if self._bands else ()
+        for band, value in enumerate(expected):
+            share.labels(self._model, f"{band}").set(value)
+        return [count.labels(self._model, f"{band}") for band in range(len(expected))]
 
     def observe(self, call: GuardCall) -> None:
         """Record a finished request; one that never reached the engine has nothing to record."""
@@ -90,6 +112,14 @@ class Metrics:
         self._overhead.labels(self._model).observe(call.overhead_seconds)
         for verdict in call.verdicts.values():
             self._observe_answer(verdict)
+            if call.policy.damp == 1.0:
+                self._observe_drift(verdict)
+
+    def _observe_drift(self, verdict: Verdict) -> None:
+        """What is foreseen, and what dampened neurons answer, was not what the calibration saw."""
+        risk = verdict.risk if verdict.first_risk is None else verdict.first_risk
+        if self._bands is not None and risk is not None and not verdict.preempted:
+            self._in_band[self._bands.of(risk)].inc()
 
     def _observe_answer(self, verdict: Verdict) -> None:
         action = verdict.decision.action

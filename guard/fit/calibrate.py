@@ -99,8 +99,9 @@ def fit_readout(
 def calibrated(
     readout: Readout, signals: Sequence[Signals], wrong: NDArray[np.bool_]
 ) -> tuple[ReadoutParameters, dict[str, NDArray[np.float32]]]:
-    """The card's parameters, and the tensors that thresholds come from: ascending risks of the right answers."""
+    """The card's parameters, and the tensors that thresholds and bands come from: risks of right and wrong answers."""
     right = [one for one, is_wrong in zip(signals, wrong, strict=True) if not is_wrong]
+    risks = np.array([readout.risk(one)[0] for one in signals], np.float32)
     parameters = ReadoutParameters(
         window=readout.window,
         answer=parameters_of(readout.answer),
@@ -109,10 +110,10 @@ def calibrated(
         isotonic=readout.isotonic,
         preemptive=readout.preemptive,
     )
-    risks = {"right_risks": np.sort(np.array([readout.risk(one)[0] for one in right], np.float32))}
+    tensors = {"right_risks": np.sort(risks[~wrong]), "wrong_risks": np.sort(risks[wrong])}
     if readout.preemptive is not None:
-        risks["right_foreseen"] = np.sort(np.array([readout.foreseen(one.lead) for one in right], np.float32))
-    return parameters, risks
+        tensors["right_foreseen"] = np.sort(np.array([readout.foreseen(one.lead) for one in right], np.float32))
+    return parameters, tensors
 
 
 @dataclass(frozen=True, slots=True)

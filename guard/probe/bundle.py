@@ -1,8 +1,9 @@
 """A probe bundle: a folder with ``probe.safetensors`` and ``probe.json``. Never pickle.
 
 Tensors: layer, neuron int32 [k]; coefficient, folded float32 [k]; right_risks float32 [m], ascending, the risks of the
-calibration answers that were right (thresholds for any false-positive rate come from them). A bundle that knows a risk
-before any text exists also has right_foreseen float32 [m], the same of that risk.
+calibration answers that were right (thresholds for any false-positive rate come from them). Optional: wrong_risks
+float32, ascending, those of the wrong ones (with them, live risks can be held against the calibration's), and, where a
+risk is known before any text exists, right_foreseen float32 [m], the same as right_risks of that risk.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from guard.errors import BundleError, RequestError
-from guard.probe import conformal
+from guard.probe import conformal, drift
 from guard.probe.card import SCHEMA_VERSION, ProbeCard, StackParameters
+from guard.probe.drift import Bands
 from guard.probe.identity import differences
 from guard.probe.readout import Readout, Stack
 
@@ -32,7 +34,8 @@ TENSORS = {
     "folded": np.float32,
     "right_risks": np.float32,
 }
-OPTIONAL = {"right_foreseen": np.float32}
+OPTIONAL = {"wrong_risks": np.float32, "right_foreseen": np.float32}
+_RISKS = {"right_risks", "wrong_risks", "right_foreseen"}
 LARGEST = 64 << 20  # bytes; a probe has thousands of neurons at most
 
 
@@ -48,6 +51,7 @@ class Bundle:
     folded: NDArray[np.float32]
     right_risks: NDArray[np.float32]
     right_foreseen: NDArray[np.float32] | None = None
+    wrong_risks: NDArray[np.float32] | None = None
 
     @property
     def revision(self) -> str:
@@ -81,6 +85,13 @@ class Bundle:
     def foresees(self) -> bool:
         """Whether it gives a risk before any text exists, and thresholds for it."""
         return self.card.readout.preemptive is not None and self.right_foreseen is not None
+
+    @property
+    def bands(self) -> Bands | None:
+        """How the risks of the calibration answers are distributed; None where the bundle does not say."""
+        if self.wrong_risks is None:
+            return None
+        return drift.bands(np.concatenate([self.right_risks, self.wrong_risks]))
 
     def threshold(self, target_fpr: float) -> float:
         """The risk at which to flag for at most this rate of false alarms on right answers."""
@@ -190,7 +201,7 @@ def _check_tensors(folder: Path, card: ProbeCard, tensors: dict[str, NDArray[np.
         fail("it has no neurons, so there is nothing to tap")
     if any(len(tensors[name]) != k for name in ("neuron", "coefficient", "folded")):
         fail("layer, neuron, coefficient and folded differ in length")
-    for name in set(tensors) & {"coefficient", "folded", "right_risks", "right_foreseen"}:
+    for name in set(tensors) & {"coefficient", "folded", *_RISKS}:
         if not np.isfinite(tensors[name]).all():
             fail(f"tensor {name!r} has values that are not finite")
     for name, limit in (("layer", card.model.layers), ("neuron", card.model.neurons_per_layer)):
@@ -198,7 +209,7 @@ def _check_tensors(folder: Path, card: ProbeCard, tensors: dict[str, NDArray[np.
             fail(f"a {name} index is outside 0..{limit - 1}")
     if len(set(zip(tensors["layer"].tolist(), tensors["neuron"].tolist(), strict=True))) != k:
         fail("a neuron is listed twice")
-    for name in set(tensors) & {"right_risks", "right_foreseen"}:
+    for name in set(tensors) & _RISKS:
         if np.any(np.diff(tensors[name].astype(np.float64)) < 0):
             fail(f"{name} is not ascending")
     if (card.readout.preemptive is None) != ("right_foreseen" not in tensors):

@@ -83,4 +83,6 @@ def test_thresholds_come_from_right_answers_alone() -> None:
     parameters, risks = calibrate.calibrated(readout, fresh, wrong)
     assert parameters.preemptive is not None
     assert len(risks["right_risks"]) == len(risks["right_foreseen"]) == (~wrong).sum()
+    assert len(risks["wrong_risks"]) == wrong.sum()
     assert (np.diff(risks["right_risks"]) >= 0).all()
+    assert (np.diff(risks["wrong_risks"]) >= 0).all()

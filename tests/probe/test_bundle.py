@@ -128,6 +128,8 @@ def test_wrong_card(bundle: Bundle, edit: Callable[[dict[str, Any]], None], says
         ("neuron", np.array([[3, 7, 0, 63, 2]], np.int32), "one-dimensional int32"),
         ("neuron", np.array([3, 7, 0, 63, 2], np.int64), "one-dimensional int32"),
         ("right_risks", np.array([0.5, 0.1], np.float32), "not ascending"),
+        ("wrong_risks", np.array([0.5, 0.1], np.float32), "not ascending"),
+        ("wrong_risks", np.array([0.5, np.inf], np.float32), "not finite"),
         ("right_foreseen", np.array([0.5, 0.1], np.float32), "not ascending"),
         ("right_foreseen", np.array([0.1, np.nan], np.float32), "not finite"),
         ("right_foreseen", np.array([0.1, 0.5], np.float32), "needs both its calibration"),

@@ -1,0 +1,70 @@
+"""What is counted of a request's verdicts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from app.metrics import Metrics
+from guard.engine.call import GuardCall, Verdict
+from guard.policy import Mode, Policy, decide
+from guard.probe.bundle import Bundle
+
+
+@pytest.fixture
+def known(bundle: Bundle) -> Bundle:
+    """One that says what its calibration answers' risks were: as many wrong as right ones, evenly spread."""
+    return replace(bundle, wrong_risks=bundle.right_risks)
+
+
+def observe(bundle: Bundle, policy: Policy, **of_verdict: object) -> list[float]:
+    """How many answers each band has after one request."""
+    registry = CollectorRegistry()
+    metrics = Metrics(bundle, "small", registry)
+    verdict = Verdict(0, policy, decide(0.95, policy), 0.95, None, [1])
+    metrics.observe(GuardCall(policy, choices=1, verdicts={0: replace(verdict, **of_verdict)}))
+    return [
+        sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "hguard_risk_band_answers_total"
+    ]
+
+
+def test_an_answer_counts_in_its_band(known: Bundle) -> None:
+    assert observe(known, Policy(Mode.SCORE, 0.5)) == [0] * 9 + [1]
+
+
+def test_a_second_try_counts_as_what_the_first_one_was(known: Bundle) -> None:
+    assert observe(known, Policy(Mode.ABSTAIN, 0.5), first_risk=0.95, risk=0.05) == [0] * 9 + [1]
+
+
+@pytest.mark.parametrize(
+    ("policy", "of_verdict"),
+    [
+        (Policy(Mode.SCORE, 0.5, damp=0.5), {}),
+        (Policy(Mode.ABSTAIN, 0.5), {"preempted": True}),
+        (Policy(Mode.SCORE, 0.5), {"risk": None}),
+    ],
+)
+def test_what_the_calibration_did_not_see_counts_in_none(
+    known: Bundle, policy: Policy, of_verdict: dict[str, object]
+) -> None:
+    assert observe(known, policy, **of_verdict) == [0] * 10
+
+
+def test_a_bundle_that_does_not_say_has_no_bands(bundle: Bundle) -> None:
+    assert observe(bundle, Policy(Mode.SCORE, 0.5)) == []
+
+
+def test_expected_shares_stand_beside_the_counts(known: Bundle) -> None:
+    registry = CollectorRegistry()
+    Metrics(known, "small", registry)
+    shares = [
+        registry.get_sample_value("hguard_risk_band_expected_ratio", {"model": "small", "band": str(i)})
+        for i in range(10)
+    ]
+    assert known.bands is not None
+    assert shares == list(known.bands.shares)
