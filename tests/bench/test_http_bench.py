@@ -293,7 +293,7 @@ async def test_an_interrupt_while_it_starts_leaves_nothing(tmp_path: Path) -> No
 
 
 async def test_a_server_that_does_not_come_up_says_its_last_lines(tmp_path: Path) -> None:
-    dying = "import sys\nfor i in range(50): print('line', i)\nsys.exit('no memory for it')"
+    dying = "import sys\nfor i in range(50): print('line', i, flush=True)\nsys.exit('no memory for it')"
     with pytest.raises(GuardError, match=r"(?s)dying did not come up \(exit status 1\).*no memory for it") as raised:
         async with serving(Command("dying", [sys.executable, "-c", dying], free_port()), tmp_path / "log"):
             pass
