@@ -58,7 +58,7 @@ def soak(result: dict[str, Any]) -> Iterator[str]:
     yield "| | first | last | change a minute (95 % interval) |"
     yield "| --- | ---: | ---: | --- |"
     names = {f"memory of {name}, MiB": fit for name, fit in figures["memory_mib"].items()}
-    names |= {name: figures[name] for name in ("descriptors", "threads", "series")}
+    names |= {name: figures[name] for name in ("descriptors", "threads", "series", "series_of_http")}
     for name, fit in names.items():
         yield f"| {name} | {fit['first']:g} | {fit['last']:g} | {fit['per_minute']:+.2f} ({fit['low']:+.2f} to {fit['high']:+.2f}) |"
     yield ""

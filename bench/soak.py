@@ -93,7 +93,7 @@ def spoiled(rng: random.Random, body: dict[str, Any]) -> tuple[bytes, str]:
         return content, "wrong"
     if kind == "large":
         return json.dumps({**body, "padding": "x" * (3 << 20)}).encode(), KEY
-    wrong = {
+    wrong: dict[str, dict[str, Any]] = {
         "option": {"hallucination": {"mode": "panic"}},
         "model": {"model": "other"},
         "type": {"max_tokens": "many"},
@@ -195,7 +195,9 @@ class Server:
                 continue
         text = httpx.get(f"{self.url}/metrics", timeout=30).text
         lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-        found["series"] = len(lines)
+        # Of HTTP there is one more whenever a route first answers with a status; all others are there from the start.
+        found["series"] = sum(not line.startswith("http_") for line in lines)
+        found["series_of_http"] = len(lines) - found["series"]
         for gauge in ("hguard_slots_in_use", "hguard_requests_in_flight", "hguard_answers_in_flight"):
             found[gauge] = next(float(line.split()[-1]) for line in lines if line.startswith(gauge))
         return found
@@ -258,7 +260,7 @@ def findings(
     memory = {name: slope(seconds, [s["memory"].get(name, 0.0) for s in samples]) for name in after["memory"]}
     counts = {
         name: slope(seconds, [float(sample[name]) for sample in samples])
-        for name in ("descriptors", "threads", "series")
+        for name in ("descriptors", "threads", "series", "series_of_http")
     }
     broken = [
         f"memory of {name} grows"
@@ -268,6 +270,8 @@ def findings(
     late = [sample for sample in samples if sample["seconds"] >= WARM * seconds[-1]]
     if late[-1]["series"] > late[0]["series"]:
         broken.append(f"metric series went from {late[0]['series']} to {late[-1]['series']}")
+    if late[-1]["series_of_http"] > (1 + GROWTH) * late[0]["series_of_http"]:
+        broken.append(f"those of HTTP went from {late[0]['series_of_http']} to {late[-1]['series_of_http']}")
     if after["descriptors"] > max(sample["descriptors"] for sample in late):
         broken.append("descriptors are not given back")
     broken += [f"{gauge} is {after[gauge]} at rest" for gauge in after if gauge.startswith("hguard_") and after[gauge]]
