@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from app import bench, evaluate, fit, probe
+from app import bench, evaluate, fit, probe, worker
 from app.settings import Settings
 from guard.errors import GuardError
 
@@ -22,11 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     own, extra = _split(arguments)
     options = _parser().parse_args(own)
-    if extra and options.command not in ("serve", "fit", "calibrate", "eval", "bench"):
-        print(
-            "hguard: arguments after -- are vLLM's, and only serve, fit, calibrate, eval and bench start vLLM",
-            file=sys.stderr,
-        )
+    if extra and options.command == "probe":
+        print("hguard: arguments after -- are vLLM's, and probe does not start vLLM", file=sys.stderr)
         return 2
     try:
         return int(options.run(options, extra))
@@ -62,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
             serve.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
             serve.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=text)
+    worker.add_parser(commands)
     fit.add_parser(commands)
     fit.add_calibrate_parser(commands)
     evaluate.add_parser(commands)
@@ -75,7 +74,7 @@ def settings_from(values: dict[str, Any]) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        lines = [": ".join((*map(str, e["loc"]), e["msg"].removeprefix("Value error, "))) for e in error.errors()]
         raise GuardError("wrong settings: " + "; ".join(lines)) from None
 
 
@@ -90,9 +89,23 @@ def _serve(options: argparse.Namespace, extra: list[str]) -> int:
         sock = bind(prepared)
     except OSError as error:
         raise GuardError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; set --port") from None
-    with contextlib.closing(sock):
+    with contextlib.closing(sock), _ends_at_sigterm():
         run_engines(serve(prepared, sock))
     return 0
+
+
+@contextlib.contextmanager
+def _ends_at_sigterm() -> Iterator[None]:
+    """While the engine starts; once it serves, ``serving`` drains. A container's first process would ignore it."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,11 @@ async def require_live_taps(engine: GuardedEngine, prompt_ids: list[int]) -> Non
 
 
 async def require_every_layer(engine: Any) -> None:
-    """Raise TapError unless every worker tapped as many layers as it should."""
-    for number, report in enumerate(await engine.collective_rpc("hguard_report")):
+    """Raise TapError unless every worker tapped as many layers as it should, with the same probe on every node."""
+    reports = await engine.collective_rpc("hguard_report")
+    if len({report["probe"] for report in reports}) > 1:
+        raise TapError("the nodes of this engine were started with different probes; give each the same one")
+    for number, report in enumerate(reports):
         if report["tapped"] != report["expected"]:
             raise TapError(
                 f"worker {number} tapped {report['tapped']} of {report['expected']} layers: the model does not build "

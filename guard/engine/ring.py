@@ -9,6 +9,7 @@ The file is sparse: memory is used by the positions that requests reach, not by 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections import deque
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.errors import RequestError, TapError
+from guard.errors import RequestError, TapError, UnsupportedError
 
 PATH_VARIABLE = "HGUARD_RING_PATH"
 
@@ -47,7 +48,9 @@ class ScoreRing:
             header.flush()
         else:
             if not path.is_file():
-                raise TapError(f"the score ring {path} is gone: the server that made it has stopped")
+                raise TapError(
+                    f"the score ring {path} is not here: the server that made it has stopped, or is on another machine"
+                )
             header = np.memmap(path, dtype=_HEADER, mode="r", shape=(1,))
         self.slots, self.positions = int(header["slots"][0]), int(header["positions"][0])
         shape, offset = (self.slots, self.positions), _HEADER.itemsize
@@ -61,8 +64,19 @@ class ScoreRing:
 
     @classmethod
     def create(cls, slots: int, positions: int) -> ScoreRing:
-        """A new ring in shared memory (or the temporary folder, where there is none)."""
-        folder = "/dev/shm" if Path("/dev/shm").is_dir() and os.access("/dev/shm", os.W_OK) else None
+        """A new ring in shared memory (or the temporary folder, where there is none).
+
+        Raises UnsupportedError where it could outgrow that memory: the kernel would kill the worker that then writes.
+        """
+        shared = Path("/dev/shm").is_dir() and os.access("/dev/shm", os.W_OK)
+        folder = "/dev/shm" if shared else tempfile.gettempdir()
+        size, room = slots * positions * (ACTIVATION.itemsize + DRAW.itemsize), shutil.disk_usage(folder)
+        if size > room.free and room.total > 0:  # a tmpfs without a limit says 0
+            raise UnsupportedError(
+                f"the scores of {slots} answers of {positions} tokens may take {size >> 20} MiB, and {folder} has "
+                f"{room.free >> 20} MiB left: give it more (docker run --shm-size), or lower --slots, or "
+                "--max-model-len after --"
+            )
         handle, name = tempfile.mkstemp(prefix="hguard-ring-", dir=folder)
         os.close(handle)
         return cls(Path(name), (slots, positions))
@@ -71,6 +85,7 @@ class ScoreRing:
         """Remove the name. The memory lives on in the processes that opened it, and is freed when the last one ends."""
         self.path.unlink(missing_ok=True)
         refusal_file(self.path).unlink(missing_ok=True)
+        cause_file(self.path).unlink(missing_ok=True)
 
     def refusal(self) -> str | None:
         """Why a worker refused to start, if one did; vLLM itself says only that it did not start."""
@@ -123,6 +138,11 @@ def _known(known: NDArray[np.bool_], values: NDArray[np.float32]) -> NDArray[np.
 def refusal_file(ring: Path) -> Path:
     """Where a worker leaves its reason beside the ring."""
     return ring.with_name(f"{ring.name}.refusal")
+
+
+def cause_file(ring: Path) -> Path:
+    """Where a process of the engine leaves what it failed of beside the ring."""
+    return ring.with_name(f"{ring.name}.cause")
 
 
 class SlotPool:

@@ -19,10 +19,10 @@ from guard.engine.step import Harvest, Roster, Step, measure_given
 
 
 class AdapterV1:
-    """Binds one runner, its taps and the ring; ``writes`` on the one rank that reports."""
+    """Binds one runner, its taps and the ring, which only the one rank that reports has."""
 
-    def __init__(self, runner: Any, taps: Taps, ring: ScoreRing, writes: bool) -> None:
-        self._runner, self._taps, self._ring, self._writes = runner, taps, ring, writes
+    def __init__(self, runner: Any, taps: Taps, ring: ScoreRing | None) -> None:
+        self._runner, self._taps, self._ring = runner, taps, ring
         self._seats: dict[str, Seat] = {}
         self._batch: list[str] = []
         self._roster = Roster.of((), ())
@@ -53,7 +53,7 @@ class AdapterV1:
         finally:
             self._live = False
         pending = self._runner.execute_model_state
-        if self._writes and self._step is not None and self._step.drawn and pending is not None:
+        if self._ring is not None and self._step is not None and self._step.drawn and pending is not None:
             # Before grammar masks and sampling options: the model's own distribution, as vLLM's raw logprobs.
             self._drawn = Drawn(pending.logits)
         return output
@@ -89,7 +89,7 @@ class AdapterV1:
             tokens = batch.token_ids_cpu[given.owner, given.position + 1].astype(np.int64)
             model = self._runner.model
             harvest.draws = measure_given(given, hidden, model.compute_logits, tokens, batch.vocab_size)
-        if self._writes:
+        if self._ring is not None:
             harvest.deposit(self._ring)
 
     def _guarded_sample(self, logits: Any, spec_decode_metadata: Any) -> Any:
@@ -97,7 +97,7 @@ class AdapterV1:
         output = self._sample(logits, spec_decode_metadata)
         drawn, self._drawn = self._drawn, None
         step = self._step
-        if drawn is not None and step is not None:
+        if drawn is not None and step is not None and self._ring is not None:
             count = len(step.scheduled)
             ready = ~self._runner.discard_request_mask.np[:count].astype(bool)
             rows = step.draws(ready, self._ring.positions)

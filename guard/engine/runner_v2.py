@@ -133,17 +133,17 @@ class GuardOutput(AsyncModelRunnerOutput):
 
 
 class AdapterV2:
-    """Binds one runner, its taps and the ring; ``writes`` on the one rank that reports."""
+    """Binds one runner, its taps and the ring, which only the one rank that reports has."""
 
-    def __init__(self, runner: Any, taps: Taps, ring: ScoreRing, writes: bool) -> None:
+    def __init__(self, runner: Any, taps: Taps, ring: ScoreRing | None) -> None:
         state = runner.model_state
         if not isinstance(state, GuardModelState) or state.sampler is None or runner.sampler is not state.sampler:
             raise TapError("vLLM's V2 model runner did not take the guard's model state and sampler")
         if getattr(runner, "batch_sharder", None) is not None or getattr(runner, "pcp_manager", None) is not None:
             raise UnsupportedError("sampling or prefill sharded over ranks is not supported: rows would be misplaced")
-        self._runner, self._taps, self._ring, self._writes = runner, taps, ring, writes
+        self._runner, self._taps, self._ring = runner, taps, ring
         self._state, self._sampler = state, state.sampler
-        state.taps, state.writes = taps, writes
+        state.taps, state.writes = taps, ring is not None
         self._sample_tokens = runner.sample_tokens
         runner.sample_tokens = self._guarded_sample_tokens
         grammar = runner.structured_outputs_worker
@@ -177,7 +177,7 @@ class AdapterV2:
         harvest = self._harvest(step, pending.hidden_states) if wanted else None
         output = self._sample_tokens(grammar_output)
         self._state.step = None
-        if harvest is None or not (self._writes and step.recorded):
+        if harvest is None or self._ring is None or not step.recorded:
             return output
         if self._sampler.measured is not None:
             rows = step.draws(self._state.ready, self._ring.positions)

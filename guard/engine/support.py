@@ -20,9 +20,13 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "--pipeline-parallel-size",
         lambda a: a.pipeline_parallel_size > 1,
-        "scores would have to be summed over pipeline stages",
+        "scores would have to be summed over its stages; --tensor-parallel-size spreads a model over nodes, too",
     ),
-    ("--nnodes", lambda a: a.nnodes > 1, "the score ring is memory of one machine"),
+    (
+        "--distributed-executor-backend",
+        lambda a: a.nnodes > 1 and a.distributed_executor_backend not in (None, "mp"),
+        "over several nodes (--nnodes) the guard knows vLLM's multiprocessing executor only",
+    ),
     ("--data-parallel-size", lambda a: a.data_parallel_size > 1, "the score ring serves one engine"),
     (
         "--api-server-count",
@@ -89,6 +93,24 @@ def engine_version() -> tuple[str, str]:
     )
 
 
+def require_engine() -> tuple[str, str]:
+    """``engine_version``, which has a device to run on. Raises UnsupportedError for the CUDA build without a GPU."""
+    distribution, found = engine_version()
+    require_device(distribution)
+    return distribution, found
+
+
+def require_device(distribution: str) -> None:
+    """Raise UnsupportedError when this build of vLLM finds nothing to run on."""
+    import torch
+
+    if distribution == "vllm" and torch.cuda.device_count() == 0:
+        raise UnsupportedError(
+            "vLLM's CUDA build sees no GPU: give the container one (docker run --gpus all), check the driver "
+            "(nvidia-smi) and CUDA_VISIBLE_DEVICES, or use the CPU build (the image with ENGINE=cpu)"
+        )
+
+
 def require_supported(args: Any, environment: dict[str, str]) -> None:
     """Refuse what cannot be guarded among vLLM's parsed arguments and environment."""
     for option, used, why in _REFUSED:
@@ -111,6 +133,21 @@ def require_supported(args: Any, environment: dict[str, str]) -> None:
     if plugins is not None and "hguard" not in plugins.split(","):
         raise UnsupportedError(
             "VLLM_PLUGINS is set without hguard, so the taps would not load; add it or unset the variable"
+        )
+
+
+def require_node(args: Any, first: bool) -> None:
+    """Refuse a node that has no part in an engine over several, or has the other one.
+
+    Only the first node has the API, and the score ring beside it: its worker of rank 0 holds each step's scores,
+    summed over all ranks, so no other node's workers write.
+    """
+    if first and args.node_rank > 0:
+        raise UnsupportedError("--node-rank above 0 is for `hguard worker`; the API is on the first node")
+    if not first and (args.nnodes < 2 or args.node_rank < 1):
+        raise UnsupportedError(
+            "a worker node needs --nnodes 2 or more and --node-rank 1 or more after --, and the first node's "
+            "--master-addr; the first node runs `hguard serve`"
         )
 
 

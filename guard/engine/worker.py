@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from vllm.model_executor.custom_op import op_registry_oot
 
 from guard.engine import collector, state
+from guard.engine.config import KEY
 from guard.engine.layer import GuardRowParallelLinear
 from guard.engine.ring import PATH_VARIABLE, ScoreRing, refusal_file
 from guard.errors import GuardError, TapError, UnsupportedError
@@ -28,7 +30,10 @@ class GuardWorkerMixin:
             self._load_tapped(*args, **kwargs)
         except GuardError as error:
             # vLLM tells its parent process only that this one failed.
-            refusal_file(Path(os.environ[PATH_VARIABLE])).write_text(str(error), encoding="utf-8")
+            if (ring := _ring_path()) is not None:
+                refusal_file(ring).write_text(str(error), encoding="utf-8")
+            else:
+                print(f"hguard: {error}", file=sys.stderr, flush=True)
             raise
 
     def _load_tapped(self, *args: Any, **kwargs: Any) -> None:
@@ -51,9 +56,18 @@ class GuardWorkerMixin:
         adapter = self._adapter(built)
         adapter.prepare(config)
         super().load_model(*args, **kwargs)  # type: ignore[misc]
-        ring = ScoreRing(Path(os.environ[PATH_VARIABLE]))
-        writes = self.rank % self.hguard_taps.ranks == 0  # type: ignore[attr-defined]
-        adapter(runner, self.hguard_taps, ring, writes)
+        adapter(runner, self.hguard_taps, self._ring())
+
+    def _ring(self) -> ScoreRing | None:
+        """The ring, for the one rank that writes: each step's scores are summed over all ranks by then.
+
+        Raises TapError where that rank is not on the node of the API, whose memory the ring is.
+        """
+        if self.rank % self.hguard_taps.ranks != 0:  # type: ignore[attr-defined, union-attr]
+            return None
+        if (path := _ring_path()) is None:
+            raise TapError("this node's worker would have to write scores, and the score ring is on the API's node")
+        return ScoreRing(path)
 
     @staticmethod
     def _adapter(built: str | None) -> Any:
@@ -74,12 +88,19 @@ class GuardWorkerMixin:
             "tapped": taps.tapped_layers,
             "expected": taps.expected_layers,
             "runner": "V2" if runner == RUNNER_V2 else "V1",
+            "probe": self.vllm_config.additional_config.get(KEY, {}).get("sha256"),  # type: ignore[attr-defined]
         }
 
     def hguard_write(self, path: str, slots: list[int], rows: list[int], outputs: str | None = None) -> int:
         """Collecting: see ``Collector.write``."""
         assert isinstance(self.hguard_taps, collector.Collector)
         return self.hguard_taps.write(path, slots, rows, outputs)
+
+
+def _ring_path() -> Path | None:
+    """Where the server of this node left the ring; None on a node without one."""
+    path = os.environ.get(PATH_VARIABLE)
+    return None if path is None else Path(path)
 
 
 def kind_of(runner: Any) -> str | None:

@@ -13,7 +13,7 @@ from guard.errors import TapError
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
 
-LIVE = [{"tapped": 3, "expected": 3}]
+LIVE = [{"tapped": 3, "expected": 3, "probe": "a"}]
 
 
 class ScriptedTaps:
@@ -42,8 +42,9 @@ async def test_live_taps_pass(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("reports", "scores", "says"),
     [
-        ([{"tapped": 0, "expected": 3}], {1.0: 0.5, 0.0: 0.4}, "worker 0 tapped 0 of 3 layers"),
-        ([*LIVE, {"tapped": 2, "expected": 3}], {1.0: 0.5, 0.0: 0.4}, "worker 1 tapped 2 of 3 layers"),
+        ([{"tapped": 0, "expected": 3, "probe": "a"}], {1.0: 0.5, 0.0: 0.4}, "worker 0 tapped 0 of 3 layers"),
+        ([*LIVE, {"tapped": 2, "expected": 3, "probe": "a"}], {1.0: 0.5, 0.0: 0.4}, "worker 1 tapped 2 of 3 layers"),
+        ([*LIVE, {"tapped": 3, "expected": 3, "probe": "b"}], {1.0: 0.5, 0.0: 0.4}, "started with different probes"),
         (LIVE, {1.0: 0.0, 0.0: 0.0}, "the taps do not answer"),
         (LIVE, {1.0: np.nan, 0.0: 0.4}, "the taps do not answer"),
         (LIVE, {1.0: 0.5, 0.0: 0.5}, "damping has no effect"),

@@ -164,4 +164,4 @@ def test_the_v2_runner_must_have_taken_what_we_offered(bundle: Bundle) -> None:
 
     runner = SimpleNamespace(model_state=object(), sampler=object())
     with pytest.raises(TapError, match="did not take the guard's model state"):
-        AdapterV2(runner, taps(bundle, 1), None, True)  # type: ignore[arg-type]
+        AdapterV2(runner, taps(bundle, 1), None)  # type: ignore[arg-type]

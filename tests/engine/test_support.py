@@ -16,6 +16,8 @@ PLAIN: dict[str, Any] = {
     "enable_lora": False,
     "pipeline_parallel_size": 1,
     "nnodes": 1,
+    "node_rank": 0,
+    "distributed_executor_backend": None,
     "data_parallel_size": 1,
     "api_server_count": None,
     "speculative_config": None,
@@ -47,7 +49,6 @@ def test_plain_arguments_pass() -> None:
     [
         ("enable_lora", True, "--enable-lora"),
         ("pipeline_parallel_size", 2, "--pipeline-parallel-size"),
-        ("nnodes", 2, "--nnodes"),
         ("data_parallel_size", 2, "--data-parallel-size"),
         ("api_server_count", 2, "--api-server-count"),
         ("speculative_config", {"method": "ngram"}, "--speculative-config"),
@@ -100,6 +101,36 @@ def test_vllms_keys_are_answered_with_ours(arguments: dict[str, Any], environmen
 
 def test_plugins_with_ours_pass() -> None:
     support.require_supported(SimpleNamespace(**PLAIN), {"VLLM_PLUGINS": "other,hguard"})
+
+
+@pytest.mark.parametrize("backend", [None, "mp"])
+def test_several_nodes_pass_with_the_multiprocessing_executor(backend: str | None) -> None:
+    support.require_supported(SimpleNamespace(**{**PLAIN, "nnodes": 2, "distributed_executor_backend": backend}), {})
+
+
+def test_several_nodes_with_another_executor() -> None:
+    args = SimpleNamespace(**{**PLAIN, "nnodes": 2, "distributed_executor_backend": "ray"})
+    with pytest.raises(UnsupportedError, match="--distributed-executor-backend is not supported: over several nodes"):
+        support.require_supported(args, {})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "rank", "first", "says"),
+    [
+        (2, 1, True, "is for `hguard worker`"),
+        (2, 0, False, "--node-rank 1 or more"),
+        (1, 0, False, "--nnodes 2 or more"),
+    ],
+)
+def test_a_node_in_the_wrong_part(nodes: int, rank: int, first: bool, says: str) -> None:
+    with pytest.raises(UnsupportedError, match=says):
+        support.require_node(SimpleNamespace(nnodes=nodes, node_rank=rank), first)
+
+
+def test_each_node_in_its_part() -> None:
+    support.require_node(SimpleNamespace(nnodes=2, node_rank=0), first=True)
+    support.require_node(SimpleNamespace(nnodes=1, node_rank=0), first=True)
+    support.require_node(SimpleNamespace(nnodes=2, node_rank=1), first=False)
 
 
 @pytest.mark.parametrize("config", [{"num_local_experts": 8}, {"num_experts": 64}, {"n_routed_experts": 8}])

@@ -150,7 +150,7 @@ class ScriptedCore(EngineCoreClient):
     async def collective_rpc_async(self, method: str, *_: Any) -> list[Any]:
         if method != "hguard_report":
             raise NotImplementedError(method)
-        return [{"tapped": self._layers, "expected": self._layers, "runner": "scripted"}]
+        return [{"tapped": self._layers, "expected": self._layers, "runner": "scripted", "probe": "scripted"}]
 
     async def reset_mm_cache_async(self) -> None:
         pass

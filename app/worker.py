@@ -1,0 +1,44 @@
+"""``hguard worker``: a further node of an engine that spreads over several machines. It has no API."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from app.settings import Settings
+
+SHARED = ("model", "revision", "probe", "served_model_name", "compile", "relaxed")  # must be as the first node has them
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to ``hguard``'s."""
+    parser = commands.add_parser(
+        "worker",
+        help="a further node of a guarded model that spreads over several machines",
+        epilog="What follows -- goes to vLLM, as on the first node, but for --node-rank: "
+        "--nnodes 2 --node-rank 1 --master-addr FIRST --tensor-parallel-size 2.",
+    )
+    parser.set_defaults(run=run)
+    for name in SHARED:
+        field = Settings.model_fields[name]
+        flag, text = f"--{name.replace('_', '-')}", "as for serve, and as on the first node"
+        if name == "model":
+            parser.add_argument(name, nargs="?", default=argparse.SUPPRESS, help=text)
+        elif field.annotation is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        else:
+            parser.add_argument(flag, default=argparse.SUPPRESS, help=text)
+
+
+def run(options: argparse.Namespace, extra: list[str]) -> int:
+    """Take part until the engine ends. Raises GuardError for what does not fit together, and when a worker ended."""
+    from app.cli import settings_from
+    from app.main import matched
+    from guard.engine.launch import engine_arguments, run_workers
+
+    settings = settings_from({name: value for name, value in vars(options).items() if name in SHARED})
+    model, name, bundle = matched(settings)
+    args = engine_arguments(model, name, bundle, settings.compile, extra, settings.relaxed)
+    print(f"hguard: starting node {args.node_rank} of {args.nnodes} for {name} ...", flush=True)
+    run_workers(args, lambda: print(f"hguard: node {args.node_rank} is part of {name}", flush=True))
+    return 0
