@@ -82,6 +82,7 @@ class Metrics:
         )
         info.labels(model, bundle.card.id, bundle.revision).set(1)
         self.slots = Gauge("hguard_slots_in_use", "Score slots claimed by requests in flight", registry=registry)
+        self.all_slots = Gauge("hguard_slots", "Score slots that there are", registry=registry)
 
     def _expect(self, registry: CollectorRegistry) -> list[Counter]:
         """The counter of each band, and the share that it had among the calibration answers beside it."""
@@ -156,6 +157,11 @@ class DoorMetrics:
         for name, text, value in (
             ("hguard_requests_in_flight", "Requests that hold a place in the house", lambda: admission.requests),
             ("hguard_answers_in_flight", "Answers that the engine runs or that wait for it", lambda: admission.answers),
+            (
+                "hguard_answers_capacity",
+                "Answers that fit: what the engine runs at once and what may wait",
+                lambda: admission.capacity,
+            ),
             (
                 "hguard_draining",
                 "1 while the server refuses what is new because it ends",

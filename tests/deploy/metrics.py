@@ -1,0 +1,15 @@
+"""Names of metrics in PromQL, and in what a server exposes."""
+
+from __future__ import annotations
+
+import re
+
+_NAME = re.compile(r"\b(?:hguard_\w+|hguard:[\w:]+|vllm:\w+|http_\w+|process_\w+|up)\b")
+
+
+def names_in(expr: str) -> set[str]:
+    return set(_NAME.findall(re.sub(r'"[^"]*"', '""', expr)))
+
+
+def names_of(exposition: str) -> set[str]:
+    return {re.split(r"[{ ]", line, maxsplit=1)[0] for line in exposition.splitlines() if line and line[0] != "#"}
