@@ -15,6 +15,10 @@ serve: $(VENV)/.engine ## serve atlas on HOST:PORT (127.0.0.1:8000); further set
 test: check ## run every check and the whole test suite
 	$(BIN)/python -m pytest
 
+test-long: $(VENV)/.tools ## what takes minutes more: engines that lose a node, replicas behind Ray Serve
+	$(BIN)/python requirements/install.py requirements/ray.txt
+	$(BIN)/python -m pytest -m long --timeout 600
+
 check: $(VENV)/.tools ## formatting, lint, types, import direction
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -55,6 +59,13 @@ soak: $(VENV)/.tools ## 20 minutes of mixed traffic on a real server; ends with 
 contract: $(VENV)/.tools ## run real clients against the server and write what they see into docs/api.md
 	$(BIN)/python -m tests.contract.matrix
 
+image: ## build the container image with Docker; ENGINE=cpu for machines without a GPU
+	docker build --build-arg ENGINE=$(or $(ENGINE),cuda) --build-arg REVISION=$$(git rev-parse HEAD) \
+		--tag hneuron-guard:$(or $(ENGINE),cuda) .
+
+image-test: ## build the CPU image without Docker, start it and ask it a question (root, buildah, debootstrap, crun)
+	$(PYTHON) -m deploy.image
+
 install: $(VENV)/.engine ## install the CPU engine and this project into .venv
 
 $(VENV)/.engine: $(REQUIREMENTS)
@@ -67,6 +78,7 @@ $(VENV)/.engine: $(REQUIREMENTS)
 
 $(VENV)/.tools: $(VENV)/.engine requirements/dev.txt
 	$(BIN)/python requirements/install.py requirements/dev.txt
+	$(BIN)/python requirements/prometheus.py $(BIN)
 	@touch $@
 
-.PHONY: help serve test check format atlas atlas-report benchmarks fuzz soak contract install
+.PHONY: help serve test test-long check format atlas atlas-report benchmarks fuzz soak contract image image-test install

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,6 +15,7 @@ from pydantic import ValidationError
 
 from app import bench, evaluate, fit, probe, worker
 from app.settings import Settings
+from guard.engine.launch import prepare_environment, run_engines
 from guard.errors import GuardError
 
 _POSITIONAL = "model"
@@ -27,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("hguard: arguments after -- are vLLM's, and probe does not start vLLM", file=sys.stderr)
         return 2
     try:
+        if options.command != "probe":  # the others import vLLM, which looks around at once
+            prepare_environment()
         return int(options.run(options, extra))
     except GuardError as error:
         print(f"hguard: {error}", file=sys.stderr)
@@ -81,17 +86,22 @@ def settings_from(values: dict[str, Any]) -> Settings:
 def _serve(options: argparse.Namespace, extra: list[str]) -> int:
     chosen = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     settings = settings_from(chosen)
-    from app.main import bind, plan, serve
-    from guard.engine.launch import run_engines
+    with _ends_at_sigterm():
+        from app.main import bind, plan, serve
 
-    prepared = plan(settings, extra)
-    try:
-        sock = bind(prepared)
-    except OSError as error:
-        raise GuardError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; set --port") from None
-    with contextlib.closing(sock), _ends_at_sigterm():
-        run_engines(serve(prepared, sock))
+        prepared = plan(settings, extra)
+        try:
+            sock = bind(prepared)
+        except OSError as error:
+            where = f"{settings.host}:{settings.port}"
+            raise GuardError(f"cannot listen on {where}: {error.strerror}; set --port") from None
+        with contextlib.closing(sock):
+            run_engines(serve(prepared, sock))
     return 0
+
+
+class _ToldToEnd(BaseException):
+    """SIGTERM came before there was anything to drain."""
 
 
 @contextlib.contextmanager
@@ -99,11 +109,15 @@ def _ends_at_sigterm() -> Iterator[None]:
     """While the engine starts; once it serves, ``serving`` drains. A container's first process would ignore it."""
 
     def end(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
+        for child in multiprocessing.active_children():
+            child.kill()  # an engine that starts would first finish that
+        raise _ToldToEnd
 
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except _ToldToEnd:
+        os._exit(128 + signal.SIGTERM)  # an interpreter full of torch takes seconds to take itself apart
     finally:
         signal.signal(signal.SIGTERM, before)
 

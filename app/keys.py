@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 VARIABLE = "HGUARD_API_KEYS"
-REMEDY = f"set {VARIABLE}, or --allow-unauthenticated where something in front of the server checks its callers"
+REMEDY = (
+    f"set {VARIABLE} or {VARIABLE}_FILE, or --allow-unauthenticated where something in front of the server checks its "
+    "callers"
+)
 
 
 class Keys:
@@ -36,6 +41,22 @@ class Keys:
             if not (key.isascii() and key.isprintable()):
                 raise ValueError(f"key {position} has letters that an HTTP header cannot carry; use ASCII")
         return cls(keys)
+
+    @classmethod
+    def read(cls, file: Path) -> Keys:
+        """Keys from a file, which must hold one at least. Raises ValueError, which names the file and no key."""
+        try:
+            keys = cls.parse(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            remedy = f"let user {os.getuid()} read it" if isinstance(error, PermissionError) else "mount the secret"
+            raise ValueError(f"the keys' file {file} cannot be read ({error.strerror}): {remedy}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"the keys' file {file} is not text: keys are ASCII") from None
+        except ValueError as error:
+            raise ValueError(f"the keys' file {file} is wrong: {error}") from None
+        if not keys:
+            raise ValueError(f"the keys' file {file} holds no key: write one into it, or several, one a line")
+        return keys
 
     def holder(self, headers: Iterable[tuple[bytes, bytes]]) -> int | None:
         """The position of the key that a request carries, as a bearer token or as ``x-api-key``; None without one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 from argparse import Namespace
 from collections.abc import AsyncIterator, Sequence
@@ -50,11 +51,7 @@ class Plan:
 
 def plan(settings: Settings, extra: Sequence[str] = ()) -> Plan:
     """Check model, probe, engine and options. Raises GuardError with a sentence for the operator."""
-    support.engine_version()
-    model, name = find_model(settings)
-    bundle = load_bundle(find_probe(settings))
-    for difference in require_model(bundle, model, settings.relaxed):
-        complain(f"WARNING: {difference} from what the probe was fit on; its risks may be off")
+    model, name, bundle = matched(settings)
     require_calibrated(bundle, settings.model)
     defaults = resolve(
         bundle,
@@ -68,12 +65,23 @@ def plan(settings: Settings, extra: Sequence[str] = ()) -> Plan:
         loosest_mode=settings.loosest_mode,
         highest_threshold=settings.highest_threshold,
         loosest_hold=settings.loosest_hold,
+        highest_damp=settings.highest_damp,
     )
     own = ["--host", settings.host, "--port", str(settings.port), "--disable-uvicorn-access-log", *extra]
     args = engine_arguments(model, name, bundle, settings.compile, own, settings.relaxed)
     if (args.host, args.port) != (settings.host, settings.port):
         raise UnsupportedError("the address is set with --host and --port before --, not among vLLM's arguments")
+    support.require_node(args, first=True)
     return Plan(settings, model, name, bundle, defaults, args)
+
+
+def matched(settings: Settings) -> tuple[Path, str, Bundle]:
+    """(model's folder, served name, probe) that belong together. Raises GuardError when they do not."""
+    model, name = find_model(settings)
+    bundle = load_bundle(find_probe(settings))
+    for difference in require_model(bundle, model, settings.relaxed):
+        complain(f"WARNING: {difference} from what the probe was fit on; its risks may be off")
+    return model, name, bundle
 
 
 @asynccontextmanager
@@ -91,6 +99,7 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         admission = app.state.admission = _admission(settings, engine.vllm_config.scheduler_config.max_num_seqs)
         metrics = Metrics(bundle, plan.name)
         metrics.slots.set_function(lambda: engine.pool.in_use)
+        metrics.all_slots.set(engine.pool.size)
         speller = Speller(engine.get_tokenizer(), _chat_template(plan.args))
         writer = Writer(bundle, speller.spell)
         limits = (settings.max_risk_items, settings.risk_seconds)
@@ -132,6 +141,9 @@ async def serve(plan: Plan, sock: socket.socket) -> None:
     """Serve until a signal has ended it; see ``serving``. Raises GuardError when the engine died."""
     from vllm import envs
 
+    # Every connection is a descriptor, and shells allow 1,024 of them.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("hguard").setLevel(logging.INFO)
     os.environ.pop(keys.VARIABLE, None)  # the engine's processes inherit the environment, and need no keys
@@ -216,7 +228,8 @@ def _effective(plan: Plan, engine: Any, closed: list[str]) -> dict[str, Any]:
             "mode": plan.defaults.loosest_mode,
             "threshold": plan.defaults.highest_threshold,
             "hold": plan.defaults.loosest_hold,
+            "damp": plan.defaults.highest_damp,
         },
-        "settings": plan.settings.model_dump(mode="json", exclude={"model", "probe"}),
+        "settings": plan.settings.model_dump(mode="json", exclude={"model", "probe", "api_keys_file"}),
         "closed_routes": closed,
     }

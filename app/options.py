@@ -15,7 +15,8 @@ from guard.probe.bundle import Bundle
 FIELD = "hallucination"
 
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
-Strength = Annotated[float, Field(ge=0, le=3, allow_inf_nan=False, strict=True)]
+STRONGEST = 3.0
+Strength = Annotated[float, Field(ge=0, le=STRONGEST, allow_inf_nan=False, strict=True)]
 
 
 class Options(BaseModel):
@@ -57,7 +58,8 @@ class Defaults:
     """The operator's defaults and ceilings, resolved against the bundle once, at start.
 
     foreseen: the threshold of the risk before generation; None where the probe gives none. loosest_mode,
-    highest_threshold, loosest_hold: how far a caller may go below the defaults; stricter is always allowed.
+    highest_threshold, loosest_hold, highest_damp: how far a caller may go below the defaults; stricter is always
+    allowed. Neurons that are made stronger move answers and their scores away from what the probe was calibrated on.
     """
 
     mode: Mode
@@ -70,6 +72,7 @@ class Defaults:
     loosest_mode: Mode = Mode.OFF
     highest_threshold: float = 1.0
     loosest_hold: Hold = Hold.NONE
+    highest_damp: float = STRONGEST
 
     @property
     def policy(self) -> Policy:
@@ -142,6 +145,13 @@ def _require_allowed(options: Options, mode: Mode, threshold: float, defaults: D
             f"{defaults.highest_threshold:.4f}; its operator can allow more with HGUARD_HIGHEST_THRESHOLD",
             param=f"{FIELD}.{which}",
         )
+    for name, strength in (("damp", options.damp), ("retry", options.retry)):
+        if strength is not None and strength > defaults.highest_damp:
+            raise RequestError(
+                f"this server scales H-neurons by {defaults.highest_damp:g} at most, not by {strength:g}; its operator "
+                "can allow more with HGUARD_HIGHEST_DAMP",
+                param=f"{FIELD}.{name}",
+            )
     if mode is not Mode.ABSTAIN:
         return
     if options.hold is not None and _looser(options.hold, defaults.loosest_hold):
@@ -183,6 +193,7 @@ def resolve(
     loosest_mode: Mode | None = None,
     highest_threshold: float | None = None,
     loosest_hold: Hold | None = None,
+    highest_damp: float | None = None,
 ) -> Defaults:
     """The operator's settings for ``bundle``. A ceiling that is not given is the default itself.
 
@@ -194,10 +205,12 @@ def resolve(
     defaults = Defaults(mode, 1.0, preempt=preempt, hold=hold, fallback=fallback, fail=fail)
     defaults = defaults.at_threshold(bundle, threshold, target_fpr)
     ceiling = loosest_mode or mode
+    # Where the operator does nothing at the threshold, a caller may set any, and get round it in any way.
+    acts = ceiling in (Mode.FLAG, Mode.ABSTAIN)
     if highest_threshold is None:
-        # Where the operator does nothing at the threshold, a caller may set any.
-        acts = ceiling in (Mode.FLAG, Mode.ABSTAIN)
         highest_threshold = defaults.threshold if acts else 1.0
+    if highest_damp is None:
+        highest_damp = 1.0 if acts else STRONGEST
     if loosest_hold is None:
         loosest_hold = hold if ceiling is Mode.ABSTAIN else Hold.NONE
     for name, asked, limit in (("mode", mode, ceiling), ("hold", hold, loosest_hold)):
@@ -207,4 +220,10 @@ def resolve(
         raise GuardError(
             f"the default threshold ({defaults.threshold:.4f}) is over --highest-threshold ({highest_threshold})"
         )
-    return replace(defaults, loosest_mode=ceiling, highest_threshold=highest_threshold, loosest_hold=loosest_hold)
+    return replace(
+        defaults,
+        loosest_mode=ceiling,
+        highest_threshold=highest_threshold,
+        loosest_hold=loosest_hold,
+        highest_damp=highest_damp,
+    )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -70,6 +70,15 @@ class Settings(BaseSettings):
         Hold | None,
         Field(description="loosest hold that a request may ask for; default: the server's own if it abstains"),
     ] = None
+    highest_damp: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=3,
+            description="how much a request may strengthen the H-neurons (damp, retry); default: not at all, that is "
+            "1, if the server flags or abstains whatever is asked, else 3",
+        ),
+    ] = None
     risk_seconds: Annotated[
         float, Field(gt=0, description="how long /risk waits for a score before it answers not_scored")
     ] = 30.0
@@ -88,6 +97,9 @@ class Settings(BaseSettings):
             "HGUARD_API_KEYS than as a flag, which others on the machine can read"
         ),
     ] = Keys()
+    api_keys_file: Annotated[
+        Path | None, Field(description="file that holds the keys instead: a secret of Docker or Kubernetes")
+    ] = None
     allow_unauthenticated: Annotated[
         bool, Field(description="listen beyond this machine without keys: something else checks the callers")
     ] = False
@@ -141,6 +153,17 @@ class Settings(BaseSettings):
         ),
     ] = 30.0
     slots: Annotated[int, Field(ge=1, description="answers that can be guarded at once")] = 1024
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_keys(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Take the keys from their file; a file without keys must never mean a server without any."""
+        file = values.get("api_keys_file")
+        if not file:  # an empty variable is none
+            return {name: value for name, value in values.items() if name != "api_keys_file"}
+        if values.get("api_keys"):
+            raise ValueError("keys are given twice, as api_keys and in api_keys_file; leave one of them out")
+        return {**values, "api_keys": Keys.read(Path(file))}
 
     @classmethod
     def settings_customise_sources(

@@ -19,7 +19,11 @@ def find_model(settings: Settings) -> tuple[Path, str]:
             raise UnsupportedError(f"atlas is not built: {ATLAS} has no weights; run `make atlas`")
         return ATLAS, settings.served_model_name or "atlas"
     if (folder := Path(name)).is_dir():
+        if not (folder / "config.json").is_file():
+            raise UnsupportedError(f"no model in {name!r}: config.json is missing; is the right volume mounted there?")
         return folder, settings.served_model_name or name
+    if folder.is_absolute():
+        raise UnsupportedError(f"no model at {name!r}: there is no such folder; is the volume that holds it mounted?")
     if not hub.HUB_ID.fullmatch(name):
         raise UnsupportedError(f"no model at {name!r}: neither a folder nor an owner/name of the Hugging Face Hub")
     with hub.explained(f"the model {name!r} could not be fetched", UnsupportedError):

@@ -52,15 +52,15 @@ def soak(result: dict[str, Any]) -> Iterator[str]:
     refused = requests.get("valid 503", 0)
     yield (
         f"The last run, {result['minutes']:g} minutes on {result['machine']}: {total} requests, of which {aborted} were aborted, "
-        f"{invalid} were invalid and {refused} found no place. {_verdict(result['broken'])} After the warm-up (a quarter of the time):"
+        f"{invalid} were invalid and {refused} found no place. {_verdict(result['broken'])} After the warm-up (half of the time):"
     )
     yield ""
     yield "| | first | last | change a minute (95 % interval) |"
     yield "| --- | ---: | ---: | --- |"
     names = {f"memory of {name}, MiB": fit for name, fit in figures["memory_mib"].items()}
-    names |= {name: figures[name] for name in ("descriptors", "threads", "series", "series_of_http")}
+    names |= {name: figures[name] for name in ("descriptors", "threads", "series", "series_of_http", "handlers")}
     for name, fit in names.items():
-        yield f"| {name} | {fit['first']:g} | {fit['last']:g} | {fit['per_minute']:+.2f} ({fit['low']:+.2f} to {fit['high']:+.2f}) |"
+        yield f"| {name.replace('_', ' ')} | {fit['first']:g} | {fit['last']:g} | {fit['per_minute']:+.2f} ({fit['low']:+.2f} to {fit['high']:+.2f}) |"
     yield ""
     yield "At rest afterwards no slot was in use and no request in flight."
 

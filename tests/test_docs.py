@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-import json
+import argparse
 import re
+import tomllib
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from app import cli
+from app.door import PUBLIC
 from app.options import Options
 from app.routes import ALLOWED
+from app.settings import Settings
+from guard.engine import support
+from guard.probe.bundle import FILES, LARGEST
+from tests.documents import DOCUMENTS, ROOT, anchors_of, links_of, prose_of
 
-ROOT = Path(__file__).parents[1]
 MODULES = sorted(
     path for package in ("app", "guard") for path in (ROOT / package).rglob("*.py") if path.name != "__init__.py"
 )
+# In the order in which a newcomer reads them.
+ORDER = ["quickstart", "structure", "api", "calibration", "operations", "benchmarks", "security"]
+# Flags of programs that are neither ours nor vLLM's.
+OTHERS = {
+    "docker": {"--build-arg", "--cap-drop", "--gpus", "--secret", "--shm-size", "--stop-timeout", "--tmpfs"},
+}
+
+every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -27,28 +43,96 @@ def test_structure_names_every_module(module: Path) -> None:
     assert named, f"docs/structure.md does not say what {module.relative_to(ROOT)} is for"
 
 
-def test_readme_shows_the_two_commands_on_its_first_screen() -> None:
+def test_readme_shows_the_three_commands_on_its_first_screen() -> None:
     first_screen = (ROOT / "README.md").read_text().splitlines()[:25]
-    for command in ("make serve", "make test"):
+    for command in ("make serve", "make test", "docker compose -f deploy/compose.yaml up"):
         assert any(line.startswith(command) for line in first_screen)
     assert any(line.startswith("![") for line in first_screen)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "README.md",
-        "docs/api.md",
-        "docs/operations.md",
-        "docs/structure.md",
-        "bench/gpu/README.md",
-        "models/atlas/README.md",
-    ],
-)
-def test_links_lead_somewhere(name: str) -> None:
-    document = ROOT / name
-    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
-        assert (document.parent / target).exists(), f"{name} links to {target}"
+@every_document
+def test_links_lead_somewhere(document: Path) -> None:
+    for path, anchor in links_of(document):
+        target = document.parent / path if path else document
+        assert target.exists(), f"there is no {path}"
+        assert not anchor or anchor in anchors_of(target), f"{path} has no heading #{anchor}"
+
+
+def test_every_document_is_linked() -> None:
+    linked = {(document.parent / path).resolve() for document in DOCUMENTS for path, _ in links_of(document) if path}
+    assert [
+        str(document) for document in DOCUMENTS if document.parent == ROOT / "docs" and document not in linked
+    ] == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md"])
+def test_newcomers_are_led_in_order(name: str) -> None:
+    last_part = (ROOT / name).read_text().rpartition("\n## ")[2]
+    named = re.findall(r"\((?:docs/)?(\w+)\.md\)", last_part)
+    order = [one for one in ORDER if f"docs/{one}.md" != name]
+    assert [one for one in named if one in order] == order
+
+
+@every_document
+def test_variables_exist(document: Path) -> None:
+    settings = {f"HGUARD_{name.upper()}" for name in Settings.model_fields}
+    named = set(re.findall(r"\bHGUARD_[A-Z][A-Z_]*\b", document.read_text()))
+    assert [name for name in sorted(named - settings) if not re.search(rf"\b{name}\b", sources())] == []
+
+
+@every_document
+def test_flags_exist(document: Path) -> None:
+    for span in re.findall(r"`([^`]+)`", prose_of(document)):
+        named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", span))
+        if not named:
+            continue
+        own = re.match(r"hguard (\w+)", span)
+        known = flags_of(own[1]) if own and " -- " not in span else every_flag()
+        unknown = [flag for flag in sorted(named - known) if not re.search(rf"{flag}\b", scripts())]
+        assert unknown == [], f"`{span}` names flags that do not exist"
+
+
+@cache
+def sources() -> str:
+    """Everything that may read a variable."""
+    kinds = {".py", ".sh", ".yaml"}
+    folders = ("app", "guard", "bench", "deploy", "examples", "tests/fuzz")
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in kinds]
+    return "\n".join(path.read_text(encoding="utf-8") for path in [*found, ROOT / "Makefile"])
+
+
+@cache
+def scripts() -> str:
+    """Programs with flags of their own."""
+    found = [path for path in (ROOT / "bench").rglob("*") if path.suffix in {".py", ".sh"}]
+    return "\n".join(path.read_text(encoding="utf-8") for path in found)
+
+
+def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """(command, parser) of each of hguard's commands, and of the actions of those that have some."""
+
+    def below(parser: argparse.ArgumentParser, name: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for chosen, inner in action.choices.items():
+                    yield name or chosen, inner
+                    yield from below(inner, name or chosen)
+
+    return below(cli._parser(), "")
+
+
+def flags_of(command: str) -> set[str]:
+    return {flag for name, parser in parsers() if name == command for flag in parser._option_string_actions}
+
+
+@cache
+def every_flag() -> set[str]:
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from guard.engine.vllm_api import make_arg_parser
+
+    engine = set(make_arg_parser(FlexibleArgumentParser())._option_string_actions)
+    return engine.union(*(parser._option_string_actions for _, parser in parsers()), *OTHERS.values())
 
 
 def test_api_describes_every_option() -> None:
@@ -63,13 +147,41 @@ def test_api_names_every_open_route() -> None:
     assert [path for path in sorted(ALLOWED - hidden) if path not in text] == []
 
 
-def test_json_in_the_documents_is_json() -> None:
-    blocks = re.findall(r"```json\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL)
-    assert blocks
-    decoder = json.JSONDecoder()
-    for block in blocks:
-        at = 0
-        while at < len(block.rstrip()):
-            _, at = decoder.raw_decode(block, at)
-            while at < len(block) and block[at].isspace():
-                at += 1
+def test_api_names_every_metric() -> None:
+    text = (ROOT / "docs/api.md").read_text()
+    metrics = set(re.findall(r'"(hguard_\w+)"', (ROOT / "app/metrics.py").read_text()))
+    assert len(metrics) > 10
+    assert [name for name in sorted(metrics) if not re.search(rf"`{name}\b", text)] == []
+
+
+@pytest.mark.parametrize("name", ["docs/api.md", "docs/operations.md", "docs/security.md"])
+def test_documents_name_what_needs_no_key(name: str) -> None:
+    text = " ".join((ROOT / name).read_text().split())
+    paths = [f"`{path}`" for path in ("/", "/live", "/ready", "/health", "/ping", "/metrics")]
+    assert {path.strip("`") for path in paths} == PUBLIC
+    assert f"{', '.join(paths[:-1])} and {paths[-1]}" in text
+
+
+def test_security_names_what_is_refused() -> None:
+    text = (ROOT / "docs/security.md").read_text()
+    (row,) = (line for line in text.splitlines() if line.startswith("| options of vLLM"))
+    assert set(re.findall(r"`(--[\w-]+)`", row)) == {option for option, _, _ in support._REFUSED}
+    source = (ROOT / "guard/engine/support.py").read_text()
+    variables = set(re.findall(r'environment\.get\("(\w+)"', source))
+    assert [name for name in sorted(variables) if f"`{name}`" not in text] == []
+
+
+def test_security_says_what_a_bundle_is() -> None:
+    text = (ROOT / "docs/security.md").read_text()
+    assert {Path(name).suffix for name in FILES} == {".json", ".safetensors"}
+    assert f"larger than {LARGEST >> 20} MiB" in text
+
+
+def test_the_changelog_has_its_form() -> None:
+    lines = (ROOT / "CHANGELOG.md").read_text().splitlines()
+    versions = [line for line in lines if line.startswith("## ")]
+    kinds = {line.removeprefix("### ") for line in lines if line.startswith("### ")}
+    assert versions[0] == "## [Unreleased]"
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    current = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert len(versions) == 1 or versions[1].startswith(f"## [{current}]")

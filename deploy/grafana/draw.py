@@ -24,7 +24,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from bench.soak import KEY, Server
+from bench.soak import KEY, running
 from deploy.grafana.panels import WIDTH
 from deploy.live import Prometheus, load, panels, prometheus, targets
 from models.atlas.recipe.questions import from_ledger, load_ledger
@@ -89,11 +89,17 @@ def draw(dashboard: dict[str, Any], source: Prometheus, start: float, end: float
     rows = max(one["gridPos"]["y"] + one["gridPos"]["h"] for one in shown)
     figure = plt.figure(figsize=(16, 0.42 * rows), facecolor="#111217")
     empty = []
+    for row in (one for one in dashboard["panels"] if one["type"] == "row"):
+        at = 1 - (row["gridPos"]["y"] + 0.4) / rows
+        figure.text(0.01, at, row["title"], color="#ccccdc", fontsize=11, weight="bold")
     for panel in shown:
         at = panel["gridPos"]
         left, width = at["x"] / WIDTH, at["w"] / WIDTH
-        bottom, height = 1 - (at["y"] + at["h"]) / rows, at["h"] / rows
-        axes = figure.add_axes((left + 0.035, bottom + 0.028, width - 0.05, height - 0.055), facecolor="#181b1f")
+        bottom, height = (
+            1 - (at["y"] + at["h"] - 1) / rows,
+            (at["h"] - 2) / rows,
+        )  # in Grafana's rows: room for the text
+        axes = figure.add_axes((left + 0.035, bottom, width - 0.05, height), facecolor="#181b1f")
         axes.set_title(panel["title"], color="#ccccdc", fontsize=9, loc="left")
         axes.tick_params(colors="#8e8e99", labelsize=7)
         found: list[tuple[str, dict[str, Any]]] = []
@@ -103,17 +109,30 @@ def draw(dashboard: dict[str, Any], source: Prometheus, start: float, end: float
             if not result:
                 empty.append(f"{dashboard['title']}, {panel['title']}: {target.expr}")
             found += [(_legend(target.legend, one["metric"]), one) for one in result]
-        unit = panel["fieldConfig"]["defaults"].get("unit", "none")
+        unit = _defaults(panel).get("unit", "none")
         PAINTERS[panel["type"]](axes, panel, found, unit, start)
     figure.savefig(file, dpi=75, facecolor=figure.get_facecolor())
     plt.close(figure)
     return empty
 
 
+def _defaults(panel: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = panel.get("fieldConfig", {}).get("defaults", {})
+    return found
+
+
 def _legend(template: str, labels: dict[str, str]) -> str:
     for name, value in labels.items():
         template = template.replace("{{" + name + "}}", value)
     return template
+
+
+def _color(panel: dict[str, Any], name: str, position: int) -> str:
+    """What the dashboard gives a series, or the next one."""
+    for override in panel.get("fieldConfig", {}).get("overrides", []):
+        if override["matcher"]["options"] == name:
+            return str(override["properties"][0]["value"]["fixedColor"])
+    return COLORS[position % len(COLORS)]
 
 
 def _number(
@@ -127,20 +146,20 @@ def _number(
 
 
 def _lines(axes: Axes, panel: dict[str, Any], found: list[tuple[str, dict[str, Any]]], unit: str, start: float) -> None:
-    custom = panel["fieldConfig"]["defaults"].get("custom", {})
+    custom = _defaults(panel).get("custom", {})
     series = [(name, *_points(one, start)) for name, one in found]
-    axes.set_prop_cycle(color=COLORS)
+    colors = [_color(panel, name, i) for i, (name, _, _) in enumerate(series)]
     if custom.get("stacking", {}).get("mode") == "normal" and series:
         times = sorted({t for _, at, _ in series for t in at})
         heights = [[dict(zip(at, values, strict=True)).get(t, 0.0) for t in times] for _, at, values in series]
-        axes.stackplot(times, heights, labels=[name for name, _, _ in series], alpha=0.75, colors=COLORS)
+        axes.stackplot(times, heights, labels=[name for name, _, _ in series], alpha=0.75, colors=colors)
     else:
-        for name, at, values in series:
-            axes.plot(at, values, label=name, linewidth=1.2)
-    for step in panel["fieldConfig"]["defaults"].get("thresholds", {}).get("steps", []):
+        for (name, at, values), color in zip(series, colors, strict=True):
+            axes.plot(at, values, label=name, linewidth=1.2, color=color)
+    for step in _defaults(panel).get("thresholds", {}).get("steps", []):
         if step["value"] is not None and "thresholdsStyle" in custom:
             axes.axhline(step["value"], color=step["color"], linestyle="--", linewidth=0.8)
-    top = panel["fieldConfig"]["defaults"].get("max")
+    top = _defaults(panel).get("max")
     axes.set_ylim(0, top if top is not None else max(axes.get_ylim()[1], 1e-9))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: spelled(value, unit)))
     axes.grid(color="#2c3235", linewidth=0.5)
@@ -196,18 +215,18 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="where the pictures go")
     parser.add_argument("--seconds", type=float, default=240, help="of load (default: 240)")
     options = parser.parse_args()
-    server = Server(None)
     empty: list[str] = []
-    with tempfile.TemporaryDirectory() as work, prometheus(server.url.removeprefix("http://"), Path(work)) as source:
-        start = time.time()
-        asyncio.run(traffic(server.url, options.seconds))
-        end = time.time()
-        time.sleep(2)  # for the last scrape and the rules after it
-        for dashboard in load():
-            file = options.out / f"dashboard-{dashboard['uid'].removeprefix('hguard-')}.png"
-            empty += draw(dashboard, source, start, end, file)
-        empty += source.unhealthy()
-    server.stop()
+    with running(None) as server, tempfile.TemporaryDirectory() as work:
+        with prometheus(server.url.removeprefix("http://"), Path(work)) as source:
+            start = time.time()
+            asyncio.run(traffic(server.url, options.seconds))
+            end = time.time()
+            time.sleep(2)  # for the last scrape and the rules after it
+            for dashboard in load():
+                file = options.out / f"dashboard-{dashboard['uid'].removeprefix('hguard-')}.png"
+                empty += draw(dashboard, source, start, end, file)
+            empty += source.unhealthy()
+        server.stop()
     print("\n".join(empty) or "every query returned data")
     return 1 if empty else 0
 

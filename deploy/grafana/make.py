@@ -18,6 +18,7 @@ MODEL = 'model=~"$model"'
 ENGINE = 'model_name=~"$model"'
 EVERY = "[$__rate_interval]"
 
+OUTCOMES = {"pass": "green", "flagged": "gold", "abstained": "orange", "not_scored": "red", "off": "gray"}
 GREEN_ABOVE: list[tuple[float | None, str]] = [(None, "red"), (1, "green")]
 
 
@@ -79,6 +80,7 @@ def quality() -> Sheet:
         "reqps",
         "A request with several answers counts under its severest.",
         stacked=True,
+        colors=OUTCOMES,
     )
     made.lines(
         "Abstentions",
@@ -125,7 +127,7 @@ def quality() -> Sheet:
     )
     made.bars(
         "Answers by band of risk",
-        [(f"sort(hguard:risk_band:ratio_increase1h{{{MODEL}}})", "band {{band}}")],
+        [(f"hguard:risk_band:ratio_increase1h{{{MODEL}}}", "band {{band}}")],
         "percentunit",
         "Shares of the last hour's answers. Each band held about a tenth of the calibration answers.",
         width=6,

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grafana_foundation_sdk.builders import bargauge, common, dashboard, heatmap, prometheus, stat, table, timeseries
 from grafana_foundation_sdk.models import common as kinds
-from grafana_foundation_sdk.models.dashboard import DataSourceRef, GridPos, Threshold, ThresholdsMode, VariableRefresh
+from grafana_foundation_sdk.models.dashboard import (
+    DataSourceRef,
+    DynamicConfigValue,
+    GridPos,
+    Threshold,
+    ThresholdsMode,
+    VariableRefresh,
+)
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
@@ -88,8 +95,9 @@ class Sheet:
         stacked: bool = False,
         steps: Sequence[tuple[float | None, str]] = (),
         top: float | None = None,
+        colors: Mapping[str, str] | None = None,
     ) -> None:
-        """Series over time; ``steps`` draws thresholds, ``top`` fixes the axis."""
+        """Series over time; ``steps`` draws thresholds, ``top`` fixes the axis, ``colors`` those of series by name."""
         panel = timeseries.Panel().unit(unit).min(0).line_width(1).fill_opacity(30 if stacked else 8)
         panel = panel.show_points(kinds.VisibilityMode.NEVER).legend(_legend())
         if stacked:
@@ -101,6 +109,8 @@ class Sheet:
             )
         if top is not None:
             panel = panel.max(top)
+        for name, color in (colors or {}).items():
+            panel = panel.override_by_name(name, [DynamicConfigValue("color", {"mode": "fixed", "fixedColor": color})])
         for expr, legend in queries:
             panel = panel.with_target(query(expr, legend))
         self._add(panel, title, description, width, 8)

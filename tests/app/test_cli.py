@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from app.cli import main, settings_from
-from app.settings import Settings
+from app.settings import ATLAS, Settings
 from guard.errors import GuardError
 from guard.probe.bundle import Bundle
 
@@ -24,6 +26,13 @@ def test_flags_over_environment_over_file(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("HGUARD_MODE", "abstain")
     settings = settings_from({"port": "3333"})
     assert (settings.port, settings.mode.value, settings.target_fpr) == (3333, "abstain", 0.1)
+
+
+def test_nothing_heavy_is_imported_before_the_environment_is_prepared() -> None:
+    """vLLM reads it when it is imported, and torch makes its cache."""
+    program = "import sys, app.cli; print({'torch', 'vllm', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ATLAS.parents[1], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
 def test_every_setting_is_described() -> None:
@@ -64,9 +73,11 @@ def test_show(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["probe", "show", "nowhere"], "probe.json is missing"),
         (["serve", "nowhere"], "neither a folder nor"),
-        (["serve", "."], "no probe for '.'"),
-        (["serve", ".", "--probe", "nowhere"], "probe.json is missing"),
-        (["serve", ".", "--probe", "hf://no-owner"], "not of the form"),
+        (["serve", "/nowhere/model"], "is the volume that holds it mounted?"),
+        (["serve", "."], "config.json is missing; is the right volume mounted there?"),
+        (["serve", str(ATLAS)], "no probe for"),
+        (["serve", str(ATLAS), "--probe", "nowhere"], "probe.json is missing"),
+        (["serve", str(ATLAS), "--probe", "hf://no-owner"], "not of the form"),
         (["serve", "--port", "99999"], "port"),
     ],
 )
@@ -92,6 +103,6 @@ def test_a_probe_for_another_model(bundle: Bundle, tmp_path: Path, capsys: pytes
     assert "was not fit on this model: its weights differ" in capsys.readouterr().err
 
 
-def test_engine_arguments_only_for_serve(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_engine_arguments_not_for_probe(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "show", str(bundle.path), "--", "--enforce-eager"]) == 2
-    assert "only serve" in capsys.readouterr().err
+    assert "probe does not start vLLM" in capsys.readouterr().err

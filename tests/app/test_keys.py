@@ -132,6 +132,43 @@ def test_a_wrong_key_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPa
     assert SECRET not in str(caught.value)
 
 
+def test_keys_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(f"{SECRET}\nother\n")
+    monkeypatch.setenv("HGUARD_API_KEYS_FILE", str(tmp_path / "secret"))
+    settings = settings_from({})
+    assert settings.api_keys.holder(bearer(SECRET)) == 0
+    assert len(settings.api_keys) == 2
+    assert SECRET not in f"{settings!r} {settings.model_dump_json()}"
+    monkeypatch.setenv("HGUARD_API_KEYS", "third")
+    with pytest.raises(GuardError, match="given twice"):
+        settings_from({})
+    monkeypatch.setenv("HGUARD_API_KEYS_FILE", "")
+    assert len(settings_from({}).api_keys) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot be read (No such file or directory): mount the secret"),
+        (b"", "holds no key"),
+        (b" ,\n", "holds no key"),
+        (SECRET.encode() + b"\xff", "is not text"),
+        (SECRET.encode() + "\u00fc".encode(), "is wrong: key 1 has letters"),
+    ],
+)
+def test_a_wrong_key_secret_never_opens_the_server(
+    content: bytes | None, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = tmp_path / "secret"
+    if content is not None:
+        secret.write_bytes(content)
+    assert main(["serve", "--api-keys-file", str(secret)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"hguard: wrong settings: the keys' file {secret} ")
+    assert says in line
+    assert SECRET not in line
+
+
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.1", "::1"])
 def test_loopback(host: str) -> None:
     assert is_loopback(host)
@@ -140,7 +177,7 @@ def test_loopback(host: str) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "10.0.0.1", "example.org", "localhost.example.org", "128.0.0.1"])
 def test_reachable_from_elsewhere(host: str) -> None:
     assert not is_loopback(host)
-    with pytest.raises(UnsupportedError, match=r"no keys: set HGUARD_API_KEYS, or --allow-unauthenticated"):
+    with pytest.raises(UnsupportedError, match=r"no keys: set HGUARD_API_KEYS or HGUARD_API_KEYS_FILE, or --allow"):
         bind(planned(host=host))
 
 

@@ -164,6 +164,19 @@ def test_what_the_operator_allows_is_allowed(bundle: Bundle) -> None:
         parse({"threshold": 0.81}, allowing, bundle)
 
 
+@pytest.mark.parametrize("field", ["damp", "retry"])
+def test_stronger_neurons_are_no_way_round_the_operator(bundle: Bundle, field: str) -> None:
+    strict = resolve(bundle, mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05)
+    assert parse({field: 0.5}, strict, bundle)
+    with pytest.raises(RequestError, match=r"by 1 at most, not by 1\.5; .*HGUARD_HIGHEST_DAMP") as refused:
+        parse({field: 1.5}, strict, bundle)
+    assert refused.value.param == f"hallucination.{field}"
+    allowing = resolve(bundle, mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, highest_damp=2.0)
+    assert parse({field: 1.5}, allowing, bundle)
+    free = resolve(bundle, mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, loosest_mode=Mode.SCORE)
+    assert parse({field: 3.0}, free, bundle)
+
+
 @pytest.mark.parametrize(
     ("ceilings", "named"),
     [

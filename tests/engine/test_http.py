@@ -22,7 +22,11 @@ from guard.fit.judge import judge
 from guard.fit.questions import Question
 from models.atlas.recipe.facts import country_name
 from models.atlas.recipe.questions import load_ledger
+from tests.curl import excerpts_after, reply_to
+from tests.documents import ROOT, blocks_of
 from tests.engine.server import Server
+from tests.excerpt import shows
+from tests.shell import commands_of
 
 LEDGER = load_ledger(ATLAS)
 KNOWN = [f for f in LEDGER["facts"] if f["relation"] == "place_country" and f["group"] == "popular"][:20]
@@ -65,6 +69,19 @@ def result(reply: Any, index: int = 0) -> dict[str, Any]:
     assert block["type"] == "hallucination_results"
     found: dict[str, Any] = block["results"][index]
     return found
+
+
+def test_the_quickstart_shows_what_atlas_answers(server: Server) -> None:
+    seen = 0
+    for block in blocks_of(ROOT / "docs/quickstart.md"):
+        for excerpt in excerpts_after(block):
+            (command,) = commands_of(block.text)
+            objects = reply_to(command, server.url).objects
+            assert any(shows(excerpt, one, values=True) for one in objects), (
+                f"{block.name}: atlas does not say {excerpt}"
+            )
+            seen += 1
+    assert seen == 5
 
 
 def test_known_places_pass_and_fabricated_ones_are_flagged(client: openai.OpenAI) -> None:

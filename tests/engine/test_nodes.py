@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from app.settings import ATLAS
+from guard.probe.bundle import load_bundle, save_bundle
 from tests.engine import nodes
 from tests.engine.nodes import FIRST, Program
+from tests.engine.server import Server
 
 pytestmark = pytest.mark.skipif(not nodes.available(), reason="network namespaces take root and iproute2")
 
@@ -43,16 +48,12 @@ def test_both_nodes_take_part(pair: tuple[Program, Program]) -> None:
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[Any]:
-    from tests.engine.server import Server
-
     server = Server(["--max-queue=8"])
     yield server
     server.stop()
 
 
 def test_scores_are_those_of_one_machine(pair: tuple[Program, Program], alone: Any) -> None:
-    import httpx
-
     body = {**QUESTION, "hallucination": {"tokens": True}}
     over_two = json.loads(nodes.ask("/v1/chat/completions", json.dumps(body)))
     on_one = httpx.post(f"{alone.url}/v1/chat/completions", json=body, timeout=60).json()
@@ -66,8 +67,6 @@ def test_scores_are_those_of_one_machine(pair: tuple[Program, Program], alone: A
 
 
 def test_damping_reaches_both(pair: tuple[Program, Program], alone: Any) -> None:
-    import httpx
-
     body = {**QUESTION, "hallucination": {"damp": 0.0, "tokens": True}}
     over_two = item(nodes.ask("/v1/chat/completions", json.dumps(body)))
     on_one = item(httpx.post(f"{alone.url}/v1/chat/completions", json=body, timeout=60).text)
@@ -76,18 +75,40 @@ def test_damping_reaches_both(pair: tuple[Program, Program], alone: Any) -> None
     assert over_two["tokens"] != undamped["tokens"]
 
 
-def test_when_the_second_node_is_gone_the_first_ends(pair: tuple[Program, Program]) -> None:
+def test_a_node_that_is_gone_ends_the_other(pair: tuple[Program, Program]) -> None:
+    """Whichever it is: the first with the status that has a supervisor start it again, the second saying why."""
     first, second = pair
-    second.end()
-    nodes_error = ""
-    try:
-        nodes.ask("/v1/chat/completions", json.dumps(QUESTION))
-    except Exception as error:
-        nodes_error = str(error)
-    assert nodes_error
-    assert first.process.wait(timeout=60) == 1
+    first.end()
+    second.says("the first node is gone", 90)
+    assert second.process.wait(timeout=60) == 1
 
 
-def test_nodes_with_different_probes_are_refused() -> None:
-    base = ["--probe", str(ATLAS / "base" / "probe"), "--relaxed"]
-    del base
+@pytest.mark.long
+def test_nodes_with_different_probes(tmp_path: Path) -> None:
+    """Scores would be sums of two probes' parts."""
+    bundle = load_bundle(ATLAS / "probe")
+    fewer = {name: tensor for name, tensor in bundle.tensors.items() if name != "wrong_risks"}
+    save_bundle(tmp_path / "other", bundle.card, fewer)
+    with nodes.machines():
+        first, second = Program(0, SERVE), Program(1, ["worker", "--probe", str(tmp_path / "other"), *WORKER[1:]])
+        try:
+            assert first.process.wait(timeout=240) == 1
+            assert "the nodes of this engine were started with different probes" in "".join(first.lines)
+        finally:
+            first.end()
+            second.end()
+
+
+@pytest.mark.long
+def test_the_second_node_is_gone() -> None:
+    with nodes.machines():
+        first, second = Program(0, SERVE), Program(1, WORKER)
+        try:
+            first.says(" is ready")
+            second.end()
+            with pytest.raises(subprocess.CalledProcessError):
+                nodes.ask("/v1/chat/completions", json.dumps(QUESTION))
+            assert first.process.wait(timeout=60) == 1
+        finally:
+            first.end()
+            second.end()

@@ -45,7 +45,7 @@ def test_fresh_memory_is_empty(ring: ScoreRing) -> None:
 
 def test_a_name_that_is_gone(ring: ScoreRing) -> None:
     ring.unlink()
-    with pytest.raises(TapError, match="is gone"):
+    with pytest.raises(TapError, match="is not here"):
         ScoreRing(ring.path)
 
 

@@ -20,7 +20,6 @@ from fastapi import FastAPI
 
 from app import cli
 from app.settings import Settings
-from guard.engine import support
 from guard.engine.launch import prepare_environment
 from guard.probe.bundle import Bundle
 from tests.engine.server import Server
@@ -92,7 +91,7 @@ def forget_metrics() -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """``hguard serve`` with these arguments."""
-    prepare_environment(support.engine_version()[0])
+    prepare_environment()
     from tests.scripted.engine import scripted_engine
 
     with scripted_engine():
