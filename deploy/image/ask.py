@@ -16,7 +16,7 @@ from typing import Any
 from deploy.image.container import Container
 
 READY_SECONDS = 300
-REFUSAL_SECONDS = 120
+REFUSAL_SECONDS = 300  # most take one; those that need an engine take as long as a start
 QUESTION = {
     "model": "atlas",
     "messages": [{"role": "user", "content": "Which country is Qolmarinda in?"}],

@@ -63,9 +63,12 @@ class Container:
     def ended(self) -> bool:
         return self._crun.poll() is not None
 
-    def wait(self, seconds: float) -> int:
-        """Its exit status. Raises TimeoutExpired."""
-        return self._crun.wait(seconds)
+    def wait(self, seconds: float) -> int | None:
+        """Its exit status; None when it has not ended by then."""
+        try:
+            return self._crun.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
 
     def execute(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         """Run a command inside, as the image's user and with its environment, as a HEALTHCHECK is."""
