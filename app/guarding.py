@@ -64,8 +64,8 @@ class GuardMiddleware:
         except RequestError as error:
             await errors.of(error, path)(scope, receive, send)
             return
-        if FIELD in request:
-            del request[FIELD]
+        if dialect.prepare(request) or FIELD in request:
+            request.pop(FIELD, None)
             raw = json.dumps(request).encode()
         with use_call(GuardCall(policy)) as call:
             reply = Reply(dialect, Telling(call, self._writer, self._refusal, self._fallback), send)

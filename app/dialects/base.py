@@ -74,6 +74,10 @@ class Stream(Protocol):
 class Dialect(Protocol):
     """One API's way to ask and to answer."""
 
+    def prepare(self, body: dict[str, Any]) -> bool:
+        """Mend what vLLM would fall over in a valid request; whether there was anything."""
+        ...
+
     def wants_token_risk(self, body: dict[str, Any]) -> bool:
         """Whether a stream is to carry the risk of each token beside it."""
         ...

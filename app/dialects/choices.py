@@ -16,6 +16,9 @@ _RUNNING = b'"finish_reason":null'
 class Choices:
     """What both have in common."""
 
+    def prepare(self, body: dict[str, Any]) -> bool:
+        return False
+
     def wants_token_risk(self, body: dict[str, Any]) -> bool:
         return False
 

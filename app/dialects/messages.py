@@ -11,6 +11,9 @@ from guard.engine.call import Verdict
 
 
 class Messages:
+    def prepare(self, body: dict[str, Any]) -> bool:
+        return False
+
     def wants_token_risk(self, body: dict[str, Any]) -> bool:
         return False  # this API has no log-probabilities to stand beside
 

@@ -12,6 +12,20 @@ from guard.engine.call import Verdict
 
 
 class Responses:
+    def prepare(self, body: dict[str, Any]) -> bool:
+        """Make refusals that a caller sends back, such as ours, the texts that they are.
+
+        vLLM (0.32) takes an assistant's message to begin with a text, and answers 500 where it does not.
+        """
+        items = body.get("input")
+        mended = False
+        for item in items if isinstance(items, list) else ():
+            if isinstance(item, dict) and item.get("role") == "assistant" and isinstance(item.get("content"), list):
+                parts = [_as_text(part) for part in item["content"]] or [_text("")]
+                mended = mended or parts != item["content"]
+                item["content"] = parts
+        return mended
+
     def wants_token_risk(self, body: dict[str, Any]) -> bool:
         return False  # its logprobs do not say which token of the answer they belong to
 
@@ -34,7 +48,7 @@ def stand_in(verdict: Verdict, telling: Telling) -> dict[str, Any]:
     if refuses(verdict):
         content: dict[str, Any] = {"type": "refusal", "refusal": telling.refusal}
     else:
-        content = {"type": "output_text", "text": telling.stand_in(verdict), "annotations": []}
+        content = _text(telling.stand_in(verdict))
     return {
         "id": f"msg_{uuid.uuid4().hex}",
         "type": "message",
@@ -42,6 +56,15 @@ def stand_in(verdict: Verdict, telling: Telling) -> dict[str, Any]:
         "status": "completed",
         "content": [content],
     }
+
+
+def _text(text: Any) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": []}
+
+
+def _as_text(part: Any) -> Any:
+    refuses = isinstance(part, dict) and part.get("type") == "refusal" and "refusal" in part
+    return _text(part["refusal"]) if refuses else part
 
 
 def end(response: dict[str, Any], verdict: Verdict) -> None:
