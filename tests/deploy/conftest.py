@@ -33,4 +33,4 @@ def exposed(server: Server) -> set[str]:
     """The names of all metrics, after one request: those of HTTP begin with the first."""
     body = {"model": "atlas", "messages": [{"role": "user", "content": "Where is Kandy?"}]}
     httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).raise_for_status()
-    return names_of(httpx.get(f"{server.url}/metrics").text)
+    return names_of(httpx.get(f"{server.url}/metrics", timeout=60).text)

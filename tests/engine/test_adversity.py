@@ -71,7 +71,7 @@ async def until_idle(engine: Any) -> None:
     assert engine.pool.in_use == 0
     assert engine.get_num_unfinished_requests() == 0
     # An abort is a message to another process, which acts on it between two steps.
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await engine.reset_prefix_cache():  # noqa: ASYNC110 - refused while a request holds a block
             await asyncio.sleep(0.02)
 

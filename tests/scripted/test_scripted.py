@@ -143,13 +143,13 @@ async def test_a_request_fails_alone(http: httpx.AsyncClient, word: str) -> None
 
 async def test_a_stream_flows_and_its_caller_may_leave(app: FastAPI) -> None:
     engine = app.state.engine_client
-    async with listening(app) as url, httpx.AsyncClient(base_url=url) as http:
+    async with listening(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as http:
         async with http.stream("POST", CHAT, json=asking("hangs", stream=True)) as response:
             async for line in response.aiter_lines():
                 if '" is"' in line:
                     break
             assert engine.pool.in_use == 1
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while engine.pool.in_use:  # noqa: ASYNC110 - the server has yet to notice
                 await asyncio.sleep(0.01)
     assert engine.get_num_unfinished_requests() == 0
