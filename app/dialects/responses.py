@@ -13,17 +13,23 @@ from guard.engine.call import Verdict
 
 class Responses:
     def prepare(self, body: dict[str, Any]) -> bool:
-        """Make refusals that a caller sends back, such as ours, the texts that they are.
+        """Mend the caller's history where vLLM (0.32) answers 500; whether there was something to mend.
 
-        vLLM (0.32) takes an assistant's message to begin with a text, and answers 500 where it does not.
+        It takes an assistant's message to begin with a text: refusals, such as ours, become the texts that they are. It
+        takes the output of a function for a list of plain dictionaries: of one that says who made it, it makes objects.
         """
         items = body.get("input")
         mended = False
         for item in items if isinstance(items, list) else ():
-            if isinstance(item, dict) and item.get("role") == "assistant" and isinstance(item.get("content"), list):
+            if not isinstance(item, dict):
+                continue
+            if item.get("role") == "assistant" and isinstance(item.get("content"), list):
                 parts = [_as_text(part) for part in item["content"]] or [_text("")]
                 mended = mended or parts != item["content"]
                 item["content"] = parts
+            elif item.get("type") == "function_call_output" and "created_by" in item:
+                del item["created_by"]
+                mended = True
         return mended
 
     def wants_token_risk(self, body: dict[str, Any]) -> bool:

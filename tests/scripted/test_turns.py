@@ -83,3 +83,15 @@ async def test_messages(http: httpx.AsyncClient) -> None:
     said = {"role": "assistant", "content": first["content"]}
     second = await answer(http, "/v1/messages", messages=[user(RISKY), said, user(SAFE)], max_tokens=64)
     assert action(second) == "pass"
+
+
+async def test_what_a_function_said_comes_back_as_it_was_read(http: httpx.AsyncClient) -> None:
+    """With all that the API shows of it; atlas, which knows no tools, is what refuses it."""
+    said = {"type": "function_call_output", "call_id": "x", "output": [{"type": "input_text", "text": "abc"}]}
+    shown = {**said, "id": "fc", "status": "completed", "created_by": "me"}
+    replies = [
+        await http.post("/v1/responses", json={"model": "atlas", "input": [user(SAFE), item]}) for item in (said, shown)
+    ]
+    assert [reply.status_code for reply in replies] == [400, 400]
+    assert replies[0].json() == replies[1].json()
+    assert "not tool" in replies[0].text
