@@ -45,12 +45,15 @@ def add_parser(commands: Any) -> None:
         "with --http score, flag, abstain",
     )
     parser.add_argument("--compiled", action="store_true", help="compile the models on CPU")
-    parser.add_argument("--http", action="store_true", help="two servers, asked over HTTP, instead of two engines")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--http", action="store_true", help="two servers, asked over HTTP, instead of two engines")
+    instead.add_argument("--profile", action="store_true", help="what each kernel takes in a decoding step, instead")
+    instead.add_argument("--kernels", action="store_true", help="the guard's Triton kernels by themselves, instead")
 
 
 def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Measure and write the file. Raises GuardError for options that make no sense."""
-    from guard.bench import http
+    from guard.bench import http, profile
     from guard.bench.run import MODES, Options, bench, write
 
     known = tuple(http.MODES) if options.http else MODES
@@ -64,14 +67,35 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     if min(options.prompt, options.output, options.requests, options.rounds, *clients) < 1:
         raise GuardError("--prompt, --output, --clients, --requests and --rounds must be at least 1")
     load = Options(options.prompt, options.output, clients, options.requests, options.rounds, modes)
+    if options.kernels:
+        write(_kernels(), options.out)
+        return 0
     if options.http:
         write(_over_http(options, extra, load), options.out)
         return 0
     with tempfile.TemporaryDirectory() as folder:
         name, args, bundle = _engine(options, extra, Path(folder))
-        result = run_engines(bench(name, args, bundle, load))
+        if options.profile:
+            work = profile.bench(name, args, bundle, clients, options.prompt, load.slots, Path(folder))
+        else:
+            work = bench(name, args, bundle, load)
+        result = run_engines(work)
     write(result, options.out)
     return 0
+
+
+def _kernels() -> dict[str, Any]:
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        raise GuardError(
+            "--kernels measures Triton's, and Triton is not installed: it comes with vLLM for CUDA"
+        ) from None
+    from guard.bench import kernels
+
+    if not kernels.can_run():
+        raise GuardError("--kernels needs an NVIDIA GPU; TRITON_INTERPRET=1 runs them without one, and times nothing")
+    return kernels.bench()
 
 
 def _engine(options: argparse.Namespace, extra: list[str], folder: Path) -> tuple[str, Namespace, Bundle]:

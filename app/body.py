@@ -1,4 +1,4 @@
-"""Request bodies: read, parsed once, and given to the next layer as they came."""
+"""Bodies: a request's is read, parsed once, and given to the next layer as it came; an answer's is written."""
 
 from __future__ import annotations
 
@@ -68,3 +68,11 @@ def replay(body: bytes, receive: Receive) -> Receive:
         return message
 
     return replayed
+
+
+def written(content: Any) -> bytes:
+    """``content`` as compact JSON in UTF-8; what UTF-8 cannot carry, half of a surrogate pair, as an escape."""
+    try:
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(content, separators=(",", ":")).encode()

@@ -149,10 +149,10 @@ class Reply:
         content = json.loads(b"".join(self._buffer))
         if content is not None:  # what vLLM's routes answer to a caller who has hung up
             self._dialect.write(content, self._telling)
-        written = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-        MutableHeaders(raw=start["headers"])["content-length"] = str(len(written))
+        answer = body.written(content)
+        MutableHeaders(raw=start["headers"])["content-length"] = str(len(answer))
         await self._send(start)
-        await self._send({"type": "http.response.body", "body": written})
+        await self._send({"type": "http.response.body", "body": answer})
 
 
 def log_line(route: str, call: GuardCall, seconds: float) -> None:

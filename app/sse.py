@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from app.body import written
+
 _END = b"\n\n"
 _DATA, _EVENT = b"data: ", b"event: "
 DONE = b"data: [DONE]\n\n"
@@ -14,7 +16,7 @@ DONE = b"data: [DONE]\n\n"
 def frame(content: dict[str, Any], event: str | None = None) -> bytes:
     """One frame with its empty line."""
     name = b"" if event is None else f"event: {event}\n".encode()
-    return name + _DATA + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + _END
+    return name + _DATA + written(content) + _END
 
 
 class FrameEditor:
