@@ -19,7 +19,9 @@ from guard.errors import TapError
 from guard.fit.reader import Reader
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
+from guard.probe.readout import Signals
 from tests.engine.harness import SCORE, Harness, Produced, guarded, plain
+from tests.engine.test_adversity import damped, read
 from tests.engine.test_parity import LENGTHS, assert_plain_says, cached_tokens, reference, signals
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -64,7 +66,11 @@ def alone(cuda: Harness, prompts: list[list[int]]) -> list[Produced]:
 
 
 def assert_close(produced: list[Produced], reader: Reader, bundle: Bundle, prompts: list[list[int]]) -> None:
-    for one, wanted in zip(produced, reference(reader, bundle, prompts, [one.tokens for one in produced]), strict=True):
+    assert_measured(produced, reference(reader, bundle, prompts, [one.tokens for one in produced]))
+
+
+def assert_measured(produced: list[Produced], expected: list[Signals]) -> None:
+    for one, wanted in zip(produced, expected, strict=True):
         got = signals(one)
         scale = np.abs(np.append(wanted.neurons, wanted.lead)).max()
         np.testing.assert_allclose(got.lead, wanted.lead, rtol=0, atol=BFLOAT16 * scale)
@@ -122,6 +128,20 @@ def test_damping_is_per_request(cuda: Harness, prompts: list[list[int]]) -> None
         scale = np.abs(signals(undamped).neurons[:-1]).max()
         same = abs(signals(one).lead - signals(undamped).lead) <= BFLOAT16 * scale
         assert same == (policy is SCORE)
+
+
+def test_dampened_answers_are_those_of_dampened_neurons(
+    cuda: Harness, prompts: list[list[int]], bfloat16_reader: Reader, atlas_bundle: Bundle
+) -> None:
+    """Side by side with answers that are not; in transformers the same neurons are dampened."""
+    damps = [(1.0, 0.5)[i % 2] for i in range(64)]
+    many, lengths = (prompts * 2)[:64], (LENGTHS * 2)[:64]
+    produced = cuda.produce(many, lengths, [damped(damp) for damp in damps])
+    for damp in (1.0, 0.5):
+        rows = [i for i in range(64) if damps[i] == damp]
+        ran = [produced[i] for i in rows]
+        wanted = read(bfloat16_reader, atlas_bundle, [many[i] for i in rows], [one.tokens for one in ran], damp)
+        assert_measured(ran, wanted)
 
 
 def test_no_slot_is_left_claimed(cuda: Harness) -> None:
