@@ -15,7 +15,7 @@ serve: $(VENV)/.engine ## serve atlas on HOST:PORT (127.0.0.1:8000); further set
 test: check ## run every check and the whole test suite
 	$(BIN)/python -m pytest
 
-test-long: $(VENV)/.tools ## what takes minutes more: engines that lose a node, replicas behind Ray Serve
+test-long: $(VENV)/.tools ## what takes minutes more: lost nodes, replicas behind Ray Serve, the GPU's tests on the CPU
 	$(BIN)/python requirements/install.py requirements/ray.txt
 	$(BIN)/python -m pytest -m long --timeout 600
 

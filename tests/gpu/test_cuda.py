@@ -1,7 +1,9 @@
 """On an NVIDIA GPU: atlas in bfloat16 on the V2 runner, CUDA graphs and asynchronous scheduling on.
 
-Tolerances: bfloat16 keeps 8 bits, so scores of the engine and of transformers differ by up to a few per cent of the
-largest; what must be exact (tokens, log-probabilities with and without the guard) is compared bit for bit.
+Tolerance: the engine's scores may be NEAR times as far from float32 as transformers' in bfloat16 are, by root mean
+squares over all tokens of a test. What must be exact (tokens, log-probabilities with and without the guard) is compared
+bit for bit.
+Without a GPU, `make test-long` rehearses all but graphs and kernels on the CPU.
 """
 
 from __future__ import annotations
@@ -12,27 +14,29 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
+from numpy.typing import NDArray
+from transformers import LlamaForCausalLM
 
 from app.settings import ATLAS
 from guard.errors import TapError
 from guard.fit.reader import Reader
-from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
-from tests.engine.harness import SCORE, Harness, Produced, guarded, plain
+from tests.engine.harness import Harness, Produced, guarded, plain
 from tests.engine.test_adversity import damped, read
-from tests.engine.test_parity import LENGTHS, assert_plain_says, cached_tokens, reference, signals
+from tests.engine.test_parity import LENGTHS, assert_plain_says, cached_tokens, signals
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+CUDA = torch.cuda.is_available()
+pytestmark = [] if CUDA else [pytest.mark.long]
 
-BFLOAT16 = 0.03  # of the largest score of the answer
+NEAR = 1.5
 CONFIGURATION = (
     "--dtype=bfloat16",
     "--max-num-batched-tokens=64",
     "--max-num-seqs=64",
-    "--gpu-memory-utilization=0.2",
+    "--block-size=32",
     "--enable-prefix-caching",
+    *(["--gpu-memory-utilization=0.2"] if CUDA else []),
 )
 
 
@@ -51,9 +55,9 @@ def vanilla(atlas_bundle: Bundle) -> Iterator[Harness]:
 
 
 @pytest.fixture(scope="module")
-def bfloat16_reader() -> Reader:
-    model = LlamaForCausalLM.from_pretrained(ATLAS, dtype=torch.bfloat16)
-    return Reader(model, AutoTokenizer.from_pretrained(ATLAS))
+def references(reader: Reader, atlas_bundle: Bundle) -> References:
+    rounded = LlamaForCausalLM.from_pretrained(ATLAS, dtype=torch.bfloat16)
+    return References(reader, Reader(rounded, reader.tokenizer), atlas_bundle)
 
 
 @pytest.fixture(scope="module")
@@ -65,20 +69,40 @@ def alone(cuda: Harness, prompts: list[list[int]]) -> list[Produced]:
     return produced
 
 
-def assert_close(produced: list[Produced], reader: Reader, bundle: Bundle, prompts: list[list[int]]) -> None:
-    assert_measured(produced, reference(reader, bundle, prompts, [one.tokens for one in produced]))
+class References:
+    """transformers, in float32 and in bfloat16."""
+
+    def __init__(self, exact: Reader, rounded: Reader, bundle: Bundle) -> None:
+        self._exact, self._rounded, self._bundle = exact, rounded, bundle
+
+    def hold(self, produced: list[Produced], prompts: list[list[int]], damp: float = 1.0) -> None:
+        self.hold_signals([signals(one) for one in produced], prompts, [one.tokens for one in produced], damp)
+        for one in produced:  # what vLLM reports, by another path, from the same logits
+            np.testing.assert_allclose(signals(one).logprob, one.logprobs, rtol=1e-4, atol=1e-4)
+
+    def hold_signals(
+        self, measured: list[Signals], prompts: list[list[int]], answers: list[list[int]], damp: float = 1.0
+    ) -> None:
+        exact, rounded = (
+            scores(read(reader, self._bundle, prompts, answers, damp)) for reader in (self._exact, self._rounded)
+        )
+        got = scores(measured)
+        allowed = size(rounded - exact)
+        print(f"scores {size(exact):.4f}, transformers {allowed:.4f} off, engine {size(got - exact):.4f} off")
+        assert allowed < 0.02 * size(exact), "the tolerance must mean something"
+        assert size(got - exact) <= NEAR * allowed
 
 
-def assert_measured(produced: list[Produced], expected: list[Signals]) -> None:
-    for one, wanted in zip(produced, expected, strict=True):
-        got = signals(one)
-        scale = np.abs(np.append(wanted.neurons, wanted.lead)).max()
-        np.testing.assert_allclose(got.lead, wanted.lead, rtol=0, atol=BFLOAT16 * scale)
-        np.testing.assert_allclose(got.neurons[:-1], wanted.neurons[:-1], rtol=0, atol=BFLOAT16 * scale)
-        # What vLLM reports, by another path, from the same logits.
-        np.testing.assert_allclose(got.logprob, one.logprobs, rtol=1e-4, atol=1e-4)
+def scores(measured: list[Signals]) -> NDArray[np.float32]:
+    """Of every token but the last of each answer, which never enters the model."""
+    return np.concatenate([np.append(one.lead, one.neurons[:-1]) for one in measured])
 
 
+def size(values: NDArray[np.float32]) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+@pytest.mark.skipif(not CUDA, reason="needs an NVIDIA GPU")
 def test_nothing_was_switched_off(cuda: Harness) -> None:
     config = cuda.engine.vllm_config
     assert config.compilation_config.cudagraph_mode.name == "FULL_AND_PIECEWISE"
@@ -87,61 +111,45 @@ def test_nothing_was_switched_off(cuda: Harness) -> None:
     assert [(one["tapped"], one["expected"], one["runner"]) for one in reports] == [(4, 4, "V2")]
 
 
-def test_alone(alone: list[Produced], prompts: list[list[int]], bfloat16_reader: Reader, atlas_bundle: Bundle) -> None:
+def test_alone(alone: list[Produced], prompts: list[list[int]], references: References) -> None:
     assert max(map(len, prompts)) > 64, "some prompts must be cut into chunks"
-    assert_close(alone, bfloat16_reader, atlas_bundle, prompts)
+    references.hold(alone, prompts)
 
 
-def test_64_at_once(cuda: Harness, prompts: list[list[int]], bfloat16_reader: Reader, atlas_bundle: Bundle) -> None:
+def test_64_at_once(cuda: Harness, prompts: list[list[int]], references: References) -> None:
     many, lengths = (prompts * 2)[:64], (LENGTHS * 2)[:64]
-    assert_close(cuda.produce(many, lengths), bfloat16_reader, atlas_bundle, many)
+    references.hold(cuda.produce(many, lengths), many)
 
 
-def test_prefix_hits(cuda: Harness, prompts: list[list[int]], bfloat16_reader: Reader, atlas_bundle: Bundle) -> None:
+def test_prefix_hits(cuda: Harness, prompts: list[list[int]], references: References) -> None:
     longest = sorted(prompts, key=len)[-4:]
     cuda.produce(longest, 24)
     before = cached_tokens()
     again = cuda.produce(longest, 24)
     assert cached_tokens() > before
-    assert_close(again, bfloat16_reader, atlas_bundle, longest)
+    references.hold(again, longest)
 
 
-def test_given_text(cuda: Harness, alone: list[Produced], prompts: list[list[int]]) -> None:
-    async def measure_all() -> list[object]:
+def test_given_text(cuda: Harness, alone: list[Produced], prompts: list[list[int]], references: References) -> None:
+    async def measure_all() -> list[Signals]:
         work = [
             cuda.engine.measure(p, one.tokens, 1.0, f"given-{i}")
             for i, (p, one) in enumerate(zip(prompts, alone, strict=True))
         ]
         return await asyncio.gather(*work)
 
-    for got, one in zip(cuda.run(measure_all()), alone, strict=True):
-        wanted = signals(one)
-        scale = np.abs(np.append(wanted.neurons[:-1], wanted.lead)).max()
-        np.testing.assert_allclose(got.neurons[:-1], wanted.neurons[:-1], rtol=0, atol=BFLOAT16 * scale)
+    references.hold_signals(cuda.run(measure_all()), prompts, [one.tokens for one in alone])
 
 
-def test_damping_is_per_request(cuda: Harness, prompts: list[list[int]]) -> None:
-    plain_run = cuda.produce(prompts[:16], LENGTHS[:16])
-    policies = [Policy(Mode.SCORE, 0.5, damp=0.0) if i % 2 else SCORE for i in range(16)]
-    mixed = cuda.produce(prompts[:16], LENGTHS[:16], policies)
-    for one, undamped, policy in zip(mixed, plain_run, policies, strict=True):
-        scale = np.abs(signals(undamped).neurons[:-1]).max()
-        same = abs(signals(one).lead - signals(undamped).lead) <= BFLOAT16 * scale
-        assert same == (policy is SCORE)
-
-
-def test_dampened_answers_are_those_of_dampened_neurons(
-    cuda: Harness, prompts: list[list[int]], bfloat16_reader: Reader, atlas_bundle: Bundle
-) -> None:
-    """Side by side with answers that are not; in transformers the same neurons are dampened."""
-    damps = [(1.0, 0.5)[i % 2] for i in range(64)]
+@pytest.mark.parametrize("damp", [0.5, 2.0])
+def test_damping_is_per_request(cuda: Harness, prompts: list[list[int]], references: References, damp: float) -> None:
+    """Every second answer is dampened, as the same neurons of transformers are; the others do not notice."""
     many, lengths = (prompts * 2)[:64], (LENGTHS * 2)[:64]
-    produced = cuda.produce(many, lengths, [damped(damp) for damp in damps])
-    for damp in (1.0, 0.5):
-        rows = [i for i in range(64) if damps[i] == damp]
-        ran = [produced[i] for i in rows]
-        wanted = read(bfloat16_reader, atlas_bundle, [many[i] for i in rows], [one.tokens for one in ran], damp)
-        assert_measured(ran, wanted)
+    produced = cuda.produce(many, lengths, [damped((1.0, damp)[i % 2]) for i in range(64)])
+    references.hold(produced[::2], many[::2])
+    references.hold(produced[1::2], many[1::2], damp)
+    with pytest.raises(AssertionError):
+        references.hold(produced[1::2], many[1::2])
 
 
 def test_no_slot_is_left_claimed(cuda: Harness) -> None:

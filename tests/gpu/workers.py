@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from guard.engine.layer import GuardRowParallelLinear
-from guard.engine.worker_gpu import GuardGPUWorker
+
+if TYPE_CHECKING or torch.cuda.is_available():
+    from guard.engine.worker_gpu import GuardGPUWorker as Worker
+else:
+    from guard.engine.worker_cpu import GuardCPUWorker as Worker
 
 
-class BlindWorker(GuardGPUWorker):
+class BlindWorker(Worker):
     """Reports every tap, and has none: the layers forget theirs before the graphs are captured."""
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:

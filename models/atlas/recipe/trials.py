@@ -71,7 +71,7 @@ def dampened(reader: Reader, index: Index, alpha: float) -> Iterator[None]:
     width = reader.norms.shape[1]
     hooks = []
     for number, layer in enumerate(reader.layers):
-        factor = torch.ones(width)
+        factor = torch.ones(width, dtype=layer.weight.dtype)
         factor[torch.from_numpy(index[index // width == number] % width)] = alpha
         hooks.append(layer.register_forward_pre_hook(lambda _, inputs, factor=factor: (inputs[0] * factor,)))
     try:
