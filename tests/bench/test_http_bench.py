@@ -334,7 +334,7 @@ def test_wrong_options(options: list[str], says: str, tmp_path: Path, capsys: py
     assert says in capsys.readouterr().err
 
 
-@pytest.mark.timeout(600)  # a minute on two cores that do nothing else
+@pytest.mark.long
 def test_both_servers_on_atlas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small run from the command line; the page can be made of what it writes."""
     monkeypatch.setattr(http, "LEAST", 2)

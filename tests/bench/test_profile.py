@@ -66,7 +66,7 @@ def test_kernels_need_a_place_to_run(
     assert "--kernels needs an NVIDIA GPU" in capsys.readouterr().err
 
 
-@pytest.mark.timeout(600)  # two engines start, one after the other
+@pytest.mark.long
 def test_both_engines_are_taken_apart(tmp_path: Path) -> None:
     out = tmp_path / "gpu-profile.json"
     assert main(["bench", "--profile", "--clients", "2", "--prompt", "24", "--out", str(out)]) == 0

@@ -44,7 +44,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
+LIKE_LLAMA = {"mistral", "qwen2"}  # what the taps see of them is what they see of atlas
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(one, marks=[pytest.mark.long] if one in LIKE_LLAMA else []) for one in sorted(FAMILIES)],
+)
 def family(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Harness, Reader, Bundle]]:

@@ -229,6 +229,7 @@ def test_taps_that_are_in_the_model_but_not_in_the_graph(atlas_bundle: Bundle) -
         harness.close()
 
 
+@pytest.mark.long
 def test_a_compile_cache_from_an_untapped_run(
     atlas_bundle: Bundle,
     prompts: list[list[int]],

@@ -101,6 +101,7 @@ def test_other_causes_are_told_as_they_are(tmp_path: Path) -> None:
     assert reason(ring, RuntimeError(failed)) == "OSError: one and two"
 
 
+@pytest.mark.long
 def test_too_little_memory_for_the_kv_cache() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "app.cli", "serve", "--port", str(free_port())],
