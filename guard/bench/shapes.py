@@ -77,7 +77,7 @@ def write_model(shape: Shape, folder: Path) -> Path:
 
 def write_chat_model(shape: Shape, folder: Path, speaker: Path) -> Bundle:
     """A model folder with random weights in bfloat16 that chats with the tokenizer and template of ``speaker``, and has
-    its vocabulary; the bundle of random neurons for it, in ``probe/``."""
+    its vocabulary, of which it says only text; the bundle of random neurons for it, in ``probe/``."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -86,6 +86,11 @@ def write_chat_model(shape: Shape, folder: Path, speaker: Path) -> Bundle:
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(folder)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    # A stream of tokens that are no text has no frames: they are never the likeliest.
+    said = [str(tokenizer.decode([i], skip_special_tokens=True)) for i in range(len(tokenizer))]
+    mute = [i for i, text in enumerate(said) if not text.strip("\ufffd ")]
+    with torch.no_grad():
+        model.get_output_embeddings().weight[mute] = 0
     model.save_pretrained(folder)
     return write_probe(shape, folder / "probe", identity=identify(folder, shape.name, "none"))
 
