@@ -12,14 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.cli import main
+from app.settings import ATLAS
 from bench import operations
 from guard.bench import load, pair, report
 from guard.bench.load import Measured, Work
 from guard.bench.run import neurons_alone
-from guard.bench.shapes import SHAPES, write_model, write_probe
+from guard.bench.shapes import SHAPES, Shape, write_chat_model, write_model, write_probe
 from guard.probe.bundle import load_bundle
+from guard.probe.identity import chat_template_hash, weights_fingerprint
 
 
 class ScriptedEngine:
@@ -99,6 +102,18 @@ def test_shapes_are_sound(shape: Any, tmp_path: Path) -> None:
     assert len(bundle.neuron) == shape.tapped * shape.neurons
     assert bundle.readout.uses_draws
     assert not neurons_alone(bundle.readout).uses_draws
+
+
+def test_a_shape_that_chats_is_a_model_with_its_probe(tmp_path: Path) -> None:
+    """With the speaker's vocabulary, whose special tokens it never says: a stream of them would have no frames."""
+    bundle = write_chat_model(Shape("tiny", 64, 128, 2, 4, 2, 99, True, 2, 3), tmp_path, ATLAS)
+    assert bundle.card.model.fingerprint == weights_fingerprint(tmp_path)
+    assert bundle.card.model.chat_template_sha256 == chat_template_hash(ATLAS)
+    tokenizer, model = AutoTokenizer.from_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)
+    said = model.get_output_embeddings().weight.abs().sum(1) > 0
+    assert len(said) == len(tokenizer) == len(AutoTokenizer.from_pretrained(ATLAS))
+    assert not said[tokenizer.all_special_ids].any()
+    assert said[tokenizer.encode("Which country?", add_special_tokens=False)].all()
 
 
 @pytest.mark.parametrize(
