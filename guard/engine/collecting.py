@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,22 @@ import numpy as np
 
 from guard.engine import seat
 from guard.engine.client import one_pass
-from guard.engine.ring import Slot
+from guard.engine.ring import ScoreRing, Slot
 from guard.errors import TapError
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """One sampled answer: its tokens without the one that ended it, its text, and whether it came to an end."""
+    """One sampled answer: its tokens without the one that ended it, its text, and whether it came to an end.
+
+    entropy, logprob: of each token's draw, in nats, where they were measured.
+    """
 
     tokens: list[int]
     text: str
     ended: bool
+    entropy: list[float] = field(default_factory=list)
+    logprob: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +41,10 @@ class Span:
 
 
 class CollectingEngine:
-    """Wraps an AsyncLLM whose worker collects; ``slots`` sequences are read at once."""
+    """Wraps an AsyncLLM whose worker collects; ``slots`` sequences are read at once. Draws are read from ``ring``."""
 
-    def __init__(self, engine: Any, slots: int) -> None:
-        self._engine, self._slots, self._number = engine, slots, 0
+    def __init__(self, engine: Any, slots: int, ring: ScoreRing) -> None:
+        self._engine, self._slots, self._ring, self._number = engine, slots, ring, 0
 
     @property
     def tokenizer(self) -> Any:
@@ -63,11 +68,7 @@ class CollectingEngine:
             async for output in self._engine.generate(_prompt(prompts[index]), params, self._name()):
                 last = output
             assert last is not None
-            answers = []
-            for completion in sorted(last.outputs, key=lambda completion: completion.index):
-                ended = completion.finish_reason == "stop"
-                tokens = list(completion.token_ids)
-                answers.append(Sampled(tokens[:-1] if ended else tokens, completion.text, ended))
+            answers = [_sampled(one) for one in sorted(last.outputs, key=lambda completion: completion.index)]
             return index, answers
 
         waiting = iter(range(len(prompts)))
@@ -81,6 +82,64 @@ class CollectingEngine:
         finally:
             for task in running:
                 task.cancel()
+
+    async def answer(
+        self, prompts: Sequence[list[int]], rows: Sequence[int], longest: int, means: Path, leads: Path
+    ) -> AsyncIterator[tuple[int, Sampled]]:
+        """The greedy answer to each prompt, with what every neuron did meanwhile: (index, answer), as they are kept.
+
+        Row ``rows[index]`` of the array at ``means`` gets the mean of |z| / ||h|| over the last prompt token and the
+        answer's tokens that were fed back (all of them, but for the last of an answer that was cut at ``longest``); that
+        of ``leads`` gets the last prompt token's alone. Both float32 [answers, layers, neurons], as ``new_means`` makes.
+        """
+        free = list(range(self._slots))
+        waiting = list(reversed(range(len(prompts))))
+        running: dict[asyncio.Task[Sampled], tuple[int, int]] = {}
+        done: list[tuple[int, int, Sampled]] = []  # (index, slot, answer), not written yet
+        try:
+            while running or waiting or done:
+                while free and waiting:
+                    index, slot = waiting.pop(), free.pop()
+                    running[asyncio.create_task(self._answer(prompts[index], slot, longest))] = index, slot
+                if running:
+                    ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    done += [(*running.pop(task), task.result()) for task in ended]
+                # Each write stops the engine for a moment: a quarter of the slots at once.
+                if done and (len(done) >= self._slots // 4 or not running):
+                    await self._keep(done, rows, means, leads)
+                    free += [slot for _, slot, _ in done]
+                    for index, _, answer in done:
+                        yield index, answer
+                    done = []
+        finally:
+            for task in running:
+                task.cancel()
+
+    async def _answer(self, prompt: list[int], slot: int, longest: int) -> Sampled:
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        name = self._name()
+        claim = Slot(slot, self._number)  # a generation of its own: what an earlier answer left does not count
+        params = SamplingParams(
+            max_tokens=longest,
+            temperature=0.0,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args={seat.KEY: seat.pack([claim], 1.0)},
+        )
+        last = None
+        async for output in self._engine.generate(_prompt(prompt), params, name):
+            last = output
+        assert last is not None
+        answer = _sampled(last.outputs[0])
+        entropy, logprob = self._ring.read_draws(claim, len(prompt), len(prompt) + len(answer.tokens))
+        return replace(answer, entropy=entropy.tolist(), logprob=logprob.tolist())
+
+    async def _keep(self, done: Sequence[tuple[int, int, Sampled]], rows: Sequence[int], means: Path, leads: Path) -> None:
+        slots, to = [slot for _, slot, _ in done], [rows[index] for index, _, _ in done]
+        fed = [1 + len(answer.tokens) - (not answer.ended) for _, _, answer in done]
+        written = (str(means), slots, to, None, str(leads))
+        for counted in await self._engine.collective_rpc("hguard_write", args=written):
+            _require(list(counted) == fed)
 
     @property
     def hidden(self) -> int:
@@ -99,10 +158,7 @@ class CollectingEngine:
         await asyncio.gather(*(self._read(span, slot) for slot, span in enumerate(spans)))
         written = (str(path), list(range(len(spans))), list(rows), None if outputs is None else str(outputs))
         for counted in await self._engine.collective_rpc("hguard_write", args=written):
-            if counted < min(span.end - span.start + 1 for span in spans):
-                raise TapError(
-                    "the engine skipped tokens that were to be collected; report this with your vLLM options"
-                )
+            _require(all(n >= span.end - span.start + 1 for n, span in zip(counted, spans, strict=True)))
 
     async def _read(self, span: Span, slot: int) -> None:
         params = one_pass(seat.pack([Slot(slot, 1)], 1.0, span.start - 1, draws=False))
@@ -118,6 +174,17 @@ def new_means(path: Path, answers: int, layers: int, width: int) -> None:
     """Make an array for ``collect`` on disk; it is as large as it says, and never in memory as a whole."""
     made = np.lib.format.open_memmap(path, "w+", np.float32, (answers, layers, width))  # type: ignore[no-untyped-call]
     made.flush()
+
+
+def _sampled(completion: Any) -> Sampled:
+    ended = completion.finish_reason == "stop"
+    tokens = list(completion.token_ids)
+    return Sampled(tokens[:-1] if ended else tokens, completion.text, ended)
+
+
+def _require(counted: bool) -> None:
+    if not counted:
+        raise TapError("the engine skipped tokens that were to be collected; report this with your vLLM options")
 
 
 def _prompt(tokens: list[int]) -> dict[str, Any]:

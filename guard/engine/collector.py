@@ -1,16 +1,17 @@
 """Collecting, in place of scoring: the mean CETT of every neuron, and the mean output of every layer's MLP, over a span
 of given text, inside the engine.
 
-The kernels that serve are the ones that are read, so what a probe is fit on is what it will see. Each sequence has a
-row of accumulators, one for each neuron of each layer: float32 [slots, neurons] a layer, whatever the text's length.
-For a 70B (80 layers of 28,672 neurons) that is 8.8 MiB a sequence, 280 MiB for 32 at once, spread over the ranks.
-Beside them the outputs, float32 [slots, hidden] a layer, the same on every rank and whole on each: for a 70B (8,192
+The kernels that serve are the ones that are read, so what a probe is fit on is what it will see. Each sequence has two
+rows of accumulators, for its span and for the span's first position alone (the last prompt token), one for each neuron
+of each layer: float32 [2 slots, neurons] a layer, whatever the text's length. For a 70B (80 layers of 28,672 neurons)
+that is 17.5 MiB a sequence, 560 MiB for 32 at once, spread over the ranks. Beside them the outputs, float32 [slots, hidden] a layer, the same on every rank and whole on each: for a 70B (8,192
 wide) 2.5 MiB a sequence, 80 MiB for 32.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ KEY = "hguard_collect"
 class Collector:
     """The accumulators of one worker.
 
-    weight: float32 [slots, max_num_batched_tokens], which row of the step counts for which sequence, and how much.
-    sums: by layer, float32 [slots, neurons of this rank], the weighted sum of |z| / ||h||.
-    outputs: by layer, float32 [slots, hidden], the weighted sum of h, which is summed over the ranks already.
+    weight: float32 [2 slots, max_num_batched_tokens], which row of the step counts for which sequence, and how much:
+    first the spans, then their first positions alone.
+    sums: by layer, float32 [2 slots, neurons of this rank], the weighted sum of |z| / ||h||.
+    outputs: by layer, float32 [slots, hidden], the weighted sum of h over the spans, summed over the ranks already.
     first: by layer, the first neuron of this rank.
     """
 
@@ -66,8 +68,10 @@ class Collector:
     def add_layer(self, layer: int, first: int, neurons: int, hidden: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Accumulators for one layer: its ``sums`` and its ``outputs``."""
         self.first[layer] = first
-        self.sums[layer] = torch.zeros(self.slots, neurons, device=self.weight.device)
-        self.outputs[layer] = torch.zeros(self.slots, hidden, device=self.weight.device)
+        # Not the model's dtype, which is vLLM's default while it loads: sums of many small shares need float32.
+        make = partial(torch.zeros, dtype=torch.float32, device=self.weight.device)
+        self.sums[layer] = make(len(self.weight), neurons)
+        self.outputs[layer] = make(self.slots, hidden)
         return self.sums[layer], self.outputs[layer]
 
     def begin(self, step: Step) -> None:
@@ -80,25 +84,34 @@ class Collector:
         slot = step.roster.slot[rows.owner]
         fresh = rows.position >= self._next[slot]
         weight[slot[fresh], rows.row[fresh]] = 1
+        lead = fresh & (rows.position == step.roster.start[rows.owner])
+        weight[self.slots + slot[lead], rows.row[lead]] = 1
         np.maximum.at(self._next, slot, rows.position + 1)
-        self._counted += weight.sum(1).astype(np.int64)
+        self._counted += weight[: self.slots].sum(1).astype(np.int64)
         self.weight.copy_(torch.from_numpy(weight))
 
-    def write(self, path: str, slots: list[int], rows: list[int], outputs: str | None = None) -> int:
+    def write(
+        self, path: str, slots: list[int], rows: list[int], outputs: str | None = None, leads: str | None = None
+    ) -> list[int]:
         """Put the means of ``slots`` into rows of the array at ``path`` [answers, layers, neurons], and clear them.
 
-        With ``outputs``, those of the layers' outputs into the array there [answers, layers, hidden]; one rank does.
-        Returns how many positions the sequence that counted least had.
+        With ``leads``, what the spans' first positions had alone into the array there, of the same shape. With
+        ``outputs``, the means of the layers' outputs into the array there [answers, layers, hidden]; one rank does.
+        Returns how many positions each sequence counted.
         """
         counted = self._counted[slots]
-        self._put(path, self.sums, self.first, slots, rows)
+        self._put(path, self.sums, self.first, slots, rows, counted)
+        firsts = [self.slots + slot for slot in slots]
+        if leads is not None:
+            self._put(leads, self.sums, self.first, firsts, rows, np.ones_like(counted))
         if outputs is not None and not any(self.first.values()):
-            self._put(outputs, self.outputs, dict.fromkeys(self.outputs, 0), slots, rows)
-        for accumulators in (*self.sums.values(), *self.outputs.values()):
-            accumulators[slots] = 0
+            self._put(outputs, self.outputs, dict.fromkeys(self.outputs, 0), slots, rows, counted)
+        for sums, averaged in zip(self.sums.values(), self.outputs.values(), strict=True):
+            sums[slots + firsts] = 0
+            averaged[slots] = 0
         self._next[slots] = 0
         self._counted[slots] = 0
-        return int(counted.min(initial=1 << 30))
+        return [int(count) for count in counted]
 
     def _put(
         self,
@@ -107,12 +120,13 @@ class Collector:
         first: dict[int, int],
         slots: list[int],
         rows: list[int],
+        counted: NDArray[np.int64],
     ) -> None:
         """Write means by layer, from each layer's ``first`` column on."""
         means: NDArray[np.float32] = np.load(Path(path), mmap_mode="r+")
-        counted = np.maximum(self._counted[slots], 1)[:, None]
+        share = np.maximum(counted, 1)[:, None]
         for layer, one in sums.items():
-            means[rows, layer, first[layer] : first[layer] + one.shape[1]] = one[slots].cpu().numpy() / counted
+            means[rows, layer, first[layer] : first[layer] + one.shape[1]] = one[slots].cpu().numpy() / share
         means.flush()  # type: ignore[attr-defined]
 
 
@@ -129,7 +143,7 @@ def current(vllm_config: Any) -> Collector | None:
         from vllm.platforms import current_platform
 
         rows = vllm_config.scheduler_config.max_num_batched_tokens
-        weight = torch.zeros(slots, rows, device=torch.device(current_platform.device_type))
+        weight = torch.zeros(2 * slots, rows, dtype=torch.float32, device=torch.device(current_platform.device_type))
         layers = int(vllm_config.model_config.hf_text_config.num_hidden_layers)
         _collectors[slots] = Collector(slots, layers, weight, vllm_config.parallel_config.tensor_parallel_size)
     return _collectors[slots]

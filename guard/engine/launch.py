@@ -76,8 +76,11 @@ def engine_arguments(
 def collecting_arguments(
     model: Path, dtype: str, slots: int, compiled: bool = False, extra: Sequence[str] = ()
 ) -> Namespace:
-    """vLLM's parsed arguments for an engine that samples and collects; ``slots`` sequences are read at once."""
-    args = _parsed(model, str(model), dtype, compiled, extra)
+    """vLLM's parsed arguments for an engine that samples and collects; ``slots`` sequences are read at once.
+
+    Scheduling is synchronous: a step that was begun before its sequence had ended would count one token too many.
+    """
+    args = _parsed(model, str(model), dtype, compiled, ["--no-async-scheduling", *extra])
     from guard.engine import collector
 
     args.additional_config = {**(args.additional_config or {}), collector.KEY: slots}
@@ -146,9 +149,9 @@ async def collecting_engine(args: Namespace, slots: int) -> AsyncIterator[Collec
     from guard.engine.canary import require_every_layer
     from guard.engine.collecting import CollectingEngine
 
-    async with _tapped_engine(args, slots) as (engine, _):
+    async with _tapped_engine(args, slots) as (engine, ring):
         await require_every_layer(engine)
-        yield CollectingEngine(engine, slots)
+        yield CollectingEngine(engine, slots, ring)
 
 
 @asynccontextmanager

@@ -35,7 +35,7 @@ class GuardRowParallelLinear(RowParallelLinear):
         layer, size = int(match[1]), self.input_size_per_partition
         if collecting is not None:
             self._require_readable(kwargs["prefix"])
-            self.hguard_weight = collecting.weight
+            self.hguard_weight, self.hguard_spans = collecting.weight, collecting.weight[: collecting.slots]
             self.hguard_sums, self.hguard_outputs = collecting.add_layer(
                 layer, self.tp_rank * size, size, self.output_size
             )
@@ -74,7 +74,7 @@ class GuardRowParallelLinear(RowParallelLinear):
             if self.collected:
                 h = _rows(output[0] if isinstance(output, tuple) else output)
                 torch.ops.hguard.collect(_rows(input_), h, self.hguard_weight, self.hguard_sums)
-                torch.ops.hguard.collect_outputs(h, self.hguard_weight, self.hguard_outputs)
+                torch.ops.hguard.collect_outputs(h, self.hguard_spans, self.hguard_outputs)
             return output
         if torch.compiler.is_compiling() or input_.is_cuda:
             return self._in_graph(input_)

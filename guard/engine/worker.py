@@ -91,10 +91,12 @@ class GuardWorkerMixin:
             "probe": self.vllm_config.additional_config.get(KEY, {}).get("sha256"),  # type: ignore[attr-defined]
         }
 
-    def hguard_write(self, path: str, slots: list[int], rows: list[int], outputs: str | None = None) -> int:
+    def hguard_write(
+        self, path: str, slots: list[int], rows: list[int], outputs: str | None = None, leads: str | None = None
+    ) -> list[int]:
         """Collecting: see ``Collector.write``."""
         assert isinstance(self.hguard_taps, collector.Collector)
-        return self.hguard_taps.write(path, slots, rows, outputs)
+        return self.hguard_taps.write(path, slots, rows, outputs, leads)
 
 
 def _ring_path() -> Path | None:
