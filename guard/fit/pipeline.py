@@ -26,7 +26,7 @@ from guard.fit.judge import RemoteJudge
 from guard.fit.questions import Question
 from guard.fit.settle import Settle
 from guard.fit.span import find_span
-from guard.fit.train import CANDIDATES, Found, find_neurons
+from guard.fit.train import CANDIDATES, Found, find_neurons, given_neurons
 from guard.fit.workspace import Workspace, explained
 from guard.probe import cett
 from guard.probe.bundle import Bundle, save_bundle
@@ -53,6 +53,7 @@ class Options:
     span: what the neurons are fit on: the part that states the fact, or the whole answer, as it is scored when served.
     foresee: fit them on the last prompt token, too, so that there is a risk before generation.
     method: how risks are calibrated. slots: answers that are collected at once.
+    neurons: flat indices of those to fit with L2, in place of finding any.
 
     Answers that cannot be consistent teach nothing and are left out.
     """
@@ -70,6 +71,7 @@ class Options:
     foresee: bool = True
     method: calibrate.Method = "platt"
     slots: int = 32
+    neurons: tuple[int, ...] | None = None
 
 
 class Fit:
@@ -134,6 +136,11 @@ class Fit:
             return [evaluate.found_from(row) for row in self._work.read_json(FOUND)]
         options = self._options
         train = dealt.parts["train"]
+        leads = Features.of(self._work.path(LEADS), self._norms) if options.foresee else None
+        if options.neurons is not None:
+            found = [given_neurons(self.features(train), dealt.wrong("train"), np.array(options.neurons), leads)]
+            self._work.write_json(FOUND, [evaluate.found_to(one) for one in found])
+            return found
         try:
             found = find_neurons(
                 self.features(train),
@@ -143,7 +150,7 @@ class Fit:
                 options.refit,
                 self._say,
                 CANDIDATES if options.suppress else 1,
-                Features.of(self._work.path(LEADS), self._norms) if options.foresee else None,
+                leads,
             )
         except ValueError as error:
             raise FitError(str(error)) from None
@@ -202,7 +209,7 @@ class Fit:
             id=self._options.id,
             model=self._identity,
             training=Training(
-                method="l1-logistic-regression",
+                method="l1-logistic-regression" if self._options.neurons is None else "imported",
                 labels="1-vs-1",
                 C=found.C,
                 seed=self._options.seed,
