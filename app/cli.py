@@ -26,11 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     own, extra = _split(arguments)
     options = _parser().parse_args(own)
-    if extra and options.command == "probe":
+    engine = options.command != "probe" or getattr(options, "refit", False)
+    if extra and not engine:
         print("hguard: arguments after -- are vLLM's, and probe does not start vLLM", file=sys.stderr)
         return 2
     try:
-        if options.command != "probe":  # the others import vLLM, which looks around at once
+        if engine:  # vLLM is imported, which looks around at once
             prepare_environment()
         return int(options.run(options, extra))
     except GuardError as error:
