@@ -30,7 +30,7 @@ def test_agreement_with_given_verdicts_on_real_answers() -> None:
         for answer, verdict in zip(row["responses"], row["judged"], strict=True)
     ]
     assert len(pairs) == 7000
-    assert sum(ours == theirs for ours, theirs in pairs) / len(pairs) >= 0.97
+    assert sum(ours == theirs for ours, theirs in pairs) / len(pairs) >= 0.9725
 
 
 def says(text: str, status: int = 200) -> httpx.Response:
