@@ -13,12 +13,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app import bench, evaluate, fit, probe, worker
+from app import bench, data, evaluate, fit, probe, worker
 from app.settings import Settings
 from guard.engine.launch import prepare_environment, run_engines
 from guard.errors import GuardError
 
 _POSITIONAL = "model"
+_WITHOUT_ENGINE = ("probe", "data")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     own, extra = _split(arguments)
     options = _parser().parse_args(own)
-    engine = options.command != "probe" or getattr(options, "refit", False)
+    engine = options.command not in _WITHOUT_ENGINE or getattr(options, "refit", False)
     if extra and not engine:
-        print("hguard: arguments after -- are vLLM's, and probe does not start vLLM", file=sys.stderr)
+        print(f"hguard: arguments after -- are vLLM's, and {options.command} does not start vLLM", file=sys.stderr)
         return 2
     try:
         if engine:  # vLLM is imported, which looks around at once
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_parser(commands)
     bench.add_parser(commands)
     probe.add_parser(commands)
+    data.add_parser(commands)
     return parser
 
 

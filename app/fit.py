@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
+from app.extra import require_extra
 from guard.engine.launch import run_engines
 from guard.errors import FitError
 from guard.fit.judge import RemoteJudge
@@ -95,7 +96,7 @@ def add_asking(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument(
         "--data",
         required=required,
-        help="a file of JSON lines with question and answers, or triviaqa, nq_open, simpleqa",
+        help="a file of questions and answers (see hguard data), or triviaqa, nq_open, simpleqa",
     )
     parser.add_argument("--most", type=int, help="use the first so many questions")
     parser.add_argument("--longest", type=int, default=64, help="most tokens of an answer (default: 64)")
@@ -106,6 +107,7 @@ def add_asking(parser: argparse.ArgumentParser, required: bool = True) -> None:
 
 def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Fit and save. Raises GuardError with what to mend."""
+    require_extra("fit")
     from app.settings import Settings
     from app.source import find_model, label_of
     from guard.engine.support import engine_version
@@ -163,6 +165,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
 
 def run_calibrate(options: argparse.Namespace, extra: list[str]) -> int:
     """Calibrate and save. Raises GuardError with what to mend."""
+    require_extra("calibrate")
     from app.settings import Settings
     from app.source import find_model, find_probe
     from guard.fit.engines import RealEngines

@@ -23,6 +23,7 @@ from guard.fit.collected import LEADS, MEANS, answers_of, collect, collected, fa
 from guard.fit.engines import Engines
 from guard.fit.features import Features
 from guard.fit.judge import RemoteJudge
+from guard.fit.questions import SHARES as ALL_SHARES
 from guard.fit.questions import Question
 from guard.fit.settle import Settle
 from guard.fit.span import find_span
@@ -34,7 +35,7 @@ from guard.probe.card import ModelIdentity, ProbeCard, ReadoutParameters, SetMet
 from guard.probe.readout import Signals
 
 # Thresholds come from answers of their own: what the readout was fit on looks better than it is.
-SHARES = {"train": 0.45, "calibration": 0.15, "thresholds": 0.15, "test": 0.25}
+SHARES = ALL_SHARES["fit"]
 FOUND = "found.json"
 SPANS: dict[Literal["fact", "answer"], Span] = {
     "answer": "answer-tokens-and-last-prompt-token",
