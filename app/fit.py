@@ -15,6 +15,7 @@ from guard.errors import FitError
 from guard.fit.judge import RemoteJudge
 from guard.fit.questions import Question
 from guard.fit.workspace import Workspace
+from guard.probe import conformal
 from guard.probe.bundle import Bundle
 
 # What the stages of a fit depend on, beside model, questions and judge.
@@ -32,7 +33,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("model", help="folder or Hugging Face id of the model")
     parser.add_argument("--out", type=Path, required=True, help="folder for the bundle; its stages go to OUT/work")
     parser.add_argument("--id", help="name of the bundle (default: the model's name and -probe)")
-    parser.add_argument("--samples", type=int, default=10, help="answers to each question; 1 is greedy (default: 10)")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=0,
+        help="further answers to each training question; only where their verdicts agree do neurons learn from it "
+        "(default: 0)",
+    )
     parser.add_argument("--temperature", type=float, default=1.0, help="of the samples (default: 1)")
     parser.add_argument(
         "--agree", type=float, default=1.0, help="share of a question's answers that must be judged alike (default: 1)"
@@ -123,8 +130,8 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
         raise FitError("--agree and --cap are shares between 0 and 1, and --temperature is not negative")
     if options.suppress < 0:
         raise FitError("--suppress cannot be negative")
-    if min(options.samples, options.longest, options.slots) < 1:
-        raise FitError("--samples, --longest and --slots must be at least 1")
+    if options.samples < 0 or min(options.longest, options.slots) < 1:
+        raise FitError("--samples cannot be negative; --longest and --slots must be at least 1")
     questions = load_questions(options.data, options.most)
     model, name = find_model(Settings(model=options.model))
     identity = identify(model, label_of(name), " ".join(engine_version()), options.dtype)
@@ -239,8 +246,14 @@ def _finish(fitting: Coroutine[Any, Any, Bundle], work: Workspace, out: Path) ->
         print(f"{group:14s} n={report.n:5d} wrong={report.wrong / report.n:.2f}  {parts}  ECE {report.ece:.3f}")
     for target, at in (bundle.card.at_thresholds or {}).items():
         print(
-            f"at most {float(target):.0%} false alarms: threshold {bundle.card.thresholds[target]:.3f} withholds "
+            f"at most {float(target):.1%} false alarms: threshold {bundle.card.thresholds[target]:.3f} withholds "
             f"{at.false_alarms:.1%} of right and {at.caught:.1%} of wrong answers; coverage {at.coverage:.1%}"
         )
+    for rate in conformal.TARGETS:
+        if conformal.name_of(rate) not in bundle.card.thresholds:
+            print(
+                f"at most {rate:.1%} false alarms: no threshold; it takes {conformal.needed(rate)} right answers among "
+                f"those that set thresholds, here are {len(bundle.right_risks)}"
+            )
     print(f"{bundle.card.id}, revision {bundle.revision}, is in {out}")
     return 0

@@ -42,6 +42,12 @@ class Question:
     entity: str
     groups: tuple[str, ...] = ()
 
+    @property
+    def digest(self) -> int:
+        """64 bits of the text's hash, whatever its case and blanks: what a bundle remembers of it."""
+        plain = " ".join(self.text.casefold().split())
+        return int.from_bytes(hashlib.sha256(plain.encode()).digest()[:8], "big")
+
 
 @dataclass(slots=True)
 class Gathered:
