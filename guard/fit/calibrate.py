@@ -139,8 +139,8 @@ def calibration(
     by_token: Sequence[int] | None = None,
 ) -> Calibration:
     """From answers by part, none of whose entities are in two: ``calibration`` (whose ``spans`` these are) fits the
-    readout (``by_token`` as there), ``thresholds`` sets them, ``test`` says what each costs. Raises FitError when a part
-    has only one kind."""
+    readout (``by_token`` as there), ``thresholds`` sets them, ``test`` says what each costs. Raises FitError when a
+    part has only one kind."""
     for name in PARTS:
         if wrong[name].all() or not wrong[name].any():
             raise FitError(f"the answers for {name} are all right or all wrong: ask more questions")

@@ -115,9 +115,7 @@ async def choose(
         certain = sum(chosen[row].certain for row in train)
         say(f"{certain} of {len(train)} training answers are confirmed by their samples")
     wrong = sum(one.wrong for one in chosen)
-    say(
-        f"{len(chosen)} of {len(questions)} answers are judged right or wrong, {wrong} of them wrong; the others decline"
-    )
+    say(f"{len(chosen)} of {len(questions)} answers are judged, {wrong} of them wrong; the others decline")
     work.path(CHOSEN).unlink(missing_ok=True)
     with work.growing(CHOSEN) as append:
         for one in chosen:
@@ -173,8 +171,8 @@ def require_right(asked: int, answered: int, right: int, expected: bool = False)
         coming = round(right / answered * asked)
         if coming < LEAST_RIGHT:
             raise FitError(
-                f"after {answered} of {asked} questions {right} answers are right, so about {coming} will be, and a probe "
-                f"needs {LEAST_RIGHT}: ask more, or {what}"
+                f"after {answered} of {asked} questions {right} answers are right, so about {coming} will be, and a "
+                f"probe needs {LEAST_RIGHT}: ask more, or {what}"
             )
         return
     if right == answered:

@@ -76,7 +76,7 @@ class Options:
 
 
 def detailed(dealt: Dealt, window: int) -> list[int]:
-    """The rows that must be measured token by token: answers of several windows, and some that single tokens learn from.
+    """The rows to measure token by token: answers of several windows, and some that the token head learns from.
 
     Of the others the mean over all tokens is all that a readout asks for, and that was collected with the answer.
     """

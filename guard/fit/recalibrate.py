@@ -91,7 +91,7 @@ def unseen(bundle: Bundle, questions: Sequence[Question], say: Callable[[str], N
         )
     if len(kept) < len(questions):
         say(
-            f"{len(questions) - len(kept)} of {len(questions)} questions are left out: the probe's neurons were found on "
-            "them"
+            f"{len(questions) - len(kept)} of {len(questions)} questions are left out: the probe's neurons were found "
+            "on them"
         )
     return kept

