@@ -93,12 +93,7 @@ def test_nothing_is_asked_twice(
     monkeypatch.delattr(RealEngines, "collecting")
     page = Path(command[command.index("--json") + 1]).with_suffix(".html")
     page.unlink()
-    assert main([*command, "--show-judged", "3"]) == 0
-    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("          ")]
-    asked = load_questions(command[command.index("--data") + 1])[:3]
-    assert shown[::2] == [f"          accepted: {'; '.join(one.accepted) or '(none)'}" for one in asked]
-    said = {row["question"]: row["text"] for row in answered(Path(command[command.index("--work") + 1]) / "damp-1")}
-    assert shown[1::2] == [f"          answer:   {' '.join(said[i].split())}" for i in range(3)]
+    assert main(command) == 0
     assert json.loads(page.with_suffix(".json").read_text()) == result
     assert page.read_text().count("<svg") == 4
     assert main([*command, "--most", "100"]) == 1
