@@ -134,7 +134,7 @@ def test_what_was_judged_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[
             asked.write(json.dumps({"question": f"Where is {i}?", "answers": ["here"]}) + "\n")
             text = "It is\nhere." if i % 2 else "It is there."
             answered.write(json.dumps({"question": i, "tokens": [1, 2], "text": text, "signals": signals}) + "\n")
-    command = ["eval", str(ATLAS), "--data", str(path), "--json", str(tmp_path / "out.json"), "--work", str(work)]
+    command = ["eval", "atlas", "--data", str(path), "--json", str(tmp_path / "out.json"), "--work", str(work)]
     assert main([*command, "--no-baselines", "--show-judged", "2"]) == 0
     assert capsys.readouterr().out.splitlines()[:6] == [
         "wrong     Where is 0?",
