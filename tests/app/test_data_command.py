@@ -122,3 +122,26 @@ def test_how_many_are_shown(data: str, tmp_path: Path, capsys: pytest.CaptureFix
     command = ["eval", str(ATLAS), "--data", data, "--json", str(tmp_path / "out.json"), "--show-judged", "0"]
     assert main(command) == 1
     assert "--show-judged takes how many questions to show" in capsys.readouterr().err
+
+
+def test_what_was_judged_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every answer is kept from an earlier run, so that no engine starts."""
+    path, work = tmp_path / "questions.jsonl", tmp_path / "work"
+    (work / "damp-1").mkdir(parents=True)
+    signals = {"lead": 0.1, "neurons": [0.1, 0.2], "entropy": [0.1, 0.2], "logprob": [-0.1, -0.2]}
+    with path.open("w") as asked, (work / "damp-1" / "answered.jsonl").open("w") as answered:
+        for i in range(40):
+            asked.write(json.dumps({"question": f"Where is {i}?", "answers": ["here"]}) + "\n")
+            text = "It is\nhere." if i % 2 else "It is there."
+            answered.write(json.dumps({"question": i, "tokens": [1, 2], "text": text, "signals": signals}) + "\n")
+    command = ["eval", "atlas", "--data", str(path), "--json", str(tmp_path / "out.json"), "--work", str(work)]
+    assert main([*command, "--no-baselines", "--show-judged", "2"]) == 0
+    assert capsys.readouterr().out.splitlines()[:6] == [
+        "wrong     Where is 0?",
+        "          accepted: here",
+        "          answer:   It is there.",
+        "right     Where is 1?",
+        "          accepted: here",
+        "          answer:   It is here.",
+    ]
+    assert json.loads((tmp_path / "out.json").read_text())["right"] == 20
