@@ -122,9 +122,9 @@ def capitals(rng: random.Random) -> Iterator[Question]:
         if row["currencyname"]:
             text = f"What is the currency of {name}?"
             yield Question(text, (row["currencyname"], row["currencycode"]), name, ("currencies",))
-        yield Question(
-            f"What is the internet country code top-level domain of {name}?", (row["tld"],), name, ("codes",)
-        )
+        if row["tld"]:  # Kosovo has none
+            text = f"What is the internet country code top-level domain of {name}?"
+            yield Question(text, (row["tld"],), name, ("codes",))
         near = [by_name[c] for c in row["neighbours"].split(",") if c in by_name]
         if near:
             accepted = tuple(n for one in near for n in names_of(one["iso"]))
