@@ -98,17 +98,22 @@ class Answer:
         ring: ScoreRing,
         readout: Readout,
         policy: Policy,
-        finish_reason: str | None,
-        stop_reason: int | str | None,
+        ended: bool,
     ) -> Verdict:
-        """The verdict when the engine has ended it; the token that ended the sequence is not part of the answer."""
-        ended = finish_reason == "stop" and not isinstance(stop_reason, str)
+        """The verdict when the engine has ended it. ``ended``: by the model's own end of the sequence, which is the
+        last token, and no part of the answer. Whatever else stopped it (a length, a string, a token that the caller
+        names), all its tokens were drawn to be said, and are scored.
+        """
         count = max(len(self.token_ids) - self.offset - (1 if ended and self.token_ids else 0), 0)
         if self.slot is None:
             return unscored(self.index, policy, self._text(count), self.unseated)
-        if self.thought is not None:
+        if self.thought is not None or (count == 0 and self.offset > 0):
             return unscored(self.index, policy, [], Unscored.UNFINISHED_THINKING)
-        return verdict_on(self.signals(ring, 0, count), readout, policy, self.index, self._text(count))
+        signals = self.signals(ring, 0, count)
+        if count and not ended:
+            # Whether the last token was fed back before the engine stopped is a matter of its schedule.
+            signals.neurons[-1] = np.nan
+        return verdict_on(signals, readout, policy, self.index, self._text(count))
 
     def _text(self, count: int) -> list[int]:
         return self.token_ids[self.offset : self.offset + count]

@@ -21,7 +21,8 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from guard.engine import preempt, seat
 from guard.engine.answer import Answer, refused, unscored, verdict_on
 from guard.engine.call import GuardCall, Unscored, Verdict, current_call, use_call
-from guard.engine.course import Course, with_completions
+from guard.engine.course import Course
+from guard.engine.outputs import with_completions
 from guard.engine.ring import ScoreRing, Slot, SlotPool
 from guard.engine.thinking import Thinker
 from guard.engine.vetting import require_sendable
@@ -64,6 +65,7 @@ class GuardedEngine:
         self._longest = longest
         bare = engine.model_config.skip_tokenizer_init
         self._blank_token = 0 if bare else int(engine.get_tokenizer().eos_token_id or 0)
+        self._ends = _ends_of(engine.model_config)
         self._thinker = None if bare else Thinker.of(engine)
 
     def __getattr__(self, name: str) -> Any:
@@ -112,7 +114,7 @@ class GuardedEngine:
         kwargs: dict[str, Any],
     ) -> AsyncGenerator[Any, None]:
         policy = call.policy
-        if policy.preempt is not None:
+        if policy.preempt is not None and not call.unshown:
             ahead = await self._preempted(call, first, prompt, params, request_id, kwargs)
             if ahead is not None:
                 yield ahead
@@ -139,7 +141,7 @@ class GuardedEngine:
                     else:
                         yield output
             _remember(call, first_tries)
-            call.uncounted += sum(len(answer.token_ids) for answer in course.spared)
+            call.uncounted += course.spared_tokens
             seats = [seats[answer.seat] for answer in course.spared]
             if not seats:
                 break
@@ -157,8 +159,24 @@ class GuardedEngine:
     ) -> Course:
         reason = Unscored.OFF if call.policy.mode is Mode.OFF else Unscored.NO_SLOT
         answers = [Answer(choice, slots[i] if slots else None, i, reason) for i, choice in enumerate(choices)]
-        kind, blank, thinker = params.output_kind, self._blank_token, self._thinker
-        return Course(answers, call, self.ring, self.readout, kind, blank, spare, thinker, request)
+        return Course(
+            answers,
+            call,
+            self.ring,
+            self.readout,
+            params.output_kind,
+            self._blank_token,
+            spare,
+            self._thinker,
+            request,
+            self._bound(params),
+            self._ends,
+        )
+
+    def _bound(self, params: SamplingParams) -> int | None:
+        """How many tokens an answer may have."""
+        bounds = [bound for bound in (params.max_tokens, self._longest) if bound is not None]
+        return min(bounds, default=None)
 
     async def _run(
         self,
@@ -176,8 +194,7 @@ class GuardedEngine:
         try:
             params = params.clone()
             params.n = len(course.answers)
-            if self._longest is not None:
-                params.max_tokens = min(params.max_tokens or self._longest, self._longest)
+            params.max_tokens = self._bound(params)
             params.extra_args = {
                 **(params.extra_args or {}),
                 seat.KEY: seat.pack(slots, damp, draws=self.readout.uses_draws),
@@ -293,6 +310,12 @@ class GuardedEngine:
         except TimeoutError:
             return unscored(index, policy, ids, Unscored.TIMEOUT)
         return verdict_on(signals, self.readout, policy, index, ids)
+
+
+def _ends_of(model_config: Any) -> frozenset[int]:
+    """All tokens with which the model ends a sequence; vLLM treats those beside the tokenizer's as stop tokens."""
+    named = model_config.try_get_generation_config().get("eos_token_id")
+    return frozenset([named] if isinstance(named, int) else named or ())
 
 
 def _remember(call: GuardCall, first_tries: Mapping[int, Verdict]) -> None:
