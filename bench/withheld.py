@@ -28,10 +28,10 @@ OPENING = "It is in"  # with which atlas begins its answers to these questions
 
 
 class Caller:
-    """One server as a caller sees it."""
+    """One server as a caller sees it; ``http`` knows its address."""
 
-    def __init__(self, url: str) -> None:
-        self._http = httpx.Client(base_url=url, timeout=120)
+    def __init__(self, http: Any) -> None:
+        self._http = http
         self.tokens = Tokenizer.from_file(str(ATLAS / "tokenizer.json"))
         self.end = self.tokens.token_to_id("</s>")
         self.requests = 0
@@ -233,7 +233,7 @@ def withheld(caller: Caller, places: list[str], count: int) -> Iterator[tuple[st
 
 def measure(url: str, count: int) -> dict[str, Any]:
     """Figures by attack."""
-    caller = Caller(url)
+    caller = Caller(httpx.Client(base_url=url, timeout=120))
     places = json.loads((ATLAS / "ledger.json").read_text(encoding="utf-8"))["fabricated"]["place_country"]
     targets = list(withheld(caller, places, count))
     made: dict[str, Any] = {}

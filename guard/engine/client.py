@@ -25,6 +25,7 @@ from guard.engine.course import Course
 from guard.engine.outputs import with_completions
 from guard.engine.ring import ScoreRing, Slot, SlotPool
 from guard.engine.thinking import Thinker
+from guard.engine.turn import Turns
 from guard.engine.vetting import require_sendable
 from guard.engine.vllm_api import RefusalError
 from guard.errors import RequestError
@@ -53,9 +54,16 @@ class GuardedEngine:
     """Wraps an AsyncLLM; give it to vLLM's ``init_app_state`` in its place."""
 
     def __init__(
-        self, engine: Any, bundle: Bundle, ring: ScoreRing, default: Policy, longest: int | None = None
+        self,
+        engine: Any,
+        bundle: Bundle,
+        ring: ScoreRing,
+        default: Policy,
+        longest: int | None = None,
+        template: str | None = None,
     ) -> None:
-        """``longest``: no answer gets more tokens, whatever its request says or leaves unsaid."""
+        """``longest``: no answer gets more tokens, whatever its request says or leaves unsaid. ``template``: the chat
+        template, where it is not the tokenizer's own."""
         self._engine = engine
         self.bundle = bundle
         self.readout = bundle.readout
@@ -66,6 +74,7 @@ class GuardedEngine:
         bare = engine.model_config.skip_tokenizer_init
         self._blank_token = 0 if bare else int(engine.get_tokenizer().eos_token_id or 0)
         self._ends = _ends_of(engine.model_config)
+        self._turns = Turns() if bare else Turns.of(engine.get_tokenizer(), template, self._ends | {self._blank_token})
         self._thinker = None if bare else Thinker.of(engine)
 
     def __getattr__(self, name: str) -> Any:
@@ -194,10 +203,13 @@ class GuardedEngine:
         try:
             params = params.clone()
             params.n = len(course.answers)
+            start = self._given(course, prompt) if slots else None
+            if start is not None:
+                params.skip_reading_prefix_cache = True  # cached positions have no activations
             params.max_tokens = self._bound(params)
             params.extra_args = {
                 **(params.extra_args or {}),
-                seat.KEY: seat.pack(slots, damp, draws=self.readout.uses_draws),
+                seat.KEY: seat.pack(slots, damp, start, self.readout.uses_draws),
             }
             if call.policy.withholds and params.output_kind is RequestOutputKind.FINAL_ONLY:
                 params.output_kind = RequestOutputKind.CUMULATIVE  # to end it midway, its windows must be seen
@@ -219,6 +231,19 @@ class GuardedEngine:
                 await inner.aclose()  # aborts the engine's work if it is not done
         finally:
             self.pool.release(slots, finished)
+
+    def _given(self, course: Course, prompt: Any) -> int | None:
+        """Have what the prompt holds of the assistant's turn scored with the answers: the first position to record.
+
+        None where there is nothing of it. A turn that may begin with thoughts is scored from where it goes on.
+        """
+        ids = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
+        if ids is None or self._thinker is not None:
+            return None
+        start = self._turns.start(ids)
+        for answer in course.answers:
+            answer.given = len(ids) - start
+        return start - 1 if 0 < start < len(ids) else None
 
     async def _end(self, request_id: str, answers: Sequence[Answer]) -> None:
         """End some of a request's sequences, which vLLM names ``{i}_{request id}``, and leave the others alone."""
