@@ -10,6 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# What a request may ask of templates of thinking models.
+_WAYS: tuple[dict[str, bool], ...] = (
+    {},
+    *({name: value} for name in ("enable_thinking", "thinking") for value in (False, True)),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Turns:
@@ -24,22 +30,26 @@ class Turns:
 
     @classmethod
     def of(cls, tokenizer: Any, template: str | None, ends: frozenset[int]) -> Turns:
-        """Finds the headers by rendering a chat; without a template that renders one there are none."""
+        """Finds the headers by rendering a chat; without a template that renders one there are none.
+
+        Where a request may switch thinking off, some templates say so in words that follow the header.
+        """
 
         def render(**how: Any) -> list[int]:
             asked = {"role": "user", "content": "a"}
-            return list(tokenizer.apply_chat_template([asked], chat_template=template, return_dict=False, **how))
+            try:
+                return list(tokenizer.apply_chat_template([asked], chat_template=template, return_dict=False, **how))
+            except Exception:  # a template may raise anything of its own
+                return []
 
         if getattr(tokenizer, "chat_template", None) is None and template is None:
             return cls(ends=ends)
-        try:
-            asked, opened = render(add_generation_prompt=False), render(add_generation_prompt=True)
-        except Exception:  # a template may raise anything of its own
-            return cls(ends=ends)
-        if opened[: len(asked)] != asked or len(opened) == len(asked):
-            return cls(ends=ends)
-        header = _split(opened[len(asked) :], lambda token: str(tokenizer.decode([token])))
-        return cls((header,), ends)
+        headers = set()
+        for how in _WAYS:
+            asked, opened = render(add_generation_prompt=False, **how), render(add_generation_prompt=True, **how)
+            if asked and opened[: len(asked)] == asked and len(opened) > len(asked):
+                headers.add(_split(opened[len(asked) :], lambda token: str(tokenizer.decode([token]))))
+        return cls(tuple(sorted(headers)), ends)
 
     def start(self, prompt_ids: Sequence[int]) -> int:
         """The position of the first token of the assistant's turn that the prompt ends in, its length without one.

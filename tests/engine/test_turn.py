@@ -57,6 +57,18 @@ def test_white_space_of_a_header_may_be_one_token_with_what_follows() -> None:
     assert turns.start([0, 1, 2, 3, 0, 4, 6, 5]) == 6, "a line break of the caller's hides nothing"
 
 
+def test_what_a_template_says_of_thinking_is_none_of_the_answer(tokenizer: Any) -> None:
+    template = (
+        "{{ messages[0]['content'] }}{% if add_generation_prompt %}<|assistant|>"
+        "{% if enable_thinking is defined and not enable_thinking %}??\n\n{% endif %}{% endif %}"
+    )
+    turns = Turns.of(tokenizer, template, frozenset([tokenizer.eos_token_id]))
+    for header in ("<|assistant|>", "<|assistant|>??\n\n"):
+        before = tokenizer.encode(f"Where is Kandy?{header}", add_special_tokens=False)
+        assert turns.start(before) == len(before)
+        assert turns.start([*before, *tokenizer.encode("It", add_special_tokens=False)]) == len(before)
+
+
 @pytest.mark.parametrize("template", [None, "{{ raise_exception('no') }}", "{{ messages[0]['content'] }}"])
 def test_without_a_header_there_is_no_turn(tokenizer: Any, template: str | None) -> None:
     bare = AutoTokenizer.from_pretrained(ATLAS)
