@@ -155,7 +155,8 @@ class Course:
         """A completion that may leave, and no more of it than that."""
         if not self._call.policy.withholds:
             return completion
-        if answer.verdict is not None and answer.verdict.reason is Unscored.EMPTY:
+        empty = answer.verdict is not None and answer.verdict.reason is Unscored.EMPTY
+        if empty or self._call.unshown:
             return blank(completion, len(completion.token_ids), self._blank)
         return own(completion)
 

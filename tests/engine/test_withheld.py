@@ -22,7 +22,7 @@ from app.main import guarded_app, plan
 from app.settings import ATLAS, Settings
 from bench import withheld
 from guard.engine.call import GuardCall, use_call
-from guard.policy import Mode, Policy
+from guard.policy import Fail, Hold, Mode, Policy
 from models.atlas.recipe.questions import load_ledger
 from tests.engine.harness import Harness
 from tests.scripted.server import forget_metrics
@@ -40,8 +40,14 @@ class Guarded:
 
     def __init__(self) -> None:
         forget_metrics()
-        asked = Settings(mode=Mode.ABSTAIN, fail="closed", threshold=THRESHOLD, loosest_mode=Mode.SCORE)
-        asked = asked.model_copy(update={"loosest_hold": "none", "highest_threshold": 1.0})
+        asked = Settings(
+            mode=Mode.ABSTAIN,
+            fail=Fail.CLOSED,
+            threshold=THRESHOLD,
+            loosest_mode=Mode.SCORE,
+            loosest_hold=Hold.NONE,
+            highest_threshold=1.0,
+        )
         self.harness = Harness(lambda: guarded_app(plan(asked, [])))
         self.app = self.harness.engine
         self.engine = self.app.state.engine_client
