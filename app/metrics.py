@@ -36,6 +36,13 @@ class Metrics:
             "hguard_scored_tokens_total", "Answer tokens that were scored", ["model"], registry=registry
         )
         self._tokens.labels(model)
+        self._beyond = Counter(
+            "hguard_answers_beyond_calibration_total",
+            "Scored answers longer than any that stands behind the probe's thresholds",
+            ["model"],
+            registry=registry,
+        )
+        self._beyond.labels(model)
         self._overhead = Histogram(
             "hguard_overhead_seconds",
             "Time that the API process spent on reading scores and deciding, for each request",
@@ -127,6 +134,8 @@ class Metrics:
         if verdict.risk is not None:
             self._risk.labels(self._model).observe(verdict.risk)
             self._tokens.labels(self._model).inc(verdict.scored_tokens)
+        if verdict.beyond_calibration:
+            self._beyond.labels(self._model).inc()
         if verdict.reason is not None and verdict.reason.failed:
             counter = self._unscored if action is Action.ABSTAINED else self._bypass
             counter.labels(self._model, verdict.reason.value).inc()

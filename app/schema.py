@@ -65,6 +65,9 @@ class AnswerRisk(TypedDict):
     preemptive: NotRequired[Annotated[Risk, Field(description="the risk before any text existed")]]
     preempted: NotRequired[Annotated[Literal[True], Field(description="nothing was generated")]]
     first_risk: NotRequired[Annotated[Risk, Field(description="that of the first try; `risk` is the second one's")]]
+    beyond_calibration: NotRequired[
+        Annotated[Literal[True], Field(description="longer than any answer that stands behind the probe's thresholds")]
+    ]
     reason: NotRequired[Unscored]
     peak: NotRequired[Peak]
     tokens: NotRequired[list[TokenRisk]]

@@ -62,6 +62,8 @@ class Writer:
             result["preempted"] = True
         if verdict.first_risk is not None:
             result["first_risk"] = coarse(verdict.first_risk, threshold)  # of an answer that was withheld
+        if verdict.beyond_calibration and not withheld:
+            result["beyond_calibration"] = True
         if verdict.reason is not None:
             result["reason"] = verdict.reason.value
         elif verdict.peak is not None and not withheld:

@@ -79,6 +79,12 @@ class Verdict:
         return self.readout.token_risks(self.signals)
 
     @property
+    def beyond_calibration(self) -> bool:
+        """Whether it is longer than any answer that stands behind its threshold: false alarms may then be more."""
+        longest = None if self.readout is None else self.readout.longest
+        return longest is not None and len(self.token_ids) > longest
+
+    @property
     def scored_tokens(self) -> int:
         """How many tokens the risk was worked out from; the last may have no score of its own."""
         return 0 if self.signals is None else len(self.signals)

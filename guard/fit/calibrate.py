@@ -112,6 +112,7 @@ def calibrated(
         token=parameters_of(readout.token),
         isotonic=readout.isotonic,
         preemptive=readout.preemptive,
+        longest=max(map(len, signals), default=None),
     )
     tensors = {"right_risks": np.sort(risks[~wrong]), "wrong_risks": np.sort(risks[wrong])}
     if readout.preemptive is not None:

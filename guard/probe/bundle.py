@@ -85,7 +85,7 @@ class Bundle:
     @property
     def readout(self) -> Readout:
         r = self.card.readout
-        return Readout(r.window, _stack(r.answer), r.platt, _stack(r.token), r.isotonic, r.preemptive)
+        return Readout(r.window, _stack(r.answer), r.platt, _stack(r.token), r.isotonic, r.preemptive, r.longest)
 
     @property
     def foresees(self) -> bool:

@@ -42,7 +42,7 @@ class StackParameters(_Strict):
 
 
 class ReadoutParameters(_Strict):
-    """Parameters of ``guard.probe.readout.Readout``."""
+    """Parameters of ``guard.probe.readout.Readout``. longest: beyond so many tokens no answer stands behind a threshold."""
 
     window: PositiveInt
     answer: StackParameters
@@ -50,6 +50,7 @@ class ReadoutParameters(_Strict):
     token: StackParameters
     isotonic: Annotated[tuple[tuple[FiniteFloat, Unit], ...], Field(min_length=2, max_length=4096)] | None = None
     preemptive: tuple[FiniteFloat, FiniteFloat] | None = None
+    longest: PositiveInt | None = None
 
     @field_validator("isotonic")
     @classmethod
@@ -126,7 +127,7 @@ class ProbeCard(_Strict):
     def as_json(self) -> dict[str, Any]:
         """As ``probe.json`` has it. What came into the schema later is left out where absent: hashes stay."""
         card = self.model_dump(mode="json")
-        later = {"": ("at_thresholds",), "readout": ("isotonic", "preemptive")}
+        later = {"": ("at_thresholds",), "readout": ("isotonic", "preemptive", "longest")}
         for part, names in later.items():
             inside = card[part] if part else card
             for name in names:

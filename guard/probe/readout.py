@@ -108,6 +108,7 @@ class Readout:
 
     platt: (a, b) of sigmoid(a logit + b). isotonic: (logit, risk) points, ascending, joined by straight lines; they
     stand in place of Platt scaling where given. preemptive: Platt scaling of the lead score, None without one.
+    longest: tokens of the longest answer that thresholds come from; None where the bundle does not say.
     """
 
     window: int
@@ -116,6 +117,7 @@ class Readout:
     token: Stack
     isotonic: tuple[tuple[float, float], ...] | None = None
     preemptive: tuple[float, float] | None = None
+    longest: int | None = None
 
     @property
     def uses_draws(self) -> bool:

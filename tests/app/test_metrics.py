@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from app.metrics import Metrics
+from app.wire import Writer
 from guard.engine.call import GuardCall, Verdict
 from guard.policy import Mode, Policy, decide
 from guard.probe.bundle import Bundle
@@ -68,3 +69,21 @@ def test_expected_shares_stand_beside_the_counts(known: Bundle) -> None:
     ]
     assert known.bands is not None
     assert shares == list(known.bands.shares)
+
+
+@pytest.mark.parametrize(("longest", "beyond"), [(None, False), (3, False), (2, True)])
+def test_an_answer_longer_than_those_that_set_the_thresholds_is_marked_and_counted(
+    bundle: Bundle, longest: int | None, beyond: bool
+) -> None:
+    policy = Policy(Mode.SCORE, 0.5)
+    readout = replace(bundle.readout, longest=longest)
+    told = Verdict(0, policy, decide(0.25, policy), 0.25, None, [1, 2, 3], readout=readout)
+    registry = CollectorRegistry()
+    Metrics(bundle, "small", registry).observe(GuardCall(policy, choices=1, verdicts={0: told}))
+    counted = registry.get_sample_value("hguard_answers_beyond_calibration_total", {"model": "small"})
+    assert counted == int(beyond)
+    written = Writer(bundle, lambda ids: []).write([told])["results"][0]
+    assert written.get("beyond_calibration", False) is beyond
+    # The length of a withheld answer is not told that exactly.
+    withheld = replace(told, policy=Policy(Mode.ABSTAIN, 0.2), decision=decide(0.25, Policy(Mode.ABSTAIN, 0.2)))
+    assert "beyond_calibration" not in Writer(bundle, lambda ids: []).write([withheld])["results"][0]
