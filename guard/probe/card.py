@@ -42,7 +42,7 @@ class StackParameters(_Strict):
 
 
 class ReadoutParameters(_Strict):
-    """Parameters of ``guard.probe.readout.Readout``. longest: beyond so many tokens no answer stands behind a threshold."""
+    """Parameters of ``guard.probe.readout.Readout``."""
 
     window: PositiveInt
     answer: StackParameters

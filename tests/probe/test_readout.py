@@ -120,7 +120,7 @@ def test_conformal_threshold_keeps_its_promise(target: float) -> None:
 
 
 def test_conformal_rate_too_small_for_the_sample() -> None:
-    with pytest.raises(RequestError, match=r"smallest is 0\.02"):
+    with pytest.raises(RequestError, match=r"takes 99 right ones; the smallest rate is 0\.02"):
         conformal.threshold(np.linspace(0, 1, 49, dtype=np.float32), 0.01)
 
 
