@@ -132,7 +132,7 @@ def test_given_neurons_get_weights_and_no_others_do() -> None:
     assert min(found.coefficient[:2]) > 5 * abs(found.coefficient[2])
     alone = given_neurons(Features(features), wrong, index, None)
     scores = features[:, index] @ alone.coefficient + alone.intercept
-    assert np.mean((scores > 0) == wrong) > 0.8
+    assert np.mean((scores > 0) == wrong) > 0.75
 
 
 # -- more neurons than memory holds ------------------------------------------------------------------------------------
