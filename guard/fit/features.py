@@ -81,7 +81,7 @@ class Features:
             block = np.empty((len(rows), self._width), np.float32)
             for row, into in zip(rows.tolist(), block, strict=True):
                 file.seek(start + 4 * self._width * row)
-                if file.readinto(into) != into.nbytes:
+                if file.readinto(into.data) != into.nbytes:
                     raise FitError(f"{path} is shorter than it says: remove it, and run the same command again")
         if self._norms is not None:
             block *= self._norms

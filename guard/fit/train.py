@@ -83,8 +83,8 @@ def find_neurons(
         if found and (len(found) == most or point.auroc < max(p.auroc for p in path) - NEAR):
             break
         one = fitted[point.C]
-        if not 0 < len(one.index) <= limit:
-            continue
+        if not 0 < len(one.index) <= limit or any(np.array_equal(one.index, other.index) for other in found):
+            continue  # the same neurons off would do the same to the model
         coefficient, intercept = one.coefficient, one.intercept
         if refit:
             coefficient, intercept = ridge(features, wrong, one.index, leads)
