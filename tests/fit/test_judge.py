@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from guard.errors import FitError
-from guard.fit.answers import consistent, judge_all, representative
+from guard.fit.answers import consistent, judge_all
 from guard.fit.judge import RemoteJudge, judge
 from guard.fit.questions import Question
 from guard.fit.workspace import Workspace
@@ -259,8 +259,3 @@ async def test_judged_answers_are_not_judged_again(tmp_path: Path, monkeypatch: 
 )
 def test_consistency(verdicts: list[bool | None], agree: float, wanted: bool | None) -> None:
     assert consistent(verdicts, agree) is wanted
-
-
-def test_the_most_frequent_answer_stands_for_all() -> None:
-    assert representative(["x", "y", "y", "x", "y"], [False, True, True, False, False], True) == 1
-    assert representative(["x", "y", "y"], [False, False, False], False) == 1

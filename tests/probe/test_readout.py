@@ -134,3 +134,12 @@ def test_a_probe_of_neurons_alone_needs_no_entropy() -> None:
     assert bare.flaw(readout.uses_draws) is None
     assert readout.risk(bare)[0] == pytest.approx(1 / (1 + math.exp(-3)))
     assert readout.token_risks(bare) == pytest.approx([1 / (1 + math.exp(-3)), 1 / (1 + math.exp(-5))])
+
+
+@pytest.mark.parametrize(("target", "needed"), [(0.001, 999), (0.005, 199), (0.01, 99), (0.05, 19), (0.10, 9)])
+def test_how_many_right_answers_a_rate_takes(target: float, needed: int) -> None:
+    risks = np.linspace(0, 1, needed, dtype=np.float32)
+    assert conformal.needed(target) == needed
+    assert list(conformal.thresholds(risks, [target])) == [conformal.name_of(target)]
+    assert conformal.thresholds(risks[1:], [target]) == {}
+    assert float(conformal.name_of(target)) == target

@@ -1,0 +1,47 @@
+"""What can teach: parts of a fit, certain answers, and too few right ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from guard.errors import FitError
+from guard.fit.answers import Chosen
+from guard.fit.choose import LEAST_RIGHT, Dealt, require_right
+from guard.fit.questions import Question
+
+SHARES = {"train": 0.5, "test": 0.5}
+
+
+def test_uncertain_answers_do_not_teach_but_are_measured() -> None:
+    questions = [Question(f"Where is {i}?", ("here",), f"{i}") for i in range(200)]
+    sure = [Chosen(i, [1], [2], "here", 0, 1, bool(i % 3)) for i in range(200)]
+    unsure = [Chosen(i, [1], [2], "here", 0, 1, bool(i % 3), certain=bool(i % 2)) for i in range(200)]
+    every, some = (Dealt.of(questions, chosen, SHARES, 0).parts for chosen in (sure, unsure))
+    assert some["test"] == every["test"]
+    assert some["train"] == [row for row in every["train"] if row % 2]
+    assert 0 < len(some["train"]) < len(every["train"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "right", "expected", "match"),
+    [
+        (5000, 500, 4, True, r"after 500 of 5000 questions 4 answers are right, so about 40 will be"),
+        (5000, 500, 0, True, "about 0 will be"),
+        (600, 600, 600, False, "all 600 judged answers are right"),
+        (600, 600, LEAST_RIGHT - 1, False, r"49 of 600 judged answers are right, and a probe needs 50"),
+        (600, 600, 0, False, "0 of 600"),
+    ],
+)
+def test_too_few_right_answers_are_said_before_and_after(
+    asked: int, answered: int, right: int, expected: bool, match: str
+) -> None:
+    with pytest.raises(FitError, match=match):
+        require_right(asked, answered, right, expected)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "right", "expected"),
+    [(5000, 500, 5, True), (600, 600, LEAST_RIGHT, False), (40, 40, 4, False)],
+)
+def test_enough_right_answers(asked: int, answered: int, right: int, expected: bool) -> None:
+    require_right(asked, answered, right, expected)
