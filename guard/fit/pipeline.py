@@ -21,11 +21,12 @@ from guard.fit.answers import Chosen
 from guard.fit.choose import Dealt, Locate, Sampling, choose, chosen_in
 from guard.fit.collected import LEADS, MEANS, answers_of, collect, collected, facts_of, leads_of
 from guard.fit.engines import Engines
+from guard.fit.features import Features
 from guard.fit.judge import RemoteJudge
 from guard.fit.questions import Question
 from guard.fit.settle import Settle
 from guard.fit.span import find_span
-from guard.fit.train import BOOTSTRAPS, CANDIDATES, Found, find_neurons
+from guard.fit.train import CANDIDATES, Found, find_neurons
 from guard.fit.workspace import Workspace, explained
 from guard.probe import cett
 from guard.probe.bundle import Bundle, save_bundle
@@ -123,18 +124,9 @@ class Fit:
             await collect(self._work, engine, leads, layers_and_neurons, options.slots, self._say, name=LEADS)
         return chosen
 
-    def features(self, rows: Sequence[int]) -> NDArray[np.float32]:
-        """Mean CETT of every neuron: float32 [rows, layers * neurons]."""
-        means: NDArray[np.float32] = np.load(self._work.path(MEANS), mmap_mode="r")
-        taken = means[np.asarray(rows, int)]
-        taken *= self._norms
-        return taken.reshape(len(rows), -1)
-
-    def _leads(self) -> NDArray[np.float32]:
-        """CETT of every neuron at the last prompt token of each training answer: float32 [rows, layers * neurons]."""
-        leads: NDArray[np.float32] = np.load(self._work.path(LEADS))
-        leads *= self._norms
-        return leads.reshape(len(leads), -1)
+    def features(self, rows: Sequence[int]) -> Features:
+        """Mean CETT of every neuron, of these answers."""
+        return Features.of(self._work.path(MEANS), self._norms, rows)
 
     def _find(self, dealt: Dealt) -> list[Found]:
         """The candidates, the preferred one first."""
@@ -148,12 +140,10 @@ class Fit:
                 dealt.wrong("train"),
                 [dealt.question(i).entity for i in train],
                 options.cap,
-                options.seed,
                 options.refit,
-                BOOTSTRAPS,
                 self._say,
                 CANDIDATES if options.suppress else 1,
-                self._leads() if options.foresee else None,
+                Features.of(self._work.path(LEADS), self._norms) if options.foresee else None,
             )
         except ValueError as error:
             raise FitError(str(error)) from None
