@@ -38,6 +38,7 @@ def measure(
     say: Say,
     most: int | None = None,
     sizes: tuple[int, ...] = SIZES,
+    shares: tuple[float, ...] = sparsity.SHARES,
     random: int = sparsity.RANDOM,
     draws: int = intervals.DRAWS,
 ) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def measure(
     answered = load(folder, norms, most)
     kept = folder / "report"
     fits = Fits(answered, kept, say)
-    stage = _Stages(kept, answered, (random, draws, sizes), say)
+    stage = _Stages(kept, answered, (random, draws, sizes, shares), say)
     parts = answered.parts()
     say(f"{len(answered)} answers, {int((~answered.wrong).sum())} right")
     held, chosen = detection.held_out(answered, fits)
@@ -62,7 +63,7 @@ def measure(
             "to places": detection.shift(answered, fits, GENERAL, PLACES, draws),
         },
     )
-    figures["sparse"] = stage("sparse", lambda: sparsity.against_count(answered, fits, random=random, draws=draws))
+    figures["sparse"] = stage("sparse", lambda: sparsity.against_count(answered, fits, shares, random, draws))
     leads = fits.chosen(parts["train"], leads=True)
     across = detection.crossed(answered, fits, chosen.C, leads.C)
     figures["crossed"] = stage("crossed", lambda: detection.by_set(answered, across, np.arange(len(answered)), draws))
