@@ -9,11 +9,13 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
+from app.extra import require_extra
 from guard.engine.launch import run_engines
 from guard.errors import FitError
 from guard.fit.judge import RemoteJudge
 from guard.fit.questions import Question
 from guard.fit.workspace import Workspace
+from guard.probe import conformal
 from guard.probe.bundle import Bundle
 
 # What the stages of a fit depend on, beside model, questions and judge.
@@ -31,7 +33,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("model", help="folder or Hugging Face id of the model")
     parser.add_argument("--out", type=Path, required=True, help="folder for the bundle; its stages go to OUT/work")
     parser.add_argument("--id", help="name of the bundle (default: the model's name and -probe)")
-    parser.add_argument("--samples", type=int, default=10, help="answers to each question; 1 is greedy (default: 10)")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=0,
+        help="further answers to each training question; only where their verdicts agree do neurons learn from it "
+        "(default: 0)",
+    )
     parser.add_argument("--temperature", type=float, default=1.0, help="of the samples (default: 1)")
     parser.add_argument(
         "--agree", type=float, default=1.0, help="share of a question's answers that must be judged alike (default: 1)"
@@ -53,6 +61,9 @@ def add_parser(commands: Any) -> None:
         "--no-foresee", action="store_true", help="fit them on answers alone: no risk before generation"
     )
     parser.add_argument("--refit", action="store_true", help="fit the chosen neurons again with L2")
+    parser.add_argument(
+        "--neurons", type=Path, help="fit these with L2 in place of finding any: a list, or a probe of hprobes"
+    )
     parser.add_argument("--slots", type=int, default=32, help="answers that are read at once (default: 32)")
     add_calibration(parser)
     parser.add_argument("--seed", type=int, default=0)
@@ -87,10 +98,12 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_asking(parser: argparse.ArgumentParser) -> None:
+def add_asking(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add the options of every command that asks a model questions and has the answers judged."""
     parser.add_argument(
-        "--data", required=True, help="a file of JSON lines with question and answers, or triviaqa, nq_open, simpleqa"
+        "--data",
+        required=required,
+        help="a file of questions and answers (see hguard data), or triviaqa, nq_open, simpleqa",
     )
     parser.add_argument("--most", type=int, help="use the first so many questions")
     parser.add_argument("--longest", type=int, default=64, help="most tokens of an answer (default: 64)")
@@ -101,10 +114,12 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Fit and save. Raises GuardError with what to mend."""
+    require_extra("fit")
     from app.settings import Settings
     from app.source import find_model, label_of
     from guard.engine.support import engine_version
     from guard.fit.engines import RealEngines
+    from guard.fit.imported import listed
     from guard.fit.pipeline import Fit, Options
     from guard.fit.questions import load_questions
     from guard.fit.weights import norms_of
@@ -115,11 +130,15 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
         raise FitError("--agree and --cap are shares between 0 and 1, and --temperature is not negative")
     if options.suppress < 0:
         raise FitError("--suppress cannot be negative")
-    if min(options.samples, options.longest, options.slots) < 1:
-        raise FitError("--samples, --longest and --slots must be at least 1")
+    if options.samples < 0 or min(options.longest, options.slots) < 1:
+        raise FitError("--samples cannot be negative; --longest and --slots must be at least 1")
     questions = load_questions(options.data, options.most)
     model, name = find_model(Settings(model=options.model))
     identity = identify(model, label_of(name), " ".join(engine_version()), options.dtype)
+    neurons = None
+    if options.neurons is not None:
+        given = listed(options.neurons, identity, weights=False)
+        neurons = tuple(sorted((given.layer * identity.neurons_per_layer + given.neuron).tolist()))
     chosen = Options(
         id=options.id or f"{Path(name).name}-probe",
         seed=options.seed,
@@ -129,17 +148,19 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
         agree=options.agree,
         cap=options.cap,
         refit=options.refit,
-        suppress=options.suppress,
+        suppress=options.suppress if neurons is None else 0,
         span=options.span,
         foresee=not options.no_foresee,
         method=options.calibration,
         slots=options.slots,
+        neurons=neurons,
     )
     settings = {
         "model": identity.fingerprint,
         "dtype": identity.dtype,
         "questions": digest(questions),
         "judge": options.judge_model,
+        "neurons": neurons and list(neurons),  # as JSON has it
         **{key: getattr(chosen, key) for key in _SETTINGS},
     }
     work = Workspace(options.out / "work", settings)
@@ -151,6 +172,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
 
 def run_calibrate(options: argparse.Namespace, extra: list[str]) -> int:
     """Calibrate and save. Raises GuardError with what to mend."""
+    require_extra("calibrate")
     from app.settings import Settings
     from app.source import find_model, find_probe
     from guard.fit.engines import RealEngines
@@ -224,8 +246,14 @@ def _finish(fitting: Coroutine[Any, Any, Bundle], work: Workspace, out: Path) ->
         print(f"{group:14s} n={report.n:5d} wrong={report.wrong / report.n:.2f}  {parts}  ECE {report.ece:.3f}")
     for target, at in (bundle.card.at_thresholds or {}).items():
         print(
-            f"at most {float(target):.0%} false alarms: threshold {bundle.card.thresholds[target]:.3f} withholds "
+            f"at most {float(target):.1%} false alarms: threshold {bundle.card.thresholds[target]:.3f} withholds "
             f"{at.false_alarms:.1%} of right and {at.caught:.1%} of wrong answers; coverage {at.coverage:.1%}"
         )
+    for rate in conformal.TARGETS:
+        if conformal.name_of(rate) not in bundle.card.thresholds:
+            print(
+                f"at most {rate:.1%} false alarms: no threshold; it takes {conformal.needed(rate)} right answers among "
+                f"those that set thresholds, here are {len(bundle.right_risks)}"
+            )
     print(f"{bundle.card.id}, revision {bundle.revision}, is in {out}")
     return 0

@@ -64,10 +64,11 @@ class GuardMiddleware:
         except RequestError as error:
             await errors.of(error, path)(scope, receive, send)
             return
+        unshown = dialect.shows_nothing(request)
         if dialect.prepare(request) or FIELD in request:
             request.pop(FIELD, None)
             raw = json.dumps(request).encode()
-        with use_call(GuardCall(policy)) as call:
+        with use_call(GuardCall(policy, unshown=unshown)) as call:
             reply = Reply(dialect, Telling(call, self._writer, self._refusal, self._fallback), send)
             began = time.perf_counter()
             try:

@@ -32,7 +32,7 @@ from app.source import find_model, find_probe
 from app.spelling import Speller
 from app.wire import Writer
 from guard.engine import support
-from guard.engine.launch import complain, engine_arguments, guarded_engine
+from guard.engine.launch import chat_template, complain, engine_arguments, guarded_engine
 from guard.errors import UnsupportedError
 from guard.probe.bundle import Bundle, load_bundle, require_calibrated, require_model
 
@@ -100,7 +100,7 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         metrics = Metrics(bundle, plan.name)
         metrics.slots.set_function(lambda: engine.pool.in_use)
         metrics.all_slots.set(engine.pool.size)
-        speller = Speller(engine.get_tokenizer(), _chat_template(plan.args))
+        speller = Speller(engine.get_tokenizer(), chat_template(plan.args))
         writer = Writer(bundle, speller.spell)
         limits = (settings.max_risk_items, settings.risk_seconds)
         scorer = risk.RiskScorer(engine, plan.name, plan.defaults, speller, writer, metrics, *limits)
@@ -202,14 +202,6 @@ def _admission(settings: Settings, running: int) -> Admission:
 
 def _host_in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _chat_template(args: Namespace) -> str | None:
-    """vLLM's --chat-template: a file or the template itself."""
-    given: str | None = args.chat_template
-    if given is not None and "\n" not in given and Path(given).is_file():
-        return Path(given).read_text(encoding="utf-8")
-    return given
 
 
 def _effective(plan: Plan, engine: Any, closed: list[str]) -> dict[str, Any]:

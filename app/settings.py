@@ -17,6 +17,7 @@ from app.keys import Keys
 from guard.policy import Fail, Fallback, Hold, Mode
 
 ATLAS = Path(__file__).parents[1] / "models" / "atlas"
+SMOLLM2 = Path(__file__).parents[1] / "models" / "smollm2"
 BEYOND = "I am not certain enough of the answer to give it."
 
 
@@ -27,7 +28,9 @@ class Settings(BaseSettings):
         env_prefix="HGUARD_", toml_file="hguard.toml", extra="forbid", frozen=True, hide_input_in_errors=True
     )
 
-    model: Annotated[str, Field(description="folder or Hugging Face id of the model to serve")] = "atlas"
+    model: Annotated[str, Field(description="atlas, smollm2, a folder or a Hugging Face id: the model to serve")] = (
+        "atlas"
+    )
     revision: Annotated[str | None, Field(description="revision of a model from the Hub")] = None
     probe: Annotated[str | None, Field(description="probe bundle: a folder, or hf://owner/name@revision")] = None
     served_model_name: Annotated[str | None, Field(description="name in the API; default: the model's own")] = None

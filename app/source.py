@@ -1,12 +1,13 @@
-"""Where models and probes come from: a folder, atlas in the package, or the Hugging Face Hub."""
+"""Where models and probes come from: the package (atlas, SmolLM2), a folder, or the Hugging Face Hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from app.settings import ATLAS, Settings
+from app.settings import ATLAS, SMOLLM2, Settings
 from guard.errors import BundleError, UnsupportedError
 from guard.probe import hub
+from models.smollm2 import checkpoint as smollm2
 
 _PARTS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")  # of a model; not its weights in other formats
 
@@ -18,6 +19,8 @@ def find_model(settings: Settings) -> tuple[Path, str]:
         if not (ATLAS / "model.safetensors").is_file():
             raise UnsupportedError(f"atlas is not built: {ATLAS} has no weights; run `make atlas`")
         return ATLAS, settings.served_model_name or "atlas"
+    if name == smollm2.NAME:
+        return smollm2.checkpoint(), settings.served_model_name or name
     if (folder := Path(name)).is_dir():
         if not (folder / "config.json").is_file():
             raise UnsupportedError(f"no model in {name!r}: config.json is missing; is the right volume mounted there?")
@@ -41,6 +44,8 @@ def find_probe(settings: Settings) -> Path:
     if probe is None:
         if settings.model == "atlas":
             return ATLAS / "probe"
+        if settings.model == smollm2.NAME:
+            return SMOLLM2 / "probe"
         raise BundleError(f"no probe for {settings.model!r}: give --probe PATH or --probe hf://owner/name@revision")
     return locate(probe)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,30 +43,44 @@ class Writer:
         }
 
     def _result(self, verdict: Verdict, spelled: Sequence[Token] | None) -> dict[str, Any]:
+        # Of a withheld answer, no more than that it is one; a given text its sender has.
+        given = spelled is not None
+        withheld = verdict.decision.action is Action.ABSTAINED and not given
+        threshold = verdict.policy.preempt if verdict.preempted else verdict.policy.threshold
         result: dict[str, Any] = {
             "index": verdict.index,
-            "risk": verdict.risk,
+            "risk": coarse(verdict.risk, threshold) if withheld else verdict.risk,
             "flagged": verdict.decision.flagged,
             "action": verdict.decision.action.value,
-            "threshold": verdict.policy.preempt if verdict.preempted else verdict.policy.threshold,
-            "scored_tokens": verdict.scored_tokens,
+            "threshold": threshold,
+            "scored_tokens": min(verdict.scored_tokens, 1) * verdict.told if withheld else verdict.scored_tokens,
         }
         if verdict.foreseen is not None:
-            result["preemptive"] = verdict.foreseen
+            floor = threshold if verdict.preempted else None  # else it may lie anywhere
+            result["preemptive"] = coarse(verdict.foreseen, floor) if withheld else verdict.foreseen
         if verdict.preempted:
             result["preempted"] = True
         if verdict.first_risk is not None:
-            result["first_risk"] = verdict.first_risk
+            result["first_risk"] = coarse(verdict.first_risk, threshold)  # of an answer that was withheld
         if verdict.reason is not None:
             result["reason"] = verdict.reason.value
-        elif verdict.peak is not None:
+        elif verdict.peak is not None and not withheld:
             result["peak"] = {"start": verdict.peak.start, "end": verdict.peak.end, "risk": verdict.risk}
-        # The tokens of a withheld answer would be the answer; those of a given text its sender has.
-        given = spelled is not None
-        if verdict.policy.tokens and (given or verdict.decision.action is not Action.ABSTAINED):
+        if verdict.policy.tokens and not withheld:
             tokens = self._spell(verdict.token_ids) if spelled is None else spelled
             result["tokens"] = [
                 {"token": text, "start": start, "end": end, "risk": risk}
                 for (text, start, end), risk in zip(tokens, verdict.token_risks, strict=True)
             ]
         return result
+
+
+def coarse(risk: float | None, threshold: float | None) -> float | None:
+    """The risk of a withheld answer to two decimals, rounded up where it would else lie below its threshold.
+
+    To four it would tell the answer from others, since ``/risk`` gives anyone the risk of a guess.
+    """
+    if risk is None:
+        return None
+    rounded = round(risk, 2)
+    return rounded if threshold is None or rounded >= threshold else math.ceil(threshold * 100) / 100

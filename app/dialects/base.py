@@ -46,6 +46,13 @@ def refuses(verdict: Verdict) -> bool:
     return verdict.policy.fallback is Fallback.REFUSAL
 
 
+def keep_only(content: dict[str, Any], names: frozenset[str]) -> None:
+    """Leave of a withheld answer what ``names`` lists; every other field there is, or will be, holds null."""
+    for name in content:
+        if name not in names:
+            content[name] = None
+
+
 def recount(usage: dict[str, Any] | None, call: GuardCall, generated: str, total: str | None = None) -> None:
     """Count in ``usage`` what was generated, which is not always what the outputs showed."""
     if usage is None or not call.uncounted:
@@ -80,6 +87,10 @@ class Dialect(Protocol):
 
     def wants_token_risk(self, body: dict[str, Any]) -> bool:
         """Whether a stream is to carry the risk of each token beside it."""
+        ...
+
+    def shows_nothing(self, body: dict[str, Any]) -> bool:
+        """Whether the response will show the prompt alone: what the engine draws is no answer."""
         ...
 
     def write(self, content: dict[str, Any], telling: Telling) -> None:

@@ -6,11 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from app import errors
-from app.dialects.base import FIELD, Telling, recount, refuses, withheld
+from app.dialects.base import FIELD, Telling, keep_only, recount, refuses, withheld
 from app.sse import DONE, frame
 from guard.engine.call import GuardCall, Verdict
 
 _RUNNING = b'"finish_reason":null'
+# What of a choice may stay when its answer is withheld: the caller's own prompt, of which the engine client lets go no
+# more than its own tokens.
+_KEPT = frozenset({"index", "prompt_token_ids", "prompt_logprobs"})
 
 
 class Choices:
@@ -20,6 +23,9 @@ class Choices:
         return False
 
     def wants_token_risk(self, body: dict[str, Any]) -> bool:
+        return False
+
+    def shows_nothing(self, body: dict[str, Any]) -> bool:
         return False
 
     def write(self, content: dict[str, Any], telling: Telling) -> None:
@@ -36,10 +42,8 @@ class Choices:
 
     def withhold(self, choice: dict[str, Any], verdict: Verdict, telling: Telling) -> None:
         """Put the refusal, or the message, in the place of a withheld answer, or after what of it was shown."""
+        keep_only(choice, _KEPT)
         choice["finish_reason"] = "content_filter" if refuses(verdict) else "stop"
-        for leak in ("logprobs", "token_ids", "stop_reason"):
-            if leak in choice:
-                choice[leak] = None
         self.replace(choice, verdict, telling)
 
     def replace(self, choice: dict[str, Any], verdict: Verdict, telling: Telling) -> None:
@@ -59,6 +63,10 @@ class ChatCompletions(Choices):
 
 
 class Completions(Choices):
+    def shows_nothing(self, body: dict[str, Any]) -> bool:
+        """vLLM (0.32) draws a token nevertheless, and leaves it out of the text."""
+        return bool(body.get("echo")) and body.get("max_tokens") == 0
+
     def replace(self, choice: dict[str, Any], verdict: Verdict, telling: Telling) -> None:
         choice["text"] = "" if refuses(verdict) else telling.stand_in(verdict)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from app.dialects.base import BROKEN, FIELD, Telling, recount, refuses, withheld
+from app.dialects.base import BROKEN, FIELD, Telling, keep_only, recount, refuses, withheld
 from app.sse import frame
 from guard.engine.call import Verdict
+
+# What of a message may stay when its answer is withheld.
+_KEPT = frozenset({"id", "type", "role", "model", "usage"})
 
 
 class Messages:
@@ -17,11 +20,15 @@ class Messages:
     def wants_token_risk(self, body: dict[str, Any]) -> bool:
         return False  # this API has no log-probabilities to stand beside
 
+    def shows_nothing(self, body: dict[str, Any]) -> bool:
+        return False
+
     def write(self, content: dict[str, Any], telling: Telling) -> None:
         verdict = telling.call.verdicts.get(0)
         if verdict is not None and withheld(verdict):
             # An empty block, as vLLM has it for empty answers: clients look at the first one.
             text = "" if refuses(verdict) else telling.stand_in(verdict)
+            keep_only(content, _KEPT)
             content["content"] = [{"type": "text", "text": text}]
             content.update(stop(verdict, telling))
         content[FIELD] = telling.block(telling.verdicts)

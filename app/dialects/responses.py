@@ -6,9 +6,37 @@ import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from app.dialects.base import FIELD, Telling, recount, refuses, withheld
+from app.dialects.base import FIELD, Telling, keep_only, recount, refuses, withheld
 from app.sse import frame
 from guard.engine.call import Verdict
+
+# What of a response may stay when its answer is withheld: what it says of itself, and what its caller asked.
+_KEPT = frozenset(
+    {
+        "id",
+        "object",
+        "created_at",
+        "model",
+        "status",
+        "incomplete_details",
+        "error",
+        "usage",
+        "service_tier",
+        "background",
+    }
+    | {
+        "instructions",
+        "input_messages",
+        "metadata",
+        "parallel_tool_calls",
+        "tool_choice",
+        "tools",
+        "truncation",
+        "user",
+    }
+    | {"temperature", "top_p", "top_logprobs", "presence_penalty", "frequency_penalty", "text", "prompt", "reasoning"}
+    | {"max_output_tokens", "max_tool_calls", "previous_response_id"}
+)
 
 
 class Responses:
@@ -35,10 +63,14 @@ class Responses:
     def wants_token_risk(self, body: dict[str, Any]) -> bool:
         return False  # its logprobs do not say which token of the answer they belong to
 
+    def shows_nothing(self, body: dict[str, Any]) -> bool:
+        return False
+
     def write(self, content: dict[str, Any], telling: Telling) -> None:
         verdict = telling.call.verdicts.get(0)
         if verdict is not None and withheld(verdict):
             shown = content["output"] if verdict.shown else []
+            keep_only(content, _KEPT)
             content["output"] = [*shown, stand_in(verdict, telling)]
             end(content, verdict)
         content[FIELD] = telling.block(telling.verdicts)

@@ -12,7 +12,7 @@ import numpy as np
 from guard.engine.call import Unscored, Verdict
 from guard.engine.ring import ScoreRing, Slot
 from guard.policy import PASSED, Action, Decision, Policy, decide
-from guard.probe.readout import Readout, Signals
+from guard.probe.readout import Peak, Readout, Signals
 
 log = logging.getLogger("hguard")
 
@@ -31,7 +31,8 @@ class Answer:
 
     index: the choice that it is in the response. seat: the sequence that it is in the engine's request.
     unseated: why it has no slot. thought: where the model thinks first, None once it answers.
-    offset: how many tokens are thinking. looked: how many windows have been scored, each starting a token later.
+    offset: how many tokens are thinking. given: how many tokens of its turn stand in the prompt already, and are scored
+    with it. looked: how many windows of the turn have been scored, each starting a token later.
     """
 
     index: int
@@ -42,6 +43,7 @@ class Answer:
     prompt_length: int = -1
     token_ids: list[int] = field(default_factory=list)
     offset: int = 0
+    given: int = 0
     looked: int = 0
     blind: bool = False
     verdict: Verdict | None = None
@@ -55,10 +57,11 @@ class Answer:
                     self.thought = None
 
     def signals(self, ring: ScoreRing, first: int, last: int) -> Signals:
-        """What was measured on tokens first..last-1 of the answer; the lead is that of its first token."""
+        """What was measured on tokens first..last-1 of the answer, those that were given having negative numbers; the
+        lead is that of the turn's first token."""
         assert self.slot is not None
         start = self.prompt_length + self.offset
-        lead = ring.read_neurons(self.slot, start - 1, start)[0] if first == 0 else np.nan
+        lead = ring.read_neurons(self.slot, start - 1, start)[0] if first == -self.given else np.nan
         entropy, logprob = ring.read_draws(self.slot, start + first, start + last)
         return Signals(float(lead), ring.read_neurons(self.slot, start + first, start + last), entropy, logprob)
 
@@ -66,7 +69,7 @@ class Answer:
         """How many generated tokens lie in no window that is still to be scored."""
         if self.verdict is not None or self.blind:
             return len(self.token_ids)
-        return self.offset + self.looked
+        return self.offset + max(self.looked - self.given, 0)
 
     def look(self, ring: ScoreRing, readout: Readout, policy: Policy) -> Verdict | None:
         """Score the windows that are complete by now; the verdict, once one of them ends the answer.
@@ -75,10 +78,10 @@ class Answer:
         threshold decides for the whole answer, whose risk is that of its worst window.
         """
         known = len(self.token_ids) - self.offset - 1
-        complete = known - readout.window + 1
-        if self.slot is None or self.blind or complete <= self.looked:
+        complete = self.given + known - readout.window + 1
+        if self.slot is None or self.blind or known < 0 or complete <= self.looked:
             return None
-        part = self.signals(ring, self.looked, known)
+        part = self.signals(ring, self.looked - self.given, known)
         flaw, risk = part.flaw_within(readout.uses_draws), float(np.nan)
         if flaw is None:
             risk = _risk(part, readout)
@@ -86,7 +89,8 @@ class Answer:
             self.looked = complete
             if risk < policy.threshold:
                 return None
-            return verdict_on(self.signals(ring, 0, known), readout, policy, self.index, self._text(known))
+            whole = self.signals(ring, -self.given, known)
+            return verdict_on(whole, readout, policy, self.index, self._text(known), self.given)
         if not policy.fails_closed:
             self.blind = True  # it passes, and its end says that it was not scored
             return None
@@ -98,24 +102,36 @@ class Answer:
         ring: ScoreRing,
         readout: Readout,
         policy: Policy,
-        finish_reason: str | None,
-        stop_reason: int | str | None,
+        ended: bool,
     ) -> Verdict:
-        """The verdict when the engine has ended it; the token that ended the sequence is not part of the answer."""
-        ended = finish_reason == "stop" and not isinstance(stop_reason, str)
+        """The verdict when the engine has ended it. ``ended``: by the model's own end of the sequence, which is the
+        last token, and no part of the answer. Whatever else stopped it (a length, a string, a token that the caller
+        names), all its tokens were drawn to be said, and are scored.
+        """
         count = max(len(self.token_ids) - self.offset - (1 if ended and self.token_ids else 0), 0)
         if self.slot is None:
             return unscored(self.index, policy, self._text(count), self.unseated)
-        if self.thought is not None:
+        if self.thought is not None or (count == 0 and self.offset > 0):
             return unscored(self.index, policy, [], Unscored.UNFINISHED_THINKING)
-        return verdict_on(self.signals(ring, 0, count), readout, policy, self.index, self._text(count))
+        if count == 0:
+            return unscored(self.index, policy, [], Unscored.EMPTY)
+        signals = self.signals(ring, -self.given, count)
+        if not ended:
+            # Whether the last token was fed back before the engine stopped is a matter of its schedule.
+            signals.neurons[-1] = np.nan
+        return verdict_on(signals, readout, policy, self.index, self._text(count), self.given)
 
     def _text(self, count: int) -> list[int]:
         return self.token_ids[self.offset : self.offset + count]
 
 
-def verdict_on(signals: Signals, readout: Readout, policy: Policy, index: int, ids: list[int]) -> Verdict:
-    """The verdict on measured tokens. A probe that fails on them leaves them unscored, never with a low risk."""
+def verdict_on(
+    signals: Signals, readout: Readout, policy: Policy, index: int, ids: list[int], given: int = 0
+) -> Verdict:
+    """The verdict on measured tokens. A probe that fails on them leaves them unscored, never with a low risk.
+
+    ``given``: so many of the first are no part of the answer, whose tokens are ``ids``, but of the turn that it ends.
+    """
     flaw = signals.flaw(readout.uses_draws)
     if flaw is not None:
         return unscored(index, policy, ids, Unscored(flaw.value))
@@ -127,7 +143,9 @@ def verdict_on(signals: Signals, readout: Readout, policy: Policy, index: int, i
         return unscored(index, policy, ids, Unscored.PROBE_ERROR)
     if not np.isfinite(risk):
         return unscored(index, policy, ids, Unscored.PROBE_ERROR)
-    return Verdict(index, policy, decide(risk, policy), risk, peak, ids, None, signals, readout, foreseen)
+    worst = Peak(max(peak.start - given, 0), peak.end - given) if peak.end > given else None
+    own = signals.part(given, len(signals)) if given else signals
+    return Verdict(index, policy, decide(risk, policy), risk, worst, ids, None, own, readout, foreseen)
 
 
 def _risk(signals: Signals, readout: Readout) -> float:

@@ -8,8 +8,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-import numpy as np
-
 from guard.policy import Decision, Policy
 from guard.probe.readout import Flaw, Peak, Readout, Signals
 
@@ -41,7 +39,7 @@ _SENTENCES = {
     Unscored.EMPTY: "the answer has no tokens",
     Unscored.MISSING: "a token's score did not come in time",
     Unscored.NOT_FINITE: "a token's score is not a finite number",
-    Unscored.UNFINISHED_THINKING: "the model was still thinking when it stopped: there is no answer to score",
+    Unscored.UNFINISHED_THINKING: "the model stopped before its answer began: there is nothing to score but thoughts",
     Unscored.NO_SLOT: "all score slots were in use",
     Unscored.PROBE_ERROR: "the probe failed on this answer; the server's log has the error",
     Unscored.TIMEOUT: "the engine did not score the text in time",
@@ -55,7 +53,7 @@ class Verdict:
     token_ids: those of the answer, without thinking before it and the end-of-sequence token after it.
     foreseen: the risk before any text existed, where the probe gives one. preempted: nothing was generated, and
     ``risk`` is what was foreseen. first_risk: that of the first try, where this is the verdict on a second one.
-    shown: how many tokens had left before the decision.
+    shown: how many tokens had left before the decision. told: of a withheld answer, how many usage counts.
     """
 
     index: int
@@ -71,6 +69,7 @@ class Verdict:
     preempted: bool = False
     first_risk: float | None = None
     shown: int = 0
+    told: int = 0
 
     @property
     def token_risks(self) -> list[float | None]:
@@ -81,8 +80,8 @@ class Verdict:
 
     @property
     def scored_tokens(self) -> int:
-        """How many tokens have a risk of their own."""
-        return 0 if self.signals is None else int(np.isfinite(self.signals.neurons).sum())
+        """How many tokens the risk was worked out from; the last may have no score of its own."""
+        return 0 if self.signals is None else len(self.signals)
 
 
 @dataclass(slots=True)
@@ -91,7 +90,8 @@ class GuardCall:
 
     verdicts: by choice index, once decided. token_risks: by choice index, one for each generated token (thinking has
     None), as far as known, for streams. uncounted: tokens that were generated but that the outputs do not show (a
-    first try), less those shown that were not generated (what stands in for a refused answer).
+    first try), less those shown that were not generated (what stands in for a refused answer). unshown: the response
+    shows nothing of what is generated, since its caller wants to see the prompt alone.
     """
 
     policy: Policy
@@ -100,6 +100,7 @@ class GuardCall:
     token_risks: dict[int, list[float | None]] = field(default_factory=dict)
     uncounted: int = 0
     overhead_seconds: float = 0.0
+    unshown: bool = False
 
     def reserve(self, count: int) -> int:
         """The choice index of the first of ``count`` further answers."""

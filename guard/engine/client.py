@@ -21,9 +21,11 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from guard.engine import preempt, seat
 from guard.engine.answer import Answer, refused, unscored, verdict_on
 from guard.engine.call import GuardCall, Unscored, Verdict, current_call, use_call
-from guard.engine.course import Course, with_completions
+from guard.engine.course import Course
+from guard.engine.outputs import with_completions
 from guard.engine.ring import ScoreRing, Slot, SlotPool
 from guard.engine.thinking import Thinker
+from guard.engine.turn import Turns
 from guard.engine.vetting import require_sendable
 from guard.engine.vllm_api import RefusalError
 from guard.errors import RequestError
@@ -52,9 +54,16 @@ class GuardedEngine:
     """Wraps an AsyncLLM; give it to vLLM's ``init_app_state`` in its place."""
 
     def __init__(
-        self, engine: Any, bundle: Bundle, ring: ScoreRing, default: Policy, longest: int | None = None
+        self,
+        engine: Any,
+        bundle: Bundle,
+        ring: ScoreRing,
+        default: Policy,
+        longest: int | None = None,
+        template: str | None = None,
     ) -> None:
-        """``longest``: no answer gets more tokens, whatever its request says or leaves unsaid."""
+        """``longest``: no answer gets more tokens, whatever its request says or leaves unsaid. ``template``: the chat
+        template, where it is not the tokenizer's own."""
         self._engine = engine
         self.bundle = bundle
         self.readout = bundle.readout
@@ -64,6 +73,8 @@ class GuardedEngine:
         self._longest = longest
         bare = engine.model_config.skip_tokenizer_init
         self._blank_token = 0 if bare else int(engine.get_tokenizer().eos_token_id or 0)
+        self._ends = _ends_of(engine.model_config)
+        self._turns = Turns() if bare else Turns.of(engine.get_tokenizer(), template, self._ends | {self._blank_token})
         self._thinker = None if bare else Thinker.of(engine)
 
     def __getattr__(self, name: str) -> Any:
@@ -112,7 +123,7 @@ class GuardedEngine:
         kwargs: dict[str, Any],
     ) -> AsyncGenerator[Any, None]:
         policy = call.policy
-        if policy.preempt is not None:
+        if policy.preempt is not None and not call.unshown:
             ahead = await self._preempted(call, first, prompt, params, request_id, kwargs)
             if ahead is not None:
                 yield ahead
@@ -139,7 +150,7 @@ class GuardedEngine:
                     else:
                         yield output
             _remember(call, first_tries)
-            call.uncounted += sum(len(answer.token_ids) for answer in course.spared)
+            call.uncounted += course.spared_tokens
             seats = [seats[answer.seat] for answer in course.spared]
             if not seats:
                 break
@@ -157,8 +168,24 @@ class GuardedEngine:
     ) -> Course:
         reason = Unscored.OFF if call.policy.mode is Mode.OFF else Unscored.NO_SLOT
         answers = [Answer(choice, slots[i] if slots else None, i, reason) for i, choice in enumerate(choices)]
-        kind, blank, thinker = params.output_kind, self._blank_token, self._thinker
-        return Course(answers, call, self.ring, self.readout, kind, blank, spare, thinker, request)
+        return Course(
+            answers,
+            call,
+            self.ring,
+            self.readout,
+            params.output_kind,
+            self._blank_token,
+            spare,
+            self._thinker,
+            request,
+            self._bound(params),
+            self._ends,
+        )
+
+    def _bound(self, params: SamplingParams) -> int | None:
+        """How many tokens an answer may have."""
+        bounds = [bound for bound in (params.max_tokens, self._longest) if bound is not None]
+        return min(bounds, default=None)
 
     async def _run(
         self,
@@ -176,11 +203,13 @@ class GuardedEngine:
         try:
             params = params.clone()
             params.n = len(course.answers)
-            if self._longest is not None:
-                params.max_tokens = min(params.max_tokens or self._longest, self._longest)
+            start = self._given(course, prompt) if slots else None
+            if start is not None:
+                params.skip_reading_prefix_cache = True  # cached positions have no activations
+            params.max_tokens = self._bound(params)
             params.extra_args = {
                 **(params.extra_args or {}),
-                seat.KEY: seat.pack(slots, damp, draws=self.readout.uses_draws),
+                seat.KEY: seat.pack(slots, damp, start, self.readout.uses_draws),
             }
             if call.policy.withholds and params.output_kind is RequestOutputKind.FINAL_ONLY:
                 params.output_kind = RequestOutputKind.CUMULATIVE  # to end it midway, its windows must be seen
@@ -202,6 +231,19 @@ class GuardedEngine:
                 await inner.aclose()  # aborts the engine's work if it is not done
         finally:
             self.pool.release(slots, finished)
+
+    def _given(self, course: Course, prompt: Any) -> int | None:
+        """Have what the prompt holds of the assistant's turn scored with the answers: the first position to record.
+
+        None where there is nothing of it. A turn that may begin with thoughts is scored from where it goes on.
+        """
+        ids = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
+        if ids is None or self._thinker is not None:
+            return None
+        start = self._turns.start(ids)
+        for answer in course.answers:
+            answer.given = len(ids) - start
+        return start - 1 if 0 < start < len(ids) else None
 
     async def _end(self, request_id: str, answers: Sequence[Answer]) -> None:
         """End some of a request's sequences, which vLLM names ``{i}_{request id}``, and leave the others alone."""
@@ -293,6 +335,12 @@ class GuardedEngine:
         except TimeoutError:
             return unscored(index, policy, ids, Unscored.TIMEOUT)
         return verdict_on(signals, self.readout, policy, index, ids)
+
+
+def _ends_of(model_config: Any) -> frozenset[int]:
+    """All tokens with which the model ends a sequence; vLLM treats those beside the tokenizer's as stop tokens."""
+    named = model_config.try_get_generation_config().get("eos_token_id")
+    return frozenset([named] if isinstance(named, int) else named or ())
 
 
 def _remember(call: GuardCall, first_tries: Mapping[int, Verdict]) -> None:

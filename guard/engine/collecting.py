@@ -88,9 +88,9 @@ class CollectingEngine:
     ) -> AsyncIterator[tuple[int, Sampled]]:
         """The greedy answer to each prompt, with what every neuron did meanwhile: (index, answer), as they are kept.
 
-        Row ``rows[index]`` of the array at ``means`` gets the mean of |z| / ||h|| over the last prompt token and the
-        answer's tokens that were fed back (all of them, but for the last of an answer that was cut at ``longest``); that
-        of ``leads`` gets the last prompt token's alone. Both float32 [answers, layers, neurons], as ``new_means`` makes.
+        Row ``rows[index]`` of the array at ``means`` gets the mean of |z| / ||h|| over the last prompt token and those
+        of the answer's tokens that were fed back: all, but for the last of an answer that was cut at ``longest``. That
+        of ``leads`` gets the last prompt token's alone. Both float32 [answers, layers, neurons], made by ``new_means``.
         """
         free = list(range(self._slots))
         waiting = list(reversed(range(len(prompts))))
@@ -134,7 +134,9 @@ class CollectingEngine:
         entropy, logprob = self._ring.read_draws(claim, len(prompt), len(prompt) + len(answer.tokens))
         return replace(answer, entropy=entropy.tolist(), logprob=logprob.tolist())
 
-    async def _keep(self, done: Sequence[tuple[int, int, Sampled]], rows: Sequence[int], means: Path, leads: Path) -> None:
+    async def _keep(
+        self, done: Sequence[tuple[int, int, Sampled]], rows: Sequence[int], means: Path, leads: Path
+    ) -> None:
         slots, to = [slot for _, slot, _ in done], [rows[index] for index, _, _ in done]
         fed = [1 + len(answer.tokens) - (not answer.ended) for _, _, answer in done]
         written = (str(means), slots, to, None, str(leads))

@@ -1,7 +1,7 @@
 """The course of one engine request: its answers as they grow, what may leave, and what is to be ended.
 
-An output of the engine goes in, what the policy lets go comes out. Nothing here waits or talks to the engine. Written
-against the outputs of vLLM 0.32 (``outputs.py``; the same in 0.26).
+An output of the engine goes in, what the policy lets go comes out: where answers can be withheld, no more of it than
+``outputs`` lists. Nothing here waits or talks to the engine.
 """
 
 from __future__ import annotations
@@ -9,20 +9,18 @@ from __future__ import annotations
 import operator
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 from vllm.sampling_params import RequestOutputKind
 
-from guard.engine.answer import Answer, risks_so_far
-from guard.engine.call import GuardCall, Verdict
+from guard.engine.answer import Answer, risks_so_far, unscored
+from guard.engine.call import GuardCall, Unscored, Verdict
+from guard.engine.outputs import blank, emptied, own, own_output, told_length, with_completions
 from guard.engine.ring import ScoreRing
 from guard.engine.thinking import Thinker
-from guard.policy import Action, Hold
+from guard.policy import Action, Hold, Mode
 from guard.probe.readout import Readout
-
-REFUSAL_FINISH = "content_filter"
 
 
 @dataclass(slots=True)
@@ -49,12 +47,16 @@ class Course:
         spare_abstained: bool = False,
         thinker: Thinker | None = None,
         request: Mapping[str, Any] | None = None,
+        longest: int | None = None,
+        ends: frozenset[int] = frozenset(),
     ) -> None:
-        """``spare_abstained``: say nothing of answers that are to be withheld; they get a second try."""
+        """``spare_abstained``: say nothing of answers that are to be withheld; they get a second try. ``longest``: how
+        many tokens an answer may have. ``ends``: further tokens with which the model itself ends a sequence."""
         self.answers = answers
         self.cut: list[Answer] = []  # to be ended in the engine, since the last output
         self._call, self._ring, self._readout = call, ring, readout
         self._kind, self._blank = kind, blank_token
+        self._longest, self._ends = longest, ends
         self._spare = spare_abstained
         policy = call.policy
         # Where nothing can be withheld or has to wait, outputs pass as they are.
@@ -72,6 +74,11 @@ class Course:
     def spared(self) -> list[Answer]:
         """Answers of which nothing was said, since they are to have a second try."""
         return [answer for answer in self.answers if self._spares(answer)]
+
+    @property
+    def spared_tokens(self) -> int:
+        """How many tokens usage is to count of them."""
+        return sum(told_length(len(answer.token_ids), self._longest) for answer in self.spared)
 
     def _spares(self, answer: Answer) -> bool:
         if not self._spare or answer.verdict is None or answer.verdict.risk is None:
@@ -110,8 +117,11 @@ class Course:
         """The verdict, when the engine has ended the answer or a window of it ends it now."""
         policy = self._call.policy
         finish, stop = completion.finish_reason, completion.stop_reason
+        if self._call.unshown and policy.mode is not Mode.OFF:
+            return None if finish is None else unscored(answer.index, policy, [], Unscored.EMPTY)
         if finish is not None:
-            return answer.judge(self._ring, self._readout, policy, finish, stop)
+            ended = finish == "stop" and (stop is None or stop in self._ends)
+            return answer.judge(self._ring, self._readout, policy, ended)
         if not policy.withholds:
             return None
         verdict = answer.look(self._ring, self._readout, policy)
@@ -134,7 +144,21 @@ class Course:
         if pieces and len(pieces) == len(output.outputs) and all(map(operator.is_, completions, output.outputs)):
             return [output]
         last = len(pieces) - 1 if self.done else -1
-        return [with_completions(source, [piece], i == last) for i, (piece, source) in enumerate(pieces)]
+        return [self._holding(source, [piece], i == last) for i, (piece, source) in enumerate(pieces)]
+
+    def _holding(self, output: Any, completions: list[Any], finished: bool) -> Any:
+        """An output with these completions, and with no more than may leave."""
+        hold = own_output if self._call.policy.withholds else with_completions
+        return hold(output, completions, finished)
+
+    def _passing(self, answer: Answer, completion: Any) -> Any:
+        """A completion that may leave, and no more of it than that."""
+        if not self._call.policy.withholds:
+            return completion
+        empty = answer.verdict is not None and answer.verdict.reason is Unscored.EMPTY
+        if empty or self._call.unshown:
+            return blank(completion, len(completion.token_ids), self._blank)
+        return own(completion)
 
     def _pieces(self, answer: Answer, waiting: deque[Waiting]) -> Iterator[tuple[Any, Any]]:
         """Completions that may leave, each with its output."""
@@ -147,7 +171,7 @@ class Course:
         while waiting and self._may_go(answer, waiting[0]):
             piece = waiting.popleft()
             self._sent[answer.seat] = piece.reach
-            yield piece.completion, piece.output
+            yield self._passing(answer, piece.completion), piece.output
 
     def _abstained(self, answer: Answer) -> bool:
         return answer.verdict is not None and answer.verdict.decision.action is Action.ABSTAINED
@@ -158,7 +182,13 @@ class Course:
         if not self._spares(answer):
             sent = answer.verdict.shown = self._sent[answer.seat]
             repeated = self._kind is RequestOutputKind.CUMULATIVE
-            yield emptied(last, len(answer.token_ids) - (0 if repeated else sent), self._blank)
+            yield self._withheld(answer, last, 0 if repeated else sent)
+
+    def _withheld(self, answer: Answer, last: Any, sent: int) -> Any:
+        """The stand-in for a withheld answer, of which ``sent`` tokens have been counted."""
+        assert answer.verdict is not None
+        told = answer.verdict.told = told_length(len(answer.token_ids), self._longest)
+        return emptied(last, told - sent, self._blank)
 
     def _may_go(self, answer: Answer, piece: Waiting) -> bool:
         policy = self._call.policy
@@ -176,28 +206,8 @@ class Course:
             if waiting and answer.verdict is not None and not self._spares(answer):
                 last = waiting[-1].completion
                 withheld = self._abstained(answer)
-                self._whole[answer.seat] = emptied(last, len(answer.token_ids), self._blank) if withheld else last
+                self._whole[answer.seat] = self._withheld(answer, last, 0) if withheld else self._passing(answer, last)
             waiting.clear()
         if not self.done:
             return []
-        return [with_completions(output, [self._whole[seat] for seat in sorted(self._whole)], True)]
-
-
-def with_completions(output: Any, completions: list[Any], finished: bool) -> Any:
-    """A copy of ``output`` that holds these."""
-    made = copy(output)
-    made.outputs = completions
-    made.finished = finished
-    return made
-
-
-def emptied(completion: Any, generated: int, blank_token: int) -> Any:
-    """The last piece of a withheld answer: as many tokens as usage is to count, but not which."""
-    empty = copy(completion)
-    empty.text = ""
-    empty.token_ids = [blank_token] * generated
-    empty.logprobs = None if completion.logprobs is None else [None] * generated
-    empty.cumulative_logprob = None
-    empty.finish_reason = REFUSAL_FINISH
-    empty.stop_reason = None
-    return empty
+        return [self._holding(output, [self._whole[seat] for seat in sorted(self._whole)], True)]

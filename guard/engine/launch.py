@@ -138,9 +138,17 @@ async def guarded_engine(
     from guard.engine.client import GuardedEngine
 
     async with _tapped_engine(args, slots) as (engine, ring):
-        guarded = GuardedEngine(engine, bundle, ring, default, longest)
+        guarded = GuardedEngine(engine, bundle, ring, default, longest, chat_template(args))
         await require_live_taps(guarded, _canary_prompt(engine))
         yield guarded
+
+
+def chat_template(args: Namespace) -> str | None:
+    """vLLM's --chat-template: a file or the template itself."""
+    given: str | None = args.chat_template
+    if given is not None and "\n" not in given and Path(given).is_file():
+        return Path(given).read_text(encoding="utf-8")
+    return given
 
 
 @asynccontextmanager

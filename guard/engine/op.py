@@ -30,6 +30,8 @@ def collect(z: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, sums: torch.
     z [tokens, neurons] and h [tokens, hidden] in the model's dtype; weight float32 [slots, at least tokens];
     sums float32 [slots, neurons].
     """
+    if not z.is_cuda:
+        weight, z, h = _counted(weight, z, h)
     weight, idle = _counting(weight, z.shape[0])
     norm = torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32).add_(EPSILON).masked_fill_(idle, 1)
     sums.addmm_(weight / norm, z.float().abs().masked_fill_(idle[:, None], 0))
@@ -40,8 +42,16 @@ def collect_outputs(h: torch.Tensor, weight: torch.Tensor, outputs: torch.Tensor
 
     h and weight as for ``collect``; outputs float32 [slots, hidden].
     """
+    if not h.is_cuda:
+        weight, h = _counted(weight, h)
     weight, idle = _counting(weight, h.shape[0])
     outputs.addmm_(weight, h.float().masked_fill(idle[:, None], 0))
+
+
+def _counted(weight: torch.Tensor, *rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Only what counts of a step: of a prompt all rows but the last do not. Not in a CUDA graph, whose shapes stand."""
+    counted = weight[:, : len(rows[0])].any(0).nonzero().squeeze(1)
+    return weight[:, counted], *(part[counted] for part in rows)
 
 
 def _counting(weight: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,14 +5,13 @@ One token is drawn and thrown away; the answer, if there is to be one, finds its
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Any
 
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from guard.engine import seat
 from guard.engine.answer import Answer
-from guard.engine.course import emptied
+from guard.engine.outputs import emptied, own_output
 from guard.engine.ring import ScoreRing, Slot
 
 
@@ -38,11 +37,11 @@ def lead_of(output: Any, slot: Slot, ring: ScoreRing) -> float:
 
 def refused(output: Any, request_id: str, count: int, blank_token: int) -> Any:
     """The looking request's output as that of the request that asked: ``count`` answers, none of which exists."""
-    whole = copy(output)
-    whole.request_id = request_id
-    whole.outputs = []
+    completions = []
     for index in range(count):
         completion = emptied(output.outputs[0], 1, blank_token)
         completion.index = index
-        whole.outputs.append(completion)
+        completions.append(completion)
+    whole = own_output(output, completions, output.finished)
+    whole.request_id = request_id
     return whole

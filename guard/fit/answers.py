@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import httpx
@@ -20,9 +20,11 @@ _AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """One answer of the model that is certainly right or wrong.
+    """One answer of the model that was judged right or wrong.
 
     question: its index. prompt, tokens: ids. start, end: the tokens that state the fact. wrong: the judge's word.
+    ended: whether it came to an end by itself; the last token of one that was cut was never fed back. certain: whether
+    further samples agree with it. entropy, logprob: of each token's draw, in nats, where they were measured.
     """
 
     question: int
@@ -32,6 +34,10 @@ class Chosen:
     start: int
     end: int
     wrong: bool
+    ended: bool = True
+    certain: bool = True
+    entropy: list[float] = field(default_factory=list)
+    logprob: list[float] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,10 +76,3 @@ def consistent(verdicts: Sequence[bool | None], agree: float) -> bool | None:
         if verdicts and counts[verdict] >= agree * len(verdicts):
             return verdict
     return None
-
-
-def representative(texts: Sequence[str], verdicts: Sequence[bool | None], wanted: bool) -> int:
-    """The index of the most frequent text among those judged ``wanted``; the first of them on a tie."""
-    counts = collections.Counter(text for text, verdict in zip(texts, verdicts, strict=True) if verdict is wanted)
-    best = counts.most_common(1)[0][0]
-    return next(i for i, text in enumerate(texts) if text == best and verdicts[i] is wanted)

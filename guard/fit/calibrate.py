@@ -65,8 +65,9 @@ def fit_readout(
     spans: Sequence[tuple[int, int]],
     window: int,
     method: Method = "platt",
+    by_token: Sequence[int] | None = None,
 ) -> Readout:
-    """Fit the readout on calibration answers.
+    """Fit the readout on calibration answers; ``by_token``: those of which every token was measured (all by default).
 
     The stack learns from each answer's highest-entropy window, Platt scaling or isotonic regression from the resulting
     logits; the token head from single tokens: those of a wrong answer's span (``spans``, token indices) are 1, all
@@ -78,10 +79,12 @@ def fit_readout(
         chosen.append(features[np.argmax(features[:, 1])])
     answer_stack = stack(np.stack(chosen), wrong)
     tokens, labels = [], []
-    for answer, (start, end), is_wrong in zip(signals, spans, wrong, strict=True):
-        tokens.append(token_features(answer))
-        position = np.arange(len(answer))
-        labels.append((position >= start) & (position < end) & is_wrong)
+    for i in range(len(signals)) if by_token is None else by_token:
+        features, (start, end) = token_features(signals[i]), spans[i]
+        known = np.isfinite(features).all(1)  # the last token of an answer that was cut has no neuron score
+        position = np.arange(len(features))
+        tokens.append(features[known])
+        labels.append(((position >= start) & (position < end) & wrong[i])[known])
     token_stack = stack(np.concatenate(tokens), np.concatenate(labels))
     rough = Readout(window, answer_stack, (1.0, 0.0), token_stack)
     logits = [rough.logit(answer)[0] for answer in signals]
@@ -133,13 +136,15 @@ def calibration(
     spans: Sequence[tuple[int, int]],
     window: int,
     method: Method,
+    by_token: Sequence[int] | None = None,
 ) -> Calibration:
     """From answers by part, none of whose entities are in two: ``calibration`` (whose ``spans`` these are) fits the
-    readout, ``thresholds`` sets them, ``test`` says what each costs. Raises FitError when a part has only one kind."""
+    readout (``by_token`` as there), ``thresholds`` sets them, ``test`` says what each costs. Raises FitError when a
+    part has only one kind."""
     for name in PARTS:
         if wrong[name].all() or not wrong[name].any():
             raise FitError(f"the answers for {name} are all right or all wrong: ask more questions")
-    readout = fit_readout(signals["calibration"], wrong["calibration"], spans, window, method)
+    readout = fit_readout(signals["calibration"], wrong["calibration"], spans, window, method, by_token)
     parameters, risks = calibrated(readout, signals["thresholds"], wrong["thresholds"])
     thresholds = conformal.thresholds(risks["right_risks"], conformal.TARGETS)
     risk = np.array([readout.risk(one)[0] for one in signals["test"]])

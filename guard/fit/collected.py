@@ -9,7 +9,7 @@ from guard.fit.answers import Chosen
 from guard.fit.progress import Progress
 from guard.fit.workspace import Workspace, explained
 
-MEANS, OUTPUTS, LEADS = "means.npy", "outputs.npy", "leads.npy"
+MEANS, OUTPUTS, LEADS, FACTS = "means.npy", "outputs.npy", "leads.npy", "facts.npy"
 
 
 def collected(work: Workspace, name: str = MEANS) -> int:
@@ -21,16 +21,6 @@ def collected(work: Workspace, name: str = MEANS) -> int:
 def facts_of(chosen: Sequence[Chosen]) -> list[Span]:
     """The part of each answer that states the fact."""
     return [Span([*c.prompt, *c.tokens], len(c.prompt) + c.start, len(c.prompt) + c.end) for c in chosen]
-
-
-def answers_of(chosen: Sequence[Chosen]) -> list[Span]:
-    """The whole of each answer."""
-    return [Span([*c.prompt, *c.tokens], len(c.prompt), len(c.prompt) + len(c.tokens)) for c in chosen]
-
-
-def leads_of(chosen: Sequence[Chosen]) -> list[Span]:
-    """Nothing of the answer: the last prompt token alone, which stands before its span."""
-    return [Span(c.prompt, len(c.prompt), len(c.prompt)) for c in chosen]
 
 
 async def collect(

@@ -13,7 +13,10 @@ _SAYING = (
     "|be (?:sure|certain|determined|answered))"
 )
 _GIVEN = "(?:provided|specified|mentioned|stated|available)"
-_ENDS = r"(?: to (?:me|us|anyone))?(?=\W*$|[.,;!?]| (?:who|what|when|where|which|whether|how|why|if|at|because)\b)"
+_ENDS = (
+    r"(?: to (?:me|us|anyone)| for (?:certain|sure))?"
+    r"(?=\W*$|[.,;!?]| (?:who|what|when|where|which|whether|how|why|if|at|because)\b)"
+)
 # Words that may stand in between are few, so that "I do not like France" is no decline.
 _ENGLISH = (
     r"(?:\b(?:i|we)|^|[.,;:!?] ?)(?: \w+)? ?(?:do not|don't|dont|did not|didn't) (?:\w+ )?(?:know|recall|remember)\b",
@@ -76,7 +79,7 @@ _GUESSED = re.compile(
 )
 _NO_SUCH = re.compile(
     r"\bno such\b|\b(?:does|do|did)(?: not|n't) (?:\w+ )?exist\b|\bnon-?existent\b"
-    r"|\bnot (?:a |an )?(?:real|actual)\b|\bfictional\b",
+    r"|\bnot (?:a |an )?(?:real|actual)\b",
     re.IGNORECASE,
 )
 

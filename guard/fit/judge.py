@@ -44,7 +44,20 @@ _NO_CHOICE = listed(
     "rather more less so simply just also sometimes better later earlier fewer other another any not about around "
     "formally officially formerly commonly something anything"
 )
+_WATERS = listed("sea ocean gulf bay strait channel")
+_OTHER_NAMES = frozenset(
+    {
+        ("equatorial", "guinea"),
+        ("guinea", "bissau"),
+        ("south", "sudan"),
+        ("northern", "ireland"),
+        ("american", "samoa"),
+        ("west", "virginia"),
+        ("south", "wales"),
+    }
+)
 _EMPTY = frozenset({"answer", "correct", "called", "name", "named", "known", "title"})
+_ITEM = 3  # most words of one alternative in a list
 _CONTEXT = 3  # words of the question before a name that an answer repeats
 
 
@@ -75,7 +88,8 @@ def judge(question: Question, answer: str) -> bool | None:
     if any(has_symbols(symbols(one), symbols(rest)) for one in question.accepted if not read(one)[0]):
         return True
     spots = list(spots_of(accepted, said, tail))
-    live = [spot for spot in spots if not _denied(said, tail, spot)]
+    asked = {word.text for word in read(question.text)[0]}
+    live = [spot for spot in spots if not _denied(said, tail, spot) and not _longer_name(said, spot, asked)]
     live = _new(question, accepted, said, live)
     if not live:
         return None if _empty(said) else False
@@ -133,6 +147,23 @@ def _denied_behind(said: Sequence[Word], tail: str, last: int) -> bool:
     if any(text in _NOT_BEHIND for text in clause[:3]):
         return True
     return _NOT_AFTER.match("".join(clause[:8])) is not None
+
+
+# -- what is part of another name --------------------------------------------------------------------------------------
+
+
+def _longer_name(said: Sequence[Word], spot: Spot, asked: set[str]) -> bool:
+    """Whether it is part of the name of something else: the South China Sea, New Mexico. Not where it was asked for."""
+    parts = []
+    if spot.last + 1 < len(said) and not said[spot.last + 1].gap.strip(" -"):
+        behind = said[spot.last + 1]
+        parts.append((behind, behind.text in _WATERS or (said[spot.last].text, behind.text) in _OTHER_NAMES))
+    if spot.first and not said[spot.first].gap.strip(" -"):
+        before = said[spot.first - 1]
+        parts.append((before, before.text == "new" or (before.text, said[spot.first].text) in _OTHER_NAMES))
+        if before.text == "of" and spot.first > 1:
+            parts.append((said[spot.first - 2], said[spot.first - 2].text in _WATERS))
+    return any(other and word.raw[:1].isupper() and word.text not in asked for word, other in parts)
 
 
 # -- what only repeats the question ------------------------------------------------------------------------------------
@@ -212,13 +243,27 @@ def _one_of_several(said: Sequence[Word], spots: Sequence[Spot], spot: Spot) -> 
             start -= 1
         if not any(start <= one.first and one.last < i for one in spots):
             return True
-    i = spot.last + 1
-    if i + 1 < len(said) and said[i].text in _OR and not _other_name(said, i) and said[i + 1].text not in _NO_CHOICE:
+    i = _or_behind(said, spot.last)
+    if i is not None and not _other_name(said, i):
         end = i + 1
         while end < len(said) and not re.search(r"[.;:!?\n]", said[end].gap):
             end += 1
-        return not any(i < one.first and one.last < end for one in spots)
+        return not any(spot.last < one.first and one.last < end for one in spots)
     return False
+
+
+def _or_behind(said: Sequence[Word], last: int) -> int | None:
+    """The "or" right behind a word, or at the end of the list that it is in: Paris, London, or Rome."""
+    words = 0  # of one item
+    for i in range(last + 1, len(said) - 1):
+        if re.search(r"[.;:!?\n()]", said[i].gap):
+            return None
+        if said[i].text in _OR:
+            return i
+        words = 1 if "," in said[i].gap else words + 1
+        if words > _ITEM or (i == last + 1 and "," not in said[i].gap):
+            return None
+    return None
 
 
 def _other_name(said: Sequence[Word], i: int) -> bool:

@@ -1,12 +1,12 @@
-"""Fit a probe bundle, stage by stage: sample, judge, choose, collect, train, settle on a C, measure, calibrate.
+"""Fit a probe bundle, stage by stage: answer, judge, choose, train, settle on a C, measure, calibrate.
 
 Each stage leaves its file in the workspace; what is there is not done again. Engines run one after the other: the first
-samples and collects, each further one serves a candidate and measures with it what calibration needs.
+answers and collects in one pass, each further one serves a candidate and measures with it what calibration needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,14 +19,15 @@ from guard.errors import FitError
 from guard.fit import calibrate, evaluate
 from guard.fit.answers import Chosen
 from guard.fit.choose import Dealt, Locate, Sampling, choose, chosen_in
-from guard.fit.collected import LEADS, MEANS, answers_of, collect, collected, facts_of, leads_of
+from guard.fit.collected import FACTS, LEADS, MEANS, collect, collected, facts_of
 from guard.fit.engines import Engines
 from guard.fit.features import Features
 from guard.fit.judge import RemoteJudge
+from guard.fit.questions import SHARES as ALL_SHARES
 from guard.fit.questions import Question
 from guard.fit.settle import Settle
 from guard.fit.span import find_span
-from guard.fit.train import CANDIDATES, Found, find_neurons
+from guard.fit.train import CANDIDATES, Found, find_neurons, given_neurons
 from guard.fit.workspace import Workspace, explained
 from guard.probe import cett
 from guard.probe.bundle import Bundle, save_bundle
@@ -34,8 +35,9 @@ from guard.probe.card import ModelIdentity, ProbeCard, ReadoutParameters, SetMet
 from guard.probe.readout import Signals
 
 # Thresholds come from answers of their own: what the readout was fit on looks better than it is.
-SHARES = {"train": 0.45, "calibration": 0.15, "thresholds": 0.15, "test": 0.25}
+SHARES = ALL_SHARES["fit"]
 FOUND = "found.json"
+TOKEN_ANSWERS = 500  # calibration answers whose single tokens are measured
 SPANS: dict[Literal["fact", "answer"], Span] = {
     "answer": "answer-tokens-and-last-prompt-token",
     "fact": "fact-tokens-and-the-one-before",
@@ -46,20 +48,20 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """id: of the bundle. samples: answers to each question, at this temperature (1 sample is greedy). longest: tokens.
+    """id: of the bundle. longest: most tokens of an answer. samples: further answers to each training question, at this
+    temperature; agree: share of its verdicts that must be alike for it to teach.
 
-    agree: share of a question's answers that must be judged alike. cap: largest share of all neurons that may be kept.
+    cap: largest share of all neurons that may be kept.
     suppress: questions that are answered with each candidate's neurons switched off, to choose C by; 0 for none.
     span: what the neurons are fit on: the part that states the fact, or the whole answer, as it is scored when served.
     foresee: fit them on the last prompt token, too, so that there is a risk before generation.
     method: how risks are calibrated. slots: answers that are collected at once.
-
-    Answers that cannot be consistent teach nothing and are left out.
+    neurons: flat indices of those to fit with L2, in place of finding any.
     """
 
     id: str
     seed: int = 0
-    samples: int = 10
+    samples: int = 0
     temperature: float = 1.0
     longest: int = 64
     agree: float = 1.0
@@ -70,6 +72,28 @@ class Options:
     foresee: bool = True
     method: calibrate.Method = "platt"
     slots: int = 32
+    neurons: tuple[int, ...] | None = None
+
+
+def detailed(dealt: Dealt, window: int) -> list[int]:
+    """The rows to measure token by token: answers of several windows, and some that the token head learns from.
+
+    Of the others the mean over all tokens is all that a readout asks for, and that was collected with the answer.
+    """
+    long = [r for part in calibrate.PARTS for r in dealt.parts[part] if len(dealt.chosen[r].tokens) > window]
+    return sorted({*long, *dealt.parts["calibration"][:TOKEN_ANSWERS]})
+
+
+def whole(answer: Chosen, mean: float, lead: float) -> Signals:
+    """Signals of an answer that is one window, from the mean score over its last prompt token and its tokens.
+
+    Its tokens' scores are not known one by one: each has their mean. The last of a cut answer was never fed back.
+    """
+    n = len(answer.tokens)
+    fed = n - (not answer.ended)
+    neurons = np.full(n, ((fed + 1) * mean - lead) / fed if fed else np.nan, np.float32)
+    neurons[fed:] = np.nan
+    return Signals(lead, neurons, np.array(answer.entropy, np.float32), np.array(answer.logprob, np.float32))
 
 
 class Fit:
@@ -92,41 +116,48 @@ class Fit:
     async def run(self, engines: Engines, out: Path) -> Bundle:
         """All stages that are not done yet. Raises FitError when the answers cannot teach anything."""
         chosen = chosen_in(self._work)
-        if chosen is None or not self._collected(self._dealt(chosen)):
+        if chosen is None or not self._collected(chosen):
             async with engines.collecting() as engine:
                 chosen = await self._choose_and_collect(engine, chosen)
         dealt, options = self._dealt(chosen), self._options
         self._say(", ".join(f"{len(index)} answers for {name}" for name, index in dealt.parts.items()))
         candidates = self._find(dealt)
         rough = {one.C: self._rough(dealt, one) for one in candidates}
+        window = self._window(dealt)
         settle = Settle(self._work, dealt, self._judge, options.longest, options.suppress, self._say)
-        found, signals = await settle.run(engines, candidates, rough)
-        return self._calibrate(out, dealt, found, signals)
+        found, measured = await settle.run(engines, candidates, rough, detailed(dealt, window))
+        return self._calibrate(out, dealt, found, window, measured)
 
     def _dealt(self, chosen: Sequence[Chosen]) -> Dealt:
         return Dealt.of(self._questions, chosen, SHARES, self._options.seed)
 
-    def _collected(self, dealt: Dealt) -> bool:
-        leads = not self._options.foresee or collected(self._work, LEADS) >= len(dealt.parts["train"])
-        return leads and collected(self._work) >= len(dealt.chosen)
+    def _collected(self, chosen: Sequence[Chosen]) -> bool:
+        return self._options.span == "answer" or collected(self._work, FACTS) >= len(chosen)
 
     async def _choose_and_collect(self, engine: CollectingEngine, chosen: list[Chosen] | None) -> list[Chosen]:
         """What the first engine has to do, so far as it is not done."""
-        options, layers_and_neurons = self._options, (self._norms.shape[0], self._norms.shape[1])
+        options, shape = self._options, (self._norms.shape[0], self._norms.shape[1])
         if chosen is None:
             how = Sampling(options.samples, options.temperature, options.longest, options.agree, options.seed)
-            chosen = await choose(self._work, engine, self._questions, how, self._judge, self._locate, self._say)
-        spans = answers_of(chosen) if options.span == "answer" else facts_of(chosen)
-        await collect(self._work, engine, spans, layers_and_neurons, options.slots, self._say)
-        if options.foresee:
-            train = [chosen[row] for row in self._dealt(chosen).parts["train"]]
-            leads = leads_of(train)
-            await collect(self._work, engine, leads, layers_and_neurons, options.slots, self._say, name=LEADS)
+            chosen = await choose(
+                self._work, engine, self._questions, how, SHARES, shape, self._judge, self._locate, self._say
+            )
+        if options.span == "fact":
+            await collect(self._work, engine, facts_of(chosen), shape, options.slots, self._say, name=FACTS)
         return chosen
 
-    def features(self, rows: Sequence[int]) -> Features:
+    def _window(self, dealt: Dealt) -> int:
+        """Tokens of a window: nine in ten training answers are not longer."""
+        return max(1, int(np.ceil(np.quantile([len(dealt.chosen[i].tokens) for i in dealt.parts["train"]], 0.9))))
+
+    def features(self, dealt: Dealt, rows: Sequence[int]) -> Features:
         """Mean CETT of every neuron, of these answers."""
-        return Features.of(self._work.path(MEANS), self._norms, rows)
+        if self._options.span == "fact":
+            return Features.of(self._work.path(FACTS), self._norms, rows)
+        return self._of_questions(MEANS, dealt, rows)
+
+    def _of_questions(self, name: str, dealt: Dealt, rows: Sequence[int]) -> Features:
+        return Features.of(self._work.path(name), self._norms, [dealt.chosen[row].question for row in rows])
 
     def _find(self, dealt: Dealt) -> list[Found]:
         """The candidates, the preferred one first."""
@@ -134,16 +165,21 @@ class Fit:
             return [evaluate.found_from(row) for row in self._work.read_json(FOUND)]
         options = self._options
         train = dealt.parts["train"]
+        leads = self._of_questions(LEADS, dealt, train) if options.foresee else None
+        if options.neurons is not None:
+            found = [given_neurons(self.features(dealt, train), dealt.wrong("train"), np.array(options.neurons), leads)]
+            self._work.write_json(FOUND, [evaluate.found_to(one) for one in found])
+            return found
         try:
             found = find_neurons(
-                self.features(train),
+                self.features(dealt, train),
                 dealt.wrong("train"),
                 [dealt.question(i).entity for i in train],
                 options.cap,
                 options.refit,
                 self._say,
                 CANDIDATES if options.suppress else 1,
-                Features.of(self._work.path(LEADS), self._norms) if options.foresee else None,
+                leads,
             )
         except ValueError as error:
             raise FitError(str(error)) from None
@@ -153,21 +189,21 @@ class Fit:
         self._work.write_json(FOUND, [evaluate.found_to(one) for one in found])
         return found
 
-    def _calibrate(self, out: Path, dealt: Dealt, found: Found, signals: dict[int, Signals]) -> Bundle:
+    def _calibrate(self, out: Path, dealt: Dealt, found: Found, window: int, measured: dict[int, Signals]) -> Bundle:
         parts, chosen = dealt.parts, dealt.chosen
         wrong = {name: dealt.wrong(name) for name in parts}
-        window = max(1, int(np.ceil(np.quantile([len(chosen[i].tokens) for i in parts["train"]], 0.9))))
-        measured = {name: [signals[i] for i in parts[name]] for name in calibrate.PARTS}
+        signals = {name: self._signals(dealt, found, parts[name], measured) for name in calibrate.PARTS}
         spans = [(chosen[i].start, chosen[i].end) for i in parts["calibration"]]
-        made = calibrate.calibration(measured, wrong, spans, window, self._options.method)
+        by_token = [number for number, row in enumerate(parts["calibration"]) if row in measured]
+        made = calibrate.calibration(signals, wrong, spans, window, self._options.method, by_token)
         reports = evaluate.reports(
             [dealt.question(i) for i in parts["test"]],
             wrong["test"],
-            measured["test"],
+            signals["test"],
             made.readout,
             evaluate.Baseline(
-                self.features(parts["test"]),
-                self.features(parts["train"]),
+                self.features(dealt, parts["test"]),
+                self.features(dealt, parts["train"]),
                 wrong["train"],
                 found.index,
                 self._norms.shape[1],
@@ -177,6 +213,17 @@ class Fit:
         return self._bundle(
             out, dealt, found, made.parameters, made.risks, made.thresholds, made.at_thresholds, reports
         )
+
+    def _signals(
+        self, dealt: Dealt, found: Found, rows: Sequence[int], measured: Mapping[int, Signals]
+    ) -> list[Signals]:
+        """What the probe would have read of these answers: as measured, or from what was collected of them."""
+        means = self._of_questions(MEANS, dealt, rows).take(found.index) @ found.coefficient
+        leads = self._of_questions(LEADS, dealt, rows).take(found.index) @ found.coefficient
+        return [
+            measured[row] if row in measured else whole(dealt.chosen[row], float(mean), float(lead))
+            for row, mean, lead in zip(rows, means, leads, strict=True)
+        ]
 
     def _rough(self, dealt: Dealt, found: Found) -> Bundle:
         """A bundle to measure with: what it says of risk is not used."""
@@ -202,7 +249,7 @@ class Fit:
             id=self._options.id,
             model=self._identity,
             training=Training(
-                method="l1-logistic-regression",
+                method="l1-logistic-regression" if self._options.neurons is None else "imported",
                 labels="1-vs-1",
                 C=found.C,
                 seed=self._options.seed,
@@ -221,6 +268,7 @@ class Fit:
             "neuron": neuron,
             "coefficient": found.coefficient,
             "folded": cett.fold(found.coefficient, self._norms[layer, neuron]),
+            "train_questions": np.sort(np.array([dealt.question(i).digest for i in dealt.parts["train"]], np.uint64)),
             **risks,
         }
         with explained(out):

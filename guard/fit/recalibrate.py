@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 
 from guard.engine.support import engine_version
+from guard.errors import FitError
 from guard.fit import calibrate, evaluate
 from guard.fit.answers import judge_all
 from guard.fit.asking import answer_all
 from guard.fit.judge import RemoteJudge
+from guard.fit.questions import SHARES as ALL_SHARES
 from guard.fit.questions import Question, split
 from guard.fit.span import find_span, token_offsets, tokens_of
 from guard.fit.workspace import Workspace, explained
 from guard.probe.bundle import Bundle, save_bundle
 
-SHARES = {"calibration": 0.35, "thresholds": 0.3, "test": 0.35}
+SHARES = ALL_SHARES["calibrate"]
 
 
 async def recalibrate(
@@ -36,6 +38,7 @@ async def recalibrate(
 ) -> Bundle:
     """Answer, judge, calibrate, save under ``bundle_id``. Raises FitError when answers are all right or all wrong."""
     tokenizer = engine.get_tokenizer()
+    questions = unseen(bundle, questions, say)
     answered = await answer_all(work, engine, questions, longest, say)
     texts = {i: row["text"] for i, row in sorted(answered.items())}
     verdicts = await judge_all(work, questions, {i: [text] for i, text in texts.items()}, judge)
@@ -71,3 +74,24 @@ async def recalibrate(
     kept_tensors = {name: tensor for name, tensor in bundle.tensors.items() if name != "right_foreseen"}
     with explained(out):
         return save_bundle(out, card, {**kept_tensors, **made.risks})
+
+
+def unseen(bundle: Bundle, questions: Sequence[Question], say: Callable[[str], None]) -> list[Question]:
+    """The questions that the probe's neurons were not found on: on the others it looks better than it is.
+
+    Raises FitError when none is left.
+    """
+    if bundle.train_questions is None:
+        return list(questions)
+    seen = set(bundle.train_questions.tolist())
+    kept = [question for question in questions if question.digest not in seen]
+    if not kept:
+        raise FitError(
+            f"the neurons were found on all {len(questions)} questions, so they cannot calibrate it: give others"
+        )
+    if len(kept) < len(questions):
+        say(
+            f"{len(questions) - len(kept)} of {len(questions)} questions are left out: the probe's neurons were found "
+            "on them"
+        )
+    return kept

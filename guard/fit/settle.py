@@ -1,4 +1,4 @@
-"""Settle on a C, and measure with what it gives: one engine for each candidate.
+"""Settle on a C, one engine for each candidate, and measure with what it gives.
 
 arXiv 2512.01797, section 6.1.3: the best sum of detection and of the model's accuracy without the neurons.
 """
@@ -11,7 +11,6 @@ from typing import Any
 
 from guard.fit import evaluate
 from guard.fit.answers import judge_all
-from guard.fit.calibrate import PARTS
 from guard.fit.choose import Dealt
 from guard.fit.engines import Engines
 from guard.fit.judge import RemoteJudge
@@ -42,26 +41,25 @@ class Settle:
         self._asked = [dealt.chosen[row].question for row in dealt.parts["train"]][:suppress]
 
     async def run(
-        self, engines: Engines, candidates: Sequence[Found], bundles: Mapping[float, Bundle]
+        self, engines: Engines, candidates: Sequence[Found], bundles: Mapping[float, Bundle], rows: Sequence[int]
     ) -> tuple[Found, dict[int, Signals]]:
-        """The candidate, and what its taps say of each measured answer, by row. ``bundles``: by C, to measure with."""
-        rows = [row for part in PARTS for row in self._dealt.parts[part]]
-        right: dict[str, int] = self._work.read_json(SUPPRESSED) if self._work.has(SUPPRESSED) else {}
-        measured: dict[float, dict[int, Signals]] = {}
-        for one in candidates:
-            name = MEASURED.format(C=one.C)
-            known = {row["row"]: evaluate.signals_from(row) for row in self._work.rows(name)}
-            open_ = [row for row in rows if row not in known]
-            missing = len(candidates) > 1 and f"{one.C:g}" not in right
-            if open_ or missing:
-                async with engines.guarded(bundles[one.C]) as engine:
-                    if missing:
+        """The candidate, and what its taps say of the answers in ``rows``. ``bundles``: by C, to measure with."""
+        best = candidates[0]
+        if len(candidates) > 1:
+            right: dict[str, int] = self._work.read_json(SUPPRESSED) if self._work.has(SUPPRESSED) else {}
+            for one in candidates:
+                if f"{one.C:g}" not in right:
+                    async with engines.guarded(bundles[one.C]) as engine:
                         right[f"{one.C:g}"] = await self._right_without(engine)
                         self._work.write_json(SUPPRESSED, right)
-                    known |= await self._measure(engine, name, open_)
-            measured[one.C] = known
-        best = self._best(candidates, right) if len(candidates) > 1 else candidates[0]
-        return best, {row: measured[best.C][row] for row in rows}
+            best = self._best(candidates, right)
+        name = MEASURED.format(C=best.C)
+        known = {row["row"]: evaluate.signals_from(row) for row in self._work.rows(name)}
+        open_ = [row for row in rows if row not in known]
+        if open_:
+            async with engines.guarded(bundles[best.C]) as engine:
+                known |= await self._measure(engine, name, open_)
+        return best, {row: known[row] for row in rows}
 
     def _best(self, candidates: Sequence[Found], right: dict[str, int]) -> Found:
         accuracy = {one.C: right[f"{one.C:g}"] / len(self._asked) for one in candidates}

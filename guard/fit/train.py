@@ -28,6 +28,7 @@ SEPARATED = 0.95  # of the loss explained: the answers are told apart, and a lar
 CLOSE = 0.003  # AUROC: nearer to the best than this is as good
 NEAR = 0.01  # AUROC: nearer to the best than this is a candidate
 CANDIDATES = 3
+RIDGE = 1.0  # the C of L2
 LEAD_WEIGHT = 0.5  # of a last prompt token, beside its answer
 
 Floats = NDArray[np.float32]
@@ -93,6 +94,12 @@ def find_neurons(
     return found
 
 
+def given_neurons(features: Features, wrong: NDArray[np.bool_], index: Index, leads: Features | None) -> Found:
+    """Neurons that somebody else found, int64 [k], ascending, with the weights that L2 gives them here."""
+    coefficient, intercept = ridge(features, wrong, index, leads)
+    return Found(index, coefficient.astype(np.float32), intercept, RIDGE)
+
+
 def ridge(
     features: Features, wrong: NDArray[np.bool_], index: Index, leads: Features | None = None
 ) -> tuple[NDArray[np.float64], float]:
@@ -102,7 +109,7 @@ def ridge(
         taken = np.concatenate([taken, leads.take(index)])
         weight, wrong = np.repeat([1.0, LEAD_WEIGHT], len(wrong)), np.tile(wrong, 2)
     scale = taken.std(0) + 1e-12
-    model = LogisticRegression(C=1.0, max_iter=2000).fit(taken / scale, wrong, weight)
+    model = LogisticRegression(C=RIDGE, max_iter=2000).fit(taken / scale, wrong, weight)
     return model.coef_[0] / scale, float(model.intercept_[0])
 
 

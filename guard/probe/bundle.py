@@ -3,7 +3,8 @@
 Tensors: layer, neuron int32 [k]; coefficient, folded float32 [k]; right_risks float32 [m], ascending, the risks of the
 calibration answers that were right (thresholds for any false-positive rate come from them). Optional: wrong_risks
 float32, ascending, those of the wrong ones (with them, live risks can be held against the calibration's), and, where a
-risk is known before any text exists, right_foreseen float32 [m], the same as right_risks of that risk.
+risk is known before any text exists, right_foreseen float32 [m], the same as right_risks of that risk; train_questions
+uint64, ascending, hashes of the questions that the neurons were found on, which nothing else may be measured on.
 """
 
 from __future__ import annotations
@@ -27,14 +28,18 @@ from guard.probe.identity import differences
 from guard.probe.readout import Readout, Stack
 
 FILES = ("probe.json", "probe.safetensors")
-TENSORS = {
+TENSORS: dict[str, type[np.generic]] = {
     "layer": np.int32,
     "neuron": np.int32,
     "coefficient": np.float32,
     "folded": np.float32,
     "right_risks": np.float32,
 }
-OPTIONAL = {"wrong_risks": np.float32, "right_foreseen": np.float32}
+OPTIONAL: dict[str, type[np.generic]] = {
+    "wrong_risks": np.float32,
+    "right_foreseen": np.float32,
+    "train_questions": np.uint64,
+}
 _RISKS = {"right_risks", "wrong_risks", "right_foreseen"}
 LARGEST = 64 << 20  # bytes; a probe has thousands of neurons at most
 
@@ -52,6 +57,7 @@ class Bundle:
     right_risks: NDArray[np.float32]
     right_foreseen: NDArray[np.float32] | None = None
     wrong_risks: NDArray[np.float32] | None = None
+    train_questions: NDArray[np.uint64] | None = None
 
     @property
     def revision(self) -> str:

@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 
 from guard.errors import RequestError
 
-TARGETS = (0.01, 0.05, 0.10)  # false-positive rates that a card has thresholds for
+TARGETS = (0.001, 0.005, 0.01, 0.05, 0.10)  # false-positive rates that a card has thresholds for, where it can
+
+
+def name_of(target: float) -> str:
+    """How a card names a rate: 0.001, 0.05, 0.10."""
+    return f"{target:.2f}" if round(target, 2) == target else f"{target:g}"
+
+
+def needed(target_fpr: float) -> int:
+    """How many right answers a threshold of this rate takes: 999 for 0.1 %, 19 for 5 %."""
+    return math.ceil(round(1 / target_fpr - 1, 9))
 
 
 def thresholds(right_risks: NDArray[np.float32], targets: Iterable[float]) -> dict[str, float]:
@@ -23,7 +33,7 @@ def thresholds(right_risks: NDArray[np.float32], targets: Iterable[float]) -> di
     found = {}
     for target in targets:
         try:
-            found[f"{target:.2f}"] = threshold(right_risks, target)
+            found[name_of(target)] = threshold(right_risks, target)
         except RequestError:
             continue
     return found
@@ -39,8 +49,8 @@ def threshold(right_risks: NDArray[np.float32], target_fpr: float) -> float:
     rank = math.ceil((m + 1) * (1 - target_fpr))
     if rank > m:
         raise RequestError(
-            f"target_fpr {target_fpr:g} is below what this probe's {m} calibration answers can guarantee; "
-            f"the smallest is {1 / (m + 1):.4g}",
+            f"target_fpr {target_fpr:g} is below what this probe's {m} calibration answers can guarantee: it "
+            f"takes {needed(target_fpr)} right ones; the smallest rate is {1 / (m + 1):.4g}",
             param="hallucination.target_fpr",
         )
     # The next float up: an answer as risky as the k-th calibration answer is not yet flagged.

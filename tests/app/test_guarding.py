@@ -152,7 +152,7 @@ async def test_score(connect: Connect, bundle: Bundle) -> None:
                 "flagged": True,
                 "action": "pass",
                 "threshold": 0.5,
-                "scored_tokens": 2,
+                "scored_tokens": 3,
                 "peak": {"start": 0, "end": 3, "risk": 0.83},
                 "tokens": [
                     {"token": "It", "start": 0, "end": 2, "risk": 0.1},
@@ -294,4 +294,4 @@ async def test_outcomes_are_counted(connect: Connect) -> None:
     for outcome in ("pass", "flagged", "abstained", "off"):
         assert registry.get_sample_value("hguard_requests_total", {"model": "small", "outcome": outcome}) == 1, outcome
     assert registry.get_sample_value("hguard_risk_count", {"model": "small"}) == 8
-    assert registry.get_sample_value("hguard_scored_tokens_total", {"model": "small"}) == 16
+    assert registry.get_sample_value("hguard_scored_tokens_total", {"model": "small"}) == 24

@@ -34,7 +34,8 @@ def check(seen: Seen, caller: Caller, outcome: Outcome) -> None:
     reached = 0 if outcome in ERRORS and not outcome.deadly else 1
     assert seen.asked == reached, "an abstention is no reason to ask again"
     if seen.usage is not None:
-        assert seen.usage[1] == (15 if caller.structured else 8), "what was generated, shown or not"
+        generated = 15 if caller.structured else 8
+        assert seen.usage[1] == (16 if outcome in ABSTAINED else generated), "what was withheld is counted by sixteens"
     if seen.verdict is not None:
         check_verdict(seen, outcome)
 

@@ -26,7 +26,7 @@ def test_prompts_times_n(complete: Any) -> None:
     results = reply.model_extra["hallucination"]["results"]
     assert [one["index"] for one in results] == list(range(6))
     assert [one["action"] for one in results] == ["pass" if end == "stop" else "abstained" for end in FINISHES]
-    assert reply.usage.completion_tokens == 48
+    assert reply.usage.completion_tokens == sum(8 if end == "stop" else 16 for end in FINISHES)
 
 
 def test_prompts_times_n_streamed(complete: Any) -> None:

@@ -105,7 +105,7 @@ def test_without_a_hold_text_flows_until_a_window_ends_the_answer(stage: Stage) 
     assert [step for step, _ in played.out] == list(range(len(played.out)))
     assert texts(played) == [*(f"w{k} " for k in range(11)), ""]
     last = played.out[-1][1].outputs[0]
-    assert (last.finish_reason, last.token_ids) == ("content_filter", [EOS])
+    assert (last.finish_reason, last.token_ids) == ("content_filter", [EOS] * (16 - 11))
     assert played.verdicts[0].decision.action is Action.ABSTAINED
     assert played.verdicts[0].shown == 11
     assert (played.verdicts[0].peak.start, played.verdicts[0].peak.end) == (7, 11)
@@ -117,7 +117,7 @@ def test_with_windows_held_no_token_of_a_risky_window_leaves(stage: Stage) -> No
     played = stage.play(policy(Hold.WINDOW), LONG)
     assert texts(played) == [*(f"w{k} " for k in range(7)), ""]
     assert played.verdicts[0].shown == 7 == played.verdicts[0].peak.start
-    assert len(played.out[-1][1].outputs[0].token_ids) == 12 - 7, "usage counts what was generated"
+    assert len(played.out[-1][1].outputs[0].token_ids) == 16 - 7, "usage counts twelve tokens as sixteen"
     # Each token leaves as soon as the last window that it lies in has been scored: its three successors' scores.
     assert [step for step, _ in played.out[:-1]] == [k + 4 for k in range(7)]
 
@@ -174,7 +174,7 @@ def test_whole_answers_come_together_in_order(stage: Stage) -> None:
     assert [c.index for c in only.outputs] == [0, 1, 2]
     assert [c.finish_reason for c in only.outputs] == ["length", "content_filter", "length"]
     assert only.outputs[1].text == ""
-    assert only.outputs[1].token_ids == [EOS] * 12
+    assert only.outputs[1].token_ids == [EOS] * 16
     assert only.outputs[0].text == "".join(f"w{k} " for k in range(9))
     assert only.finished
 
@@ -182,7 +182,7 @@ def test_whole_answers_come_together_in_order(stage: Stage) -> None:
 def test_cumulative_outputs_are_emptied_whole(stage: Stage) -> None:
     played = stage.play(policy(Hold.WINDOW), LONG, kind=CUMULATIVE)
     assert texts(played)[-2:] == ["".join(f"w{k} " for k in range(7)), ""]
-    assert len(played.out[-1][1].outputs[0].token_ids) == 12
+    assert len(played.out[-1][1].outputs[0].token_ids) == 16
 
 
 def test_what_is_spared_is_not_spoken_of(stage: Stage) -> None:

@@ -6,23 +6,25 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from app.settings import ATLAS
-from guard.engine.collecting import CollectingEngine, new_means
+from guard.engine.collecting import CollectingEngine
+from guard.errors import FitError
 from guard.fit.answers import Chosen
 from guard.fit.asking import ANSWERED
-from guard.fit.choose import CHOSEN, SAMPLES, Dealt
-from guard.fit.collected import LEADS, MEANS, OUTPUTS
+from guard.fit.choose import ANSWERS, CHOSEN, SAMPLES, Dealt
+from guard.fit.collected import LEADS, MEANS
 from guard.fit.engines import RealEngines
-from guard.fit.pipeline import FOUND, SHARES, Fit, Options
+from guard.fit.evaluate import signals_from
+from guard.fit.pipeline import FOUND, SHARES, Fit, Options, whole
 from guard.fit.questions import Question
 from guard.fit.reader import Reader
-from guard.fit.recalibrate import recalibrate
-from guard.fit.settle import SUPPRESSED
+from guard.fit.recalibrate import recalibrate, unseen
+from guard.fit.settle import MEASURED, SUPPRESSED
 from guard.fit.weights import norms_of
 from guard.fit.workspace import Workspace
 from guard.probe.bundle import Bundle, load_bundle
@@ -39,32 +41,32 @@ class StopError(Exception):
 
 
 class Engines(RealEngines):
-    """Counts what is asked of them, and stops the second wave of the first run."""
+    """Counts what is asked of them, and stops when answers are kept for the second time."""
 
-    sampled = waves = guarded_starts = 0
+    sampled = kept = guarded_starts = 0
+    answered: ClassVar[list[int]] = []
     stop_at = 2
 
     @asynccontextmanager
     async def collecting(self) -> AsyncIterator[CollectingEngine]:
         async with super().collecting() as engine:
-            sample, collect = engine.sample, engine.collect
+            sample, answer, keep = engine.sample, engine.answer, engine._keep
 
-            def counted(prompts: Any, *args: Any, **kwargs: Any) -> Any:
+            def sampled(prompts: Any, *args: Any, **kwargs: Any) -> Any:
                 Engines.sampled += len(prompts)
                 return sample(prompts, *args, **kwargs)
 
-            async def stopped(spans: Any, rows: Any, path: Path, _: Path | None = None) -> None:
-                Engines.waves += 1
-                if Engines.waves == Engines.stop_at:
-                    raise StopError
-                # A fit does without the layers' outputs; those of answers are collected here to be compared.
-                beside = path.with_name(OUTPUTS) if path.name == MEANS else None
-                if beside is not None and not beside.exists():
-                    answers, layers, _width = np.load(path, mmap_mode="r").shape
-                    new_means(beside, answers, layers, engine.hidden)
-                await collect(spans, rows, path, beside)
+            def answered(prompts: Any, *args: Any, **kwargs: Any) -> Any:
+                Engines.answered.append(len(prompts))
+                return answer(prompts, *args, **kwargs)
 
-            engine.sample, engine.collect = counted, stopped  # type: ignore[method-assign]
+            async def stopped(*args: Any) -> None:
+                Engines.kept += 1
+                if Engines.kept == Engines.stop_at:
+                    raise StopError
+                await keep(*args)
+
+            engine.sample, engine.answer, engine._keep = sampled, answered, stopped  # type: ignore[method-assign]
             yield engine
 
     def guarded(self, bundle: Bundle) -> Any:
@@ -93,7 +95,7 @@ def fitted(questions: list[Question], tmp_path_factory: pytest.TempPathFactory) 
 
     with pytest.raises(StopError):
         run()
-    assert (Engines.sampled, Engines.waves) == (len(questions), 2)
+    assert (Engines.answered, Engines.kept) == ([len(questions)], 2)
     return run(), folder / "work"
 
 
@@ -101,30 +103,57 @@ def test_nothing_is_done_twice(fitted: tuple[Bundle, Path], questions: list[Ques
     _, folder = fitted
     work = Workspace(folder, {"seed": 0})
     chosen = work.rows(CHOSEN)
-    assert Engines.sampled == len(questions), "no question was sampled again"
-    # The wave that was stopped is the only one that was begun twice.
-    train = Dealt.of(questions, [Chosen(**row) for row in chosen], SHARES, OPTIONS.seed).parts["train"]
-    assert Engines.waves == -(-len(chosen) // OPTIONS.slots) + -(-len(train) // OPTIONS.slots) + 1
+    answers = work.rows(ANSWERS)
+    kept = OPTIONS.slots // 4  # answers that were kept before the stop
+    assert Engines.answered == [len(questions), len(questions) - kept], "what was kept is not answered again"
+    assert sorted(row["question"] for row in answers) == list(range(len(questions)))
+    dealt = Dealt.of(questions, [Chosen(**row) for row in chosen], SHARES, OPTIONS.seed)
+    train = [row for part, rows in dealt.parts.items() if part == "train" for row in rows]
+    assert Engines.sampled == len(work.rows(SAMPLES)) >= len(train) > 0, "only training questions are sampled"
+    assert all(row["certain"] for i, row in enumerate(chosen) if i in train)
     candidates = work.read_json(FOUND)
-    assert Engines.guarded_starts == len(candidates)
+    assert Engines.guarded_starts == (len(candidates) + 1 if len(candidates) > 1 else 1)
     if len(candidates) > 1:
         right = work.read_json(SUPPRESSED)
         assert sorted(right) == sorted(f"{row['C']:g}" for row in candidates)
         assert all(0 < count <= OPTIONS.suppress for count in right.values())
-    assert len(work.rows(SAMPLES)) == len(questions)
 
 
 def test_collected_means_are_transformers_s(fitted: tuple[Bundle, Path], reader: Reader) -> None:
     _, folder = fitted
     chosen = [Chosen(**row) for row in Workspace(folder, {"seed": 0}).rows(CHOSEN)]
-    collected = np.load(folder / MEANS) * norms_of(ATLAS, *reader.norms.shape)
-    readings = list(reader.read([one.prompt for one in chosen], [one.tokens for one in chosen]))
+    asked = [one.question for one in chosen]
+    collected = np.load(folder / MEANS)[asked] * norms_of(ATLAS, *reader.norms.shape)
+    # The last token of an answer that was cut was never fed back.
+    fed = [one.tokens if one.ended else one.tokens[:-1] for one in chosen]
+    readings = list(reader.read([one.prompt for one in chosen], fed))
     wanted = np.stack([reading.mean for reading in readings]).reshape(collected.shape)
     assert len(chosen) > 100
     np.testing.assert_allclose(collected, wanted, rtol=1e-3, atol=1e-5 * wanted.max())
-    outputs = np.load(folder / OUTPUTS)
-    wanted = np.stack([reading.output for reading in readings]).reshape(outputs.shape)
-    np.testing.assert_allclose(outputs, wanted, rtol=1e-3, atol=1e-5 * wanted.max())
+
+
+def test_what_is_collected_with_an_answer_stands_for_what_is_measured_of_it(fitted: tuple[Bundle, Path]) -> None:
+    bundle, folder = fitted
+    work = Workspace(folder, {"seed": 0})
+    chosen = [Chosen(**row) for row in work.rows(CHOSEN)]
+    measured = {row["row"]: signals_from(row) for row in work.rows(MEASURED.format(C=bundle.card.training.C))}
+    assert len(measured) > 20
+    flat = bundle.layer.astype(int) * bundle.card.model.neurons_per_layer + bundle.neuron
+    norms = norms_of(ATLAS, bundle.card.model.layers, bundle.card.model.neurons_per_layer).reshape(-1)[flat]
+    for row, one in measured.items():
+        cett = [
+            float(
+                np.load(folder / name, mmap_mode="r")[chosen[row].question].reshape(-1)[flat]
+                * norms
+                @ bundle.coefficient
+            )
+            for name in (MEANS, LEADS)
+        ]
+        made = whole(chosen[row], *cett)
+        assert made.lead == pytest.approx(one.lead, rel=1e-3, abs=1e-4)
+        assert np.nanmean(made.neurons) == pytest.approx(np.nanmean(one.neurons), rel=1e-3, abs=1e-4)
+        np.testing.assert_allclose(made.entropy, one.entropy, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(made.logprob, one.logprob, rtol=1e-3, atol=1e-4)
 
 
 def test_collected_leads_are_transformers_s(
@@ -138,8 +167,8 @@ def test_collected_leads_are_transformers_s(
     first = [chosen[row] for row in train[:40]]
     readings = reader.read([one.prompt for one in first], [one.tokens for one in first], every)
     wanted = np.stack([reading.tokens[0] for reading in readings])
-    leads = (np.load(folder / LEADS) * norms_of(ATLAS, layers, neurons)).reshape(len(train), -1)
-    np.testing.assert_allclose(leads[:40], wanted, rtol=1e-3, atol=1e-5 * wanted.max())
+    leads = np.load(folder / LEADS)[[one.question for one in first]] * norms_of(ATLAS, layers, neurons)
+    np.testing.assert_allclose(leads.reshape(len(first), -1), wanted, rtol=1e-3, atol=1e-5 * wanted.max())
 
 
 def test_the_bundle_serves(fitted: tuple[Bundle, Path]) -> None:
@@ -163,8 +192,25 @@ def test_calibrating_for_other_questions(fitted: tuple[Bundle, Path], tmp_path: 
 
     new = asyncio.run(calibrated())
     assert new.neuron.tolist() == bundle.neuron.tolist()
+    np.testing.assert_array_equal(new.train_questions, bundle.train_questions)
     assert new.card.id == "codes"
     assert new.card.readout != bundle.card.readout
     assert new.card.metrics["all"].n < 240
     assert "random" not in new.card.metrics["all"].auroc
     assert len(work.rows(ANSWERED)) == 240
+
+
+def test_questions_that_neurons_were_found_on_are_left_out(
+    fitted: tuple[Bundle, Path], questions: list[Question], tmp_path: Path
+) -> None:
+    bundle, folder = fitted
+    chosen = [Chosen(**row) for row in Workspace(folder, {"seed": 0}).rows(CHOSEN)]
+    train = [chosen[row].question for row in Dealt.of(questions, chosen, SHARES, OPTIONS.seed).parts["train"]]
+    assert bundle.train_questions is not None
+    assert len(bundle.train_questions) == len(train)
+    said: list[str] = []
+    kept = unseen(bundle, questions, said.append)
+    assert [q.text for q in kept] == [q.text for i, q in enumerate(questions) if i not in set(train)]
+    assert said == [f"{len(train)} of {len(questions)} questions are left out: the probe's neurons were found on them"]
+    with pytest.raises(FitError, match="neurons were found on all"):
+        unseen(bundle, [questions[i] for i in train], said.append)

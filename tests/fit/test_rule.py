@@ -100,6 +100,7 @@ def verdict(accepted: str, answer: str, question: str = "?") -> bool | None:
         ("MI6", "He worked for MI 6.", True),
         ("52", "the B52", False),
         ("St Peter's", "St Peters", True),
+        ("guilders", "The plural of 'guilder' is 'guilders'.", True),
         ("**Paris**", "__Paris__", True),
         ("Niger", "Nigeria", False),
         ("Iran", "Where I ran to.", False),
@@ -235,6 +236,8 @@ def test_denied(accepted: str, answer: str, right: bool) -> None:
         "No information is available.",
         "The author is unknown.",
         "It is not known who wrote it.",
+        "It is not known for certain.",
+        "I don't have the ability to access that.",
         "Unknown",
         "Not specified.",
         "That is not mentioned in the text.",
@@ -320,7 +323,10 @@ def test_wrong_and_not_declined(answer: str) -> None:
         ("Paris", "London or Paris.", None),
         ("Paris", "It is either in Paris or in London.", None),
         ("Paris", "London, Rome, or Paris", None),
-        ("Paris", "Paris, London, or Rome", True),  # the rule looks at neighbours only
+        ("Paris", "Paris, London, or Rome", None),
+        ("mammal", "It is a fish, a mammal, a reptile, or an insect.", None),
+        ("Paris", "Paris, the capital of France, or so they say", True),
+        ("Paris", "It is Paris, which is larger than Lyon or Nice.", True),
         ("Paris|London", "Paris or London", True),
         ("2", "two or three", None),
         ("5", "5 or more", True),
@@ -382,12 +388,36 @@ def test_an_answer_that_repeats_the_question(question: str, accepted: str, answe
 
 
 @pytest.mark.parametrize(
+    ("accepted", "answer", "right"),
+    [
+        ("China", "It is an island in the South China Sea.", False),
+        ("China", "It is a city in South China.", True),
+        ("China", "It lies on the South China Sea, in Guangdong, China.", True),
+        ("Mexico", "It is in New Mexico.", False),
+        ("Mexico", "It lies on the Gulf of Mexico.", False),
+        ("New Mexico|Mexico", "It is in New Mexico.", True),
+        ("Guinea", "It is in Papua New Guinea.", False),
+        ("Guinea", "It is in Guinea-Bissau.", False),
+        ("Guinea", "It is in Equatorial Guinea.", False),
+        ("Sudan", "South Sudan", False),
+        ("Virginia", "It is in West Virginia.", False),
+        ("India", "It is in Northern India.", True),
+        ("India", "It is a new India.", True),
+        ("Bering", "It is the Bering Strait.", True),
+    ],
+)
+def test_a_part_of_another_name(accepted: str, answer: str, right: bool) -> None:
+    assert verdict(accepted, answer, "Which country, which strait is it?") is right
+
+
+@pytest.mark.parametrize(
     ("answer", "right"),
     [
         ("It is in France.", False),
         ("There is no such place.", None),
         ("Qolmar does not exist.", None),
-        ("Qolmar is a fictional city.", None),
+        ("Qolmar is not a real place.", None),
+        ("Qolmar is a fictional city in the universe of Star Wars.", False),  # made up, too
         ("I don't know.", None),
         ("Nothing", False),
     ],

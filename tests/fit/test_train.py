@@ -13,7 +13,7 @@ from guard.fit import path as module
 from guard.fit.features import Features
 from guard.fit.lasso import TOLERANCE, Rows
 from guard.fit.path import Path
-from guard.fit.train import Found, find_neurons
+from guard.fit.train import Found, find_neurons, given_neurons
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -121,6 +121,18 @@ def test_leads_count_half() -> None:
     assert 5 not in alone.index
     weights = dict(zip(both.index.tolist(), both.coefficient.tolist(), strict=True))
     assert weights[0] > weights[5] > 0
+
+
+def test_given_neurons_get_weights_and_no_others_do() -> None:
+    features, wrong = planted(12, 400, 60, 0.03, slice(3))
+    leads, _ = planted(13, 400, 60, 0.03, slice(0))
+    index = np.array([1, 2, 50])
+    found = given_neurons(Features(features), wrong, index, Features(leads))
+    assert found.index.tolist() == [1, 2, 50]
+    assert min(found.coefficient[:2]) > 5 * abs(found.coefficient[2])
+    alone = given_neurons(Features(features), wrong, index, None)
+    scores = features[:, index] @ alone.coefficient + alone.intercept
+    assert np.mean((scores > 0) == wrong) > 0.8
 
 
 # -- more neurons than memory holds ------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class Fitted:
         signals = {row["row"]: evaluate.signals_from(row) for row in measured}
         identity = bundle.card.model
         norms = norms_of(model, identity.layers, identity.neurons_per_layer)
-        means = np.load(work.path(MEANS)) * norms
+        means = np.load(work.path(MEANS))[[one.question for one in chosen]] * norms
         return cls(bundle, Dealt.of(questions, chosen, SHARES, seed), signals, means.reshape(len(chosen), -1))
 
     def wrong(self, rows: list[int]) -> NDArray[np.bool_]:

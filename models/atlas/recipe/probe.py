@@ -30,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     identity = identify(options.model, "atlas", " ".join(engine_version()))
     questions = from_ledger(load_ledger(options.ledger), SEED)
-    fitting = Options(options.id, SEED, samples=1, longest=24, cap=CAP, method="isotonic")
+    fitting = Options(options.id, SEED, longest=24, cap=CAP, method="isotonic")
     work = Workspace(options.work, {"model": identity.fingerprint, "seed": SEED})
     norms = norms_of(options.model, identity.layers, identity.neurons_per_layer)
     fit = Fit(work, questions, identity, norms, fitting, locate=locate)

@@ -1,4 +1,4 @@
-"""Questions about places, out of GeoNames: cities by size, regions, capitals and what else a country has; made up ones."""
+"""Questions about places, out of GeoNames: cities by size, regions, what a country has, and cities that are made up."""
 
 from __future__ import annotations
 
@@ -118,13 +118,13 @@ def capitals(rng: random.Random) -> Iterator[Question]:
             yield Question(f"What is the capital of {name}?", (row["capital"],), name, ("capitals",))
             text = f"Which country has {row['capital']} as its capital?"
             yield Question(text, names_of(code), name, ("by-capital",))
-        yield Question(
-            f"Which continent is {name} on?", _CONTINENTS[row["continentcode"]], name, ("continents",)
-        )
+        yield Question(f"Which continent is {name} on?", _CONTINENTS[row["continentcode"]], name, ("continents",))
         if row["currencyname"]:
             text = f"What is the currency of {name}?"
             yield Question(text, (row["currencyname"], row["currencycode"]), name, ("currencies",))
-        yield Question(f"What is the internet country code top-level domain of {name}?", (row["tld"],), name, ("codes",))
+        if row["tld"]:  # Kosovo has none
+            text = f"What is the internet country code top-level domain of {name}?"
+            yield Question(text, (row["tld"],), name, ("codes",))
         near = [by_name[c] for c in row["neighbours"].split(",") if c in by_name]
         if near:
             accepted = tuple(n for one in near for n in names_of(one["iso"]))

@@ -8,6 +8,7 @@ prefix of the list has every set.
 from __future__ import annotations
 
 import argparse
+import calendar
 import json
 import random
 from collections import defaultdict
@@ -87,8 +88,21 @@ def arithmetic(rng: random.Random) -> Iterator[Question]:
 
 def dates(rng: random.Random) -> Iterator[Question]:
     """Weekdays, months, leap years, centuries and Roman numerals."""
-    days = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-    months = "January February March April May June July August September October November December".split()
+    days = list(calendar.day_name)
+    months = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ]
     lengths = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
     found: dict[str, tuple[str, ...]] = {}
     for i, day in enumerate(days):

@@ -105,7 +105,7 @@ class WordNet:
             pointers = [fields[at + 1 + 4 * i : at + 5 + 4 * i] for i in range(int(fields[at]))]
             up = tuple(p[1] for p in pointers if p[0] in ("@", "@i"))
             opposites = tuple(
-                (words[int(p[3][:2], 16) - 1], p[1], int(p[3][2:], 16) - 1)
+                (words[int(p[3][:2], 16) - 1], p[1], int(p[3], 16) % 256 - 1)
                 for p in pointers
                 if p[0] == "!" and p[3] != "0000"
             )

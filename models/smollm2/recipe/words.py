@@ -54,12 +54,16 @@ _COUNTRIES = {
     "Chinese": ("Chinese", "China"),
     "Hungarian": ("Hungarian", "Hungary"),
 }
-_TRADES = (
-    "actor actress anatomist anthropologist architect astronomer astronaut biologist botanist chemist choreographer "
-    "composer conductor dancer dramatist economist engineer explorer geologist historian inventor jurist mathematician "
-    "naturalist novelist painter philosopher physician physicist physiologist pianist poet politician psychologist "
-    "sculptor singer sociologist statesman surgeon violinist writer"
-).split()
+_TRADES = re.findall(
+    r"\w+",
+    """
+    actor actress anatomist anthropologist architect astronomer astronaut biologist botanist
+    chemist choreographer composer conductor dancer dramatist economist engineer explorer geologist
+    historian inventor jurist mathematician naturalist novelist painter philosopher physician
+    physicist physiologist pianist poet politician psychologist sculptor singer sociologist
+    statesman surgeon violinist writer
+    """,
+)
 _ALSO = {
     "actress": ("actor",),
     "astronaut": ("test pilot",),
@@ -83,7 +87,11 @@ def translations(rng: random.Random) -> Iterator[Question]:
         other = Locale(code)
         pairs = [(english.days["format"]["wide"][i], other.days["format"]["wide"][i]) for i in range(7)]
         pairs += [(english.months["format"]["wide"][i], other.months["format"]["wide"][i]) for i in range(1, 13)]
-        pairs += [(english.territories[t], other.territories[t]) for t in english.territories if t.isalpha() and t in other.territories]
+        pairs += [
+            (english.territories[t], other.territories[t])
+            for t in english.territories
+            if t.isalpha() and t in other.territories
+        ]
         for own, foreign in pairs:
             if own == foreign or own.casefold() == foreign.casefold() or "(" in own + foreign:
                 continue
