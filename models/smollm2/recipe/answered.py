@@ -1,9 +1,9 @@
 """Judged answers of a finished fit's workspace, and what was measured of each while it was written.
 
-The workspace holds ``questions.jsonl``; ``answers.jsonl`` with one row for each answered question (``question``: its
-place in the first file, ``tokens``, ``text``, ``ended``, ``entropy`` and ``logprob`` of each token); and ``means.npy``
-and ``leads.npy``, float32 [questions, layers, neurons]: the mean of |z| / ||h|| over the last prompt token and the
-answer, and that of the last prompt token alone.
+The workspace holds ``questions.jsonl``, which may also lie elsewhere; ``answers.jsonl`` with a row for each answered
+question (``question``: its place in the first file, ``tokens``, ``text``, ``ended``, ``entropy`` and ``logprob`` of each
+token); and ``means.npy`` and ``leads.npy``, float32 [questions, layers, neurons]: the mean of |z| / ||h|| over the last
+prompt token and the answer, and that of the last prompt token alone.
 """
 
 from __future__ import annotations
@@ -87,12 +87,13 @@ class Answered:
         return known.hexdigest()[:16]
 
 
-def load(folder: Path, norms: NDArray[np.float32], most: int | None = None) -> Answered:
+def load(folder: Path, norms: NDArray[np.float32], most: int | None = None, questions: Path | None = None) -> Answered:
     """The answers of a workspace, or those to the first ``most`` of its questions.
 
-    norms: float32 [layers, neurons], of ``down_proj``'s columns. Raises FitError without answers of both kinds.
+    norms: float32 [layers, neurons], of ``down_proj``'s columns. questions: where they are not in the workspace. Raises
+    FitError without answers of both kinds.
     """
-    asked = read_questions(folder / QUESTIONS)
+    asked = read_questions(questions or folder / QUESTIONS)
     if not (folder / ANSWERS).is_file():
         raise FitError(f"{folder} has no {ANSWERS}: make the fit first, or name the folder in which it was made")
     kept: dict[int, tuple[dict[str, object], bool]] = {}
@@ -117,18 +118,18 @@ def load(folder: Path, norms: NDArray[np.float32], most: int | None = None) -> A
         raise FitError(
             f"{folder} has {len(rows)} judged answers, {int(wrong.sum())} of them wrong: both kinds are needed"
         )
-    questions = [question for row in rows if (question := asked[row]) is not None]
+    kept_questions = [question for row in rows if (question := asked[row]) is not None]
     texts = [str(kept[row][0]["text"]) for row in rows]
     measured = [kept[row][0] for row in rows]
     return Answered(
         folder,
         norms,
-        questions,
+        kept_questions,
         np.array(rows, np.int64),
         wrong,
-        np.array([question.groups[0] for question in questions]),
+        np.array([question.groups[0] for question in kept_questions]),
         texts,
-        np.array([bare(text, q.entity) for text, q in zip(texts, questions, strict=True)]),
+        np.array([bare(text, q.entity) for text, q in zip(texts, kept_questions, strict=True)]),
         {name: np.array([_signal(name, one) for one in measured], np.float64) for name in SIGNALS},
         {name: {kind: own[kind] for kind in ("right", "wrong", "declined", "cut")} for name, own in counts.items()},
     )

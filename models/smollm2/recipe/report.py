@@ -1,4 +1,4 @@
-"""Measure SmolLM2's probe on held-out entities: ``make smollm2-report WORK=FOLDER MODEL=CHECKPOINT``.
+"""Measure SmolLM2's probe on held-out entities: ``make smollm2-report WORK=FOLDER``.
 
 Writes ``smollm2-report.json``, the plots beside it, and ``smollm2-report.md`` around them. Each stage leaves its
 figures in ``WORK/report``, by a digest of the answers: a stop loses one stage, and more answers make all of them anew.
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from guard.fit.weights import norms_of
+from models.smollm2.checkpoint import checkpoint
 from models.smollm2.recipe import detection, intervals, plots, prose, sources, sparsity
 from models.smollm2.recipe.answered import GENERAL, PLACES, Answered, load
 from models.smollm2.recipe.fits import Fits
@@ -41,9 +42,10 @@ def measure(
     shares: tuple[float, ...] = sparsity.SHARES,
     random: int = sparsity.RANDOM,
     draws: int = intervals.DRAWS,
+    questions: Path | None = None,
 ) -> dict[str, Any]:
     """All figures of the workspace ``folder``. A part that cannot be measured is null."""
-    answered = load(folder, norms, most)
+    answered = load(folder, norms, most, questions)
     kept = folder / "report"
     fits = Fits(answered, kept, say)
     stage = _Stages(kept, answered, (random, draws, sizes, shares), say)
@@ -142,7 +144,8 @@ def _probe(answered: Answered, chosen: Any) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="questions, answers and activations of a finished fit")
-    parser.add_argument("--model", type=Path, help="the checkpoint, for its neurons' norms")
+    parser.add_argument("--questions", type=Path, help="where they are not in the same folder")
+    parser.add_argument("--model", type=Path, help="the checkpoint, where it is not the pinned one")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--most", type=int, help="only the answers to so many of the first questions")
     parser.add_argument("--random", type=int, default=sparsity.RANDOM, help="draws of random neurons")
@@ -156,11 +159,17 @@ def main() -> None:
 
     file = given.out / f"{NAME}.json"
     if not given.prose_only:
-        if given.model is None:
-            parser.error("--model is needed: the checkpoint whose answers these are")
         with threadpool_limits(limits=1):
-            norms = norms_of(given.model, LAYERS, NEURONS)
-            figures = measure(given.work, norms, say, given.most, random=given.random, draws=given.draws)
+            norms = norms_of(given.model or checkpoint(say), LAYERS, NEURONS)
+            figures = measure(
+                given.work,
+                norms,
+                say,
+                given.most,
+                random=given.random,
+                draws=given.draws,
+                questions=given.questions,
+            )
         file.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     figures = json.loads(file.read_text(encoding="utf-8"))
     plots.draw(figures, given.out / NAME)
