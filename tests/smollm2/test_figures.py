@@ -135,6 +135,18 @@ def test_thresholds_let_no_more_right_answers_fall_than_they_say(answered: Answe
     assert at["answered_by_set"]["made-up"]["value"] == pytest.approx(1 - flagged[made_up].mean())
 
 
+def test_drift_is_seen_where_risks_move() -> None:
+    rng = np.random.default_rng(0)
+    home = rng.random(400)
+    assert detection.psi(home[:50], home) is None
+    same = detection.psi(home, rng.random(400))
+    moved = detection.psi(home, 0.5 + 0.5 * rng.random(400))
+    assert same is not None
+    assert moved is not None
+    assert same < 0.1
+    assert moved > 0.25
+
+
 def test_risk_and_population_by_tenth(answered: Answered) -> None:
     known = {
         q.entity: 10 ** (2 + int(q.groups[1].removeprefix("cities-d")))

@@ -14,6 +14,8 @@ from models.smollm2.recipe import goals, plots, prose, report
 from models.smollm2.recipe.wording import MISSING
 from tests.smollm2 import workspace
 
+DOCS = Path(__file__).parents[2] / "docs"
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -82,6 +84,13 @@ def test_what_was_not_measured_is_said_to_be_missing(figures: dict[str, Any]) ->
     assert f"causal for over-compliance | {'alpha'}" in page
 
 
+def test_the_page_in_docs_is_made_of_its_figures() -> None:
+    file = DOCS / f"{report.NAME}.json"
+    if not file.is_file():
+        pytest.skip("make smollm2-report was not run yet")
+    assert (DOCS / f"{report.NAME}.md").read_text() == prose.render(json.loads(file.read_text()))
+
+
 def test_goals_are_judged_by_the_figures(figures: dict[str, Any]) -> None:
     assert any(reached for _, _, reached in goals.goals(figures))
     worse = copy.deepcopy(figures)
@@ -95,6 +104,7 @@ def test_goals_are_judged_by_the_figures(figures: dict[str, Any]) -> None:
         row["chosen - random"]["value"] = 0.0
     for alarms in (worse["alarms"], away["alarms"]):
         alarms["ece"] = 0.2
+        away["psi"] = 0.1
         alarms["targets"]["0.05"] |= {"false_alarms": {"value": 0.3, "low": 0.2, "high": 0.4}}
         for one in alarms["targets"]["0.05"].get("lengths", {}).values():
             one.get("false_alarms", {})["value"] = 0.3

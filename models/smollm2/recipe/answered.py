@@ -1,9 +1,9 @@
 """Judged answers of a finished fit's workspace, and what was measured of each while it was written.
 
 The workspace holds ``questions.jsonl``, which may also lie elsewhere; ``answers.jsonl`` with a row for each answered
-question (``question``: its place in the first file, ``tokens``, ``text``, ``ended``, ``entropy`` and ``logprob`` of each
-token); and ``means.npy`` and ``leads.npy``, float32 [questions, layers, neurons]: the mean of |z| / ||h|| over the last
-prompt token and the answer, and that of the last prompt token alone.
+question (``question``: its place in the first file, ``tokens``, ``text``, ``ended``, ``entropy`` and ``logprob`` of
+each token); and ``means.npy`` and ``leads.npy``, float32 [questions, layers, neurons]: the mean of |z| / ||h|| over the
+last prompt token and the answer, and that of the last prompt token alone.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class Answered:
 
     def digest(self, *more: object) -> str:
         """Changes when an answer, a verdict or ``more`` does."""
-        known = hashlib.sha256(self.rows.tobytes() + np.packbits(self.wrong).tobytes())
+        known = hashlib.sha256(self.rows.tobytes() + np.packbits(self.wrong).tobytes() + self.norms.tobytes())
+        known.update("\n".join(self.texts).encode())
         known.update(repr(more).encode())
         return known.hexdigest()[:16]
 

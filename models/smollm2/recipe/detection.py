@@ -9,10 +9,10 @@ import numpy as np
 
 from guard.errors import RequestError
 from guard.fit import metrics
-from guard.probe import conformal
+from guard.probe import conformal, drift
 from models.smollm2.recipe import intervals
 from models.smollm2.recipe.answered import SIGNALS, Answered, Bools, Floats, Index
-from models.smollm2.recipe.fits import Chosen, Fits, Stacked, rotation, words
+from models.smollm2.recipe.fits import Chosen, Fits, Stacked, rotation
 
 DETECTORS = ("stack", "neurons", "linear", "last prompt token", *SIGNALS, "words")
 FREE = ("entropy", "logprob", "length")  # what the stack has to beat
@@ -35,7 +35,7 @@ def held_out(answered: Answered, fits: Fits) -> tuple[dict[str, Floats], Chosen]
         "linear": fits.screened(parts["train"]),
         "last prompt token": fits.chosen(parts["train"], leads=True).scores,
         **answered.signals,
-        "words": words(answered, parts["train"]),
+        "words": fits.words(parts["train"]),
     }
     return scores, chosen
 
@@ -54,7 +54,7 @@ def crossed(answered: Answered, fits: Fits, C: float, C_leads: float) -> dict[st
     for learn, use, test in rotation(answered):
         scores["stack"][test] = Stacked.fit(answered, neurons, use).risk(answered, neurons)[test]
         scores["linear"][test] = fits.screened(learn)[test]
-        scores["words"][test] = words(answered, learn)[test]
+        scores["words"][test] = fits.words(learn)[test]
     return scores
 
 
@@ -105,6 +105,15 @@ def by_set(answered: Answered, scores: Scores, index: Index, draws: int = interv
         "ahead": ahead(means),
         "ahead_by_set": {label: ahead({name: one[label] for name, one in aurocs.items()}) for label in names},
     }
+
+
+def psi(home: Floats, away: Floats) -> float | None:
+    """Population stability index of the risks ``away`` against those at ``home``, in bands as a server watches them."""
+    bands = drift.bands(home.astype(np.float32))
+    if bands is None:
+        return None
+    counts = np.bincount([bands.of(risk) for risk in away.tolist()], minlength=len(bands.shares))
+    return drift.psi(tuple(counts / len(away)), bands.shares)
 
 
 def ahead(figures: Mapping[str, intervals.Doubles]) -> dict[str, Any]:
@@ -210,14 +219,11 @@ def shift(
     scores = {"stack": risk, "neurons": chosen.scores, **answered.signals}
     report = by_set(answered, scores, test, draws)
     alarm = alarms(answered, risk, parts["thresholds"], test, draws)
-    weights = intervals.draws([answered.entities[i] for i in test], count=draws)
-    difference = intervals.auroc(answered.wrong[test], risk[test], weights) - intervals.auroc(
-        answered.wrong[test], answered.signals["entropy"][test], weights
-    )
     return {
         **facts,
         "neurons": len(chosen.index),
+        "psi": psi(risk[parts["thresholds"]], risk[test]),
         "report": report,
-        "stack - entropy": intervals.interval(difference),
+        "stack - entropy": report["ahead"].get("stack - entropy"),
         "alarms": alarm,
     }

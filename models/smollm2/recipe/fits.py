@@ -100,6 +100,10 @@ class Fits:
 
         return self._kept("screened", fit, learn.tolist())["scores"]
 
+    def words(self, learn: Index) -> Floats:
+        """Those of ``words``, fit on the answers ``learn``."""
+        return self._kept("words", lambda: {"scores": words(self._answered, learn)}, learn.tolist())["scores"]
+
     def path(self, learn: Index, counts: Sequence[int], ratio: float = 1.25, steps: int = 60) -> list[Index]:
         """For each count, as many neurons: those of largest weight in the sparsest fit that keeps at least so many.
 

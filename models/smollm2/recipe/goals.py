@@ -6,6 +6,7 @@ from typing import Any
 
 from models.smollm2.recipe.wording import MISSING, interval, percent, signed
 
+SHIFTED = 0.25  # population stability index from which guard.probe.drift calls risks shifted
 Figures = dict[str, Any]
 Goal = tuple[str, str, bool | None]  # goal, what was measured, whether it is reached; None: not measured
 
@@ -63,8 +64,7 @@ def goals(figures: Figures) -> list[Goal]:
     rows.append(
         _least("fit on places, tested on general questions: no worse than entropy", away.get("stack - entropy"), 0.0)
     )
-    alarms = _at(away, "alarms", "targets", "0.05", "false_alarms")
-    rows.append(_most("there, false alarms at the 5 % threshold at most 8 %", alarms, 0.08))
+    rows.append(_warned(_at(away, "alarms", "targets", "0.05", "false_alarms"), away.get("psi")))
     ece = figures["alarms"]["ece"]
     rows.append(("ECE at most .03 in domain", f"{ece:.3f}", ece <= 0.03))
     rows += [_band(length, one) for length, one in _lengths(figures).items()]
@@ -91,6 +91,13 @@ def _least(goal: str, one: Figures | None, least: float, more: Figures | None = 
 
 def _most(goal: str, one: Figures | None, most: float) -> Goal:
     return goal, percent(one), None if not one else one["value"] <= most
+
+
+def _warned(alarms: Figures | None, psi: float | None) -> Goal:
+    goal = "there, false alarms at the 5 % threshold at most 8 %, or the drift of risks warns (index above .25)"
+    told = percent(alarms) + ("" if psi is None else f"; index {psi:.2f}")
+    few, warns = alarms is not None and alarms["value"] <= 0.08, psi is not None and psi > SHIFTED
+    return goal, told, None if alarms is None and psi is None else few or warns
 
 
 def _lengths(figures: Figures) -> dict[str, Figures | None]:

@@ -215,7 +215,8 @@ def _value(one: dict[str, float] | None) -> str:
 def _shift(figures: Figures) -> str:
     text = """## Away from home
 
-Fit and calibrated on some sets alone, tested on all answers of others.
+Fit and calibrated on some sets alone, tested on all answers of others. *drift index*: the population stability index of risks
+there against those at home, which a server watches; above .25 its alert fires.
 
 """
     rows, alarms = [], []
@@ -229,11 +230,21 @@ Fit and calibrated on some sets alone, tested on all answers of others.
         at = one["alarms"]["targets"]["0.05"]
         told = at.get("refused") or percent(at.get("false_alarms"))
         recall = percent(at.get("recall")) if "refused" not in at else ""
-        alarms.append([name, interval(one["stack - entropy"], signed), told, recall, f"{one['alarms']['ece']:.3f}"])
+        alarms.append(
+            [
+                name,
+                interval(one["stack - entropy"], signed),
+                told,
+                recall,
+                f"{one['alarms']['ece']:.3f}",
+                _number(one["psi"]),
+            ]
+        )
     text += table("fit: tested on | training answers | stack | neurons | entropy | logprob | length", rows)
     if alarms:
         text += "\n" + table(
-            "fit | stack less entropy, pooled | false alarms at its 5 % threshold | recall there | ECE there", alarms
+            "fit | stack less entropy, mean of sets | false alarms at its 5 % threshold | recall there | ECE there | drift index",
+            alarms,
         )
     return text
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -150,6 +151,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, help="only the answers to so many of the first questions")
     parser.add_argument("--random", type=int, default=sparsity.RANDOM, help="draws of random neurons")
     parser.add_argument("--draws", type=int, default=intervals.DRAWS, help="of the bootstrap")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--prose-only", action="store_true", help="take the figures from the JSON that is there")
     given = parser.parse_args()
     began = time.monotonic()
@@ -159,7 +161,7 @@ def main() -> None:
 
     file = given.out / f"{NAME}.json"
     if not given.prose_only:
-        with threadpool_limits(limits=1):
+        with threadpool_limits(limits=given.threads):
             norms = norms_of(given.model or checkpoint(say), LAYERS, NEURONS)
             figures = measure(
                 given.work,
