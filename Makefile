@@ -57,6 +57,12 @@ smollm2: $(VENV)/.tools ## ask SmolLM2 its questions and fit its probe again (ho
 		--dtype float32 --longest 32 --suppress 0
 	mkdir -p models/smollm2/probe && cp build/smollm2/probe/probe.* models/smollm2/probe
 
+# What the fit left behind: answers.jsonl, means.npy and leads.npy in WORK, and its questions.
+smollm2-report: $(VENV)/.tools ## measure SmolLM2's probe and write docs/smollm2-report.md (WORK, QUESTIONS: of its fit)
+	$(BIN)/python requirements/install.py requirements/smollm2.txt
+	$(BIN)/python -m models.smollm2.recipe.report --work $(or $(WORK),build/smollm2/probe/work) \
+		--questions $(or $(QUESTIONS),build/smollm2/questions.jsonl) --out docs
+
 benchmarks: $(VENV)/.engine ## make the tables of docs/benchmarks.md and docs/operations.md from bench/results
 	$(BIN)/python -m guard.bench.report
 	$(BIN)/python -m bench.operations
@@ -92,4 +98,4 @@ $(VENV)/.tools: $(VENV)/.engine requirements/dev.txt
 	$(BIN)/python requirements/prometheus.py $(BIN)
 	@touch $@
 
-.PHONY: help serve test test-long check format atlas atlas-report smollm2 benchmarks fuzz soak contract image image-test install
+.PHONY: help serve test test-long check format atlas atlas-report smollm2-report smollm2 benchmarks fuzz soak contract image image-test install

@@ -1,0 +1,101 @@
+"""The plots of SmolLM2's report, as SVG files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+RED, BLUE, GREY, GREEN, BROWN = "#b3362b", "#2f5d8a", "#8a94a0", "#2b7a4b", "#a8732c"
+PARTS = {"stack": RED, "neurons": BLUE, "entropy": GREEN, "logprob": BROWN, "words": GREY}
+_LINE = "#dde3ea"
+
+
+def draw(figures: dict[str, Any], stem: Path) -> None:
+    """Write ``stem``-NAME.svg for each plot; what was not measured has none."""
+    matplotlib.rcParams["svg.hashsalt"] = "smollm2"  # the same plot is the same file
+    matplotlib.rcParams["svg.fonttype"] = "none"
+    plots: dict[str, tuple[Callable[[Figure, dict[str, Any]], None], tuple[float, float]]] = {
+        "detection": (_detection, (9, 3.8)),
+        "curve": (_curve, (9, 3.4)),
+        "sparse": (_sparse, (6, 3.6)),
+    }
+    known = figures.get("popularity")
+    if known and "deciles" in known:
+        plots["popularity"] = _popularity, (6, 3.6)
+    for name, (plot, size) in plots.items():
+        figure = Figure(figsize=size, layout="constrained")
+        plot(figure, figures)
+        figure.savefig(f"{stem}-{name}.svg", metadata={"Date": None})
+
+
+def _reach(rows: list[dict[str, float]]) -> list[list[float]]:
+    """How far below and above each value its interval reaches."""
+    low = [row["value"] - (row["value"] if row["low"] is None else row["low"]) for row in rows]
+    high = [(row["value"] if row["high"] is None else row["high"]) - row["value"] for row in rows]
+    return [[max(one, 0.0) for one in side] for side in (low, high)]
+
+
+def _detection(figure: Figure, figures: dict[str, Any]) -> None:
+    report = figures.get("crossed") or figures["held_out"]
+    axes = figure.subplots()
+    names = list(report["sets"])
+    for k, (part, colour) in enumerate(PARTS.items()):
+        rows = [report["sets"][name]["auroc"][part] for name in names]
+        rows += [report["mean"][part]] if part in report["mean"] else []
+        places = [i + 0.15 * (k - 2) for i in range(len(rows))]
+        axes.errorbar(
+            places, [row["value"] for row in rows], yerr=_reach(rows), fmt="o", ms=4, lw=1, color=colour, label=part
+        )
+    axes.set_xticks(range(len(names) + 1), [*names, "mean of sets"], rotation=40, ha="right", fontsize=8)
+    axes.axhline(0.5, color=_LINE, zorder=0)
+    axes.set_ylabel("AUROC, wrong against right")
+    axes.legend(loc="lower left", fontsize=8, ncols=5)
+
+
+def _curve(figure: Figure, figures: dict[str, Any]) -> None:
+    rows = figures["curve"]
+    sizes = [row["answers"] for row in rows]
+    axes, single = figure.subplots(1, 2, sharey=True)
+    for part in ("stack", "neurons"):
+        own = [row["mean"][part] for row in rows if part in row["mean"]]
+        if own:
+            axes.errorbar(
+                sizes, [one["value"] for one in own], yerr=_reach(own), fmt="o-", color=PARTS[part], label=part
+            )
+    axes.set(xscale="log", xlabel="training answers", ylabel="AUROC", title="Mean of sets")
+    axes.legend(fontsize=8)
+    for name in rows[-1]["sets"]:
+        single.plot(sizes, [row["sets"][name]["stack"]["value"] for row in rows], "o-", ms=3, lw=1, label=name)
+    single.set(xscale="log", xlabel="training answers", title="Stack, by set")
+    if rows[-1]["sets"]:
+        single.legend(fontsize=6, ncols=2)
+
+
+def _sparse(figure: Figure, figures: dict[str, Any]) -> None:
+    rows = [row for row in figures["sparse"]["rows"] if "chosen" in row]
+    axes = figure.subplots()
+    counts = [row["neurons"] for row in rows]
+    chosen = [row["chosen"] for row in rows]
+    axes.errorbar(
+        counts, [one["value"] for one in chosen], yerr=_reach(chosen), fmt="o-", color=RED, label="chosen by L1"
+    )
+    axes.plot(counts, [row["random"]["mean"] for row in rows], "o-", color=GREY, label="random, mean")
+    low, high = ([row["random"][end] for row in rows] for end in ("least", "most"))
+    axes.fill_between(counts, low, high, color=GREY, alpha=0.3, label="random, range")
+    axes.set(xscale="log", xlabel="neurons", ylabel="AUROC, mean of sets")
+    axes.legend(fontsize=8)
+
+
+def _popularity(figure: Figure, figures: dict[str, Any]) -> None:
+    rows = figures["popularity"]["deciles"]
+    axes = figure.subplots()
+    x = [row["log10_population"] for row in rows]
+    for key, colour, label in (("right", GREEN, "right answers"), ("risk", RED, "mean risk")):
+        own = [row[key] for row in rows]
+        axes.errorbar(x, [one["value"] for one in own], yerr=_reach(own), fmt="o-", color=colour, label=label)
+    axes.set(xlabel="log10 of population", ylabel="share", ylim=(0, 1))
+    axes.legend(fontsize=8)
