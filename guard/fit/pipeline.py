@@ -23,6 +23,7 @@ from guard.fit.collected import FACTS, LEADS, MEANS, collect, collected, facts_o
 from guard.fit.engines import Engines
 from guard.fit.features import Features
 from guard.fit.judge import RemoteJudge
+from guard.fit.progress import tell
 from guard.fit.questions import SHARES as ALL_SHARES
 from guard.fit.questions import Question
 from guard.fit.settle import Settle
@@ -108,7 +109,7 @@ class Fit:
         options: Options,
         judge: RemoteJudge | None = None,
         locate: Locate = find_span,
-        say: Say = print,
+        say: Say = tell,
     ) -> None:
         self._work, self._questions, self._identity, self._norms = work, questions, identity, norms
         self._options, self._judge, self._locate, self._say = options, judge, locate, say

@@ -10,6 +10,11 @@ EVERY = 10.0  # seconds between two lines
 Say = Callable[[str], None]
 
 
+def tell(text: str) -> None:
+    """Print a line that is there at once, in a log file, too."""
+    print(text, flush=True)
+
+
 class Progress:
     """Says "sampled 1,200 of 15,000 questions, 11.2/s, 20 min left".
 

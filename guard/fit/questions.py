@@ -13,6 +13,7 @@ from typing import Any
 from guard.errors import FitError
 from guard.fit.datafile import DataFile, Row, read_file
 from guard.fit.fields import fields_of
+from guard.fit.progress import tell
 from guard.fit.words import normalise
 
 # By name: repository on the Hugging Face Hub, configuration, and part.
@@ -87,7 +88,7 @@ class Gathered:
         return [f"{self.source}: {line}" for line in lines]
 
 
-def load_questions(source: str, most: int | None = None, say: Callable[[str], None] = print) -> list[Question]:
+def load_questions(source: str, most: int | None = None, say: Callable[[str], None] = tell) -> list[Question]:
     """Questions from a file (``datafile`` says of which kinds), or from one of DATASETS by name; the first ``most``.
 
     A row has ``question`` and ``answers`` (a list, or one string), or what public sets call them (``fields``);

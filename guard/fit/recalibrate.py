@@ -14,6 +14,7 @@ from guard.fit import calibrate, evaluate
 from guard.fit.answers import judge_all
 from guard.fit.asking import answer_all
 from guard.fit.judge import RemoteJudge
+from guard.fit.progress import tell
 from guard.fit.questions import SHARES as ALL_SHARES
 from guard.fit.questions import Question, split
 from guard.fit.span import find_span, token_offsets, tokens_of
@@ -34,7 +35,7 @@ async def recalibrate(
     longest: int,
     seed: int,
     method: calibrate.Method = "platt",
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
 ) -> Bundle:
     """Answer, judge, calibrate, save under ``bundle_id``. Raises FitError when answers are all right or all wrong."""
     tokenizer = engine.get_tokenizer()

@@ -12,6 +12,7 @@ from guard.fit import baselines, chance, examine, material
 from guard.fit.engines import Engines
 from guard.fit.examine import Answered
 from guard.fit.judge import RemoteJudge
+from guard.fit.progress import tell
 from guard.fit.questions import Question
 from guard.fit.workspace import Workspace
 from guard.probe.bundle import Bundle
@@ -30,7 +31,7 @@ class Trial:
         judge: RemoteJudge | None,
         longest: int,
         work: Callable[[str], Workspace],
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = tell,
     ) -> None:
         self._engines, self._bundle, self._questions = engines, bundle, questions
         self._judge, self._longest, self._work, self._say = judge, longest, work, say

