@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from guard.engine import seat
+from guard.engine import precision, seat
 from guard.engine.client import one_pass
 from guard.engine.ring import ScoreRing, Slot
-from guard.errors import TapError
+from guard.errors import FitError, TapError
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +89,9 @@ class CollectingEngine:
         """The greedy answer to each prompt, with what every neuron did meanwhile: (index, answer), as they are kept.
 
         Row ``rows[index]`` of the array at ``means`` gets the mean of |z| / ||h|| over the last prompt token and the
-        answer's tokens that were fed back (all of them, but for the last of an answer that was cut at ``longest``); that
-        of ``leads`` gets the last prompt token's alone. Both float32 [answers, layers, neurons], as ``new_means`` makes.
+        answer's tokens that were fed back (all of them, but for the last of an answer cut at ``longest``); that of
+        ``leads`` gets the last prompt token's alone. Both float32 [answers, layers, neurons], as ``new_means`` makes.
+        Raises FitError for activations that are not finite, once the other answers that are complete were given.
         """
         free = list(range(self._slots))
         waiting = list(reversed(range(len(prompts))))
@@ -106,10 +107,12 @@ class CollectingEngine:
                     done += [(*running.pop(task), task.result()) for task in ended]
                 # Each write stops the engine for a moment: a quarter of the slots at once.
                 if done and (len(done) >= self._slots // 4 or not running):
-                    await self._keep(done, rows, means, leads)
+                    flawed = await self._keep(done, rows, means, leads)
                     free += [slot for _, slot, _ in done]
-                    for index, _, answer in done:
-                        yield index, answer
+                    for (index, _, answer), layer in zip(done, flawed, strict=True):
+                        if layer < 0:
+                            yield index, answer
+                    self._require_finite(flawed)
                     done = []
         finally:
             for task in running:
@@ -134,12 +137,29 @@ class CollectingEngine:
         entropy, logprob = self._ring.read_draws(claim, len(prompt), len(prompt) + len(answer.tokens))
         return replace(answer, entropy=entropy.tolist(), logprob=logprob.tolist())
 
-    async def _keep(self, done: Sequence[tuple[int, int, Sampled]], rows: Sequence[int], means: Path, leads: Path) -> None:
+    async def _keep(
+        self, done: Sequence[tuple[int, int, Sampled]], rows: Sequence[int], means: Path, leads: Path
+    ) -> list[int]:
         slots, to = [slot for _, slot, _ in done], [rows[index] for index, _, _ in done]
         fed = [1 + len(answer.tokens) - (not answer.ended) for _, _, answer in done]
-        written = (str(means), slots, to, None, str(leads))
-        for counted in await self._engine.collective_rpc("hguard_write", args=written):
-            _require(list(counted) == fed)
+        counts, flawed = await self._write((str(means), slots, to, None, str(leads)))
+        _require(all(counted == fed for counted in counts))
+        return flawed
+
+    async def _write(self, written: tuple[Any, ...]) -> tuple[list[list[int]], list[int]]:
+        """How many positions each sequence counted, by rank; and of each the first layer that is not finite, or -1."""
+        counts, flawed = zip(*await self._engine.collective_rpc("hguard_write", args=written), strict=True)
+        first = [min((layer for layer in ranks if layer >= 0), default=-1) for ranks in zip(*flawed, strict=True)]
+        return [list(counted) for counted in counts], first
+
+    def _require_finite(self, flawed: Sequence[int]) -> None:
+        layers = [layer for layer in flawed if layer >= 0]
+        if layers:
+            dtype = precision.name_of(self._engine.model_config.dtype)
+            raise FitError(
+                f"activations of {len(layers)} of {len(flawed)} answers are not finite in {dtype}, first in the MLP of "
+                f"layer {min(layers)}: {precision.overflow(dtype)}; what was done before is kept"
+            )
 
     @property
     def hidden(self) -> int:
@@ -154,11 +174,14 @@ class CollectingEngine:
 
         Times a neuron's column norm this is its mean CETT. The token before the span is the one that it was drawn from.
         The mean of h goes into the array at ``outputs``, float32 [answers, layers, hidden], where one is given.
+        Raises FitError for activations that are not finite; the rows of other answers are written by then.
         """
         await asyncio.gather(*(self._read(span, slot) for slot, span in enumerate(spans)))
         written = (str(path), list(range(len(spans))), list(rows), None if outputs is None else str(outputs))
-        for counted in await self._engine.collective_rpc("hguard_write", args=written):
+        counts, flawed = await self._write(written)
+        for counted in counts:
             _require(all(n >= span.end - span.start + 1 for n, span in zip(counted, spans, strict=True)))
+        self._require_finite(flawed)
 
     async def _read(self, span: Span, slot: int) -> None:
         params = one_pass(seat.pack([Slot(slot, 1)], 1.0, span.start - 1, draws=False))

@@ -4,8 +4,9 @@ of given text, inside the engine.
 The kernels that serve are the ones that are read, so what a probe is fit on is what it will see. Each sequence has two
 rows of accumulators, for its span and for the span's first position alone (the last prompt token), one for each neuron
 of each layer: float32 [2 slots, neurons] a layer, whatever the text's length. For a 70B (80 layers of 28,672 neurons)
-that is 17.5 MiB a sequence, 560 MiB for 32 at once, spread over the ranks. Beside them the outputs, float32 [slots, hidden] a layer, the same on every rank and whole on each: for a 70B (8,192
-wide) 2.5 MiB a sequence, 80 MiB for 32.
+that is 17.5 MiB a sequence, 560 MiB for 32 at once, spread over the ranks. Beside them the outputs, float32
+[slots, hidden] a layer, the same on every rank and whole on each: for a 70B (8,192 wide) 2.5 MiB a sequence, 80 MiB
+for 32.
 """
 
 from __future__ import annotations
@@ -92,14 +93,15 @@ class Collector:
 
     def write(
         self, path: str, slots: list[int], rows: list[int], outputs: str | None = None, leads: str | None = None
-    ) -> list[int]:
+    ) -> tuple[list[int], list[int]]:
         """Put the means of ``slots`` into rows of the array at ``path`` [answers, layers, neurons], and clear them.
 
         With ``leads``, what the spans' first positions had alone into the array there, of the same shape. With
         ``outputs``, the means of the layers' outputs into the array there [answers, layers, hidden]; one rank does.
-        Returns how many positions each sequence counted.
+        Returns how many positions each sequence counted, and the first layer in which one of them was not finite, -1
+        for none: what is written of such a sequence means nothing.
         """
-        counted = self._counted[slots]
+        counted, flawed = self._counted[slots], self._flawed(slots)
         self._put(path, self.sums, self.first, slots, rows, counted)
         firsts = [self.slots + slot for slot in slots]
         if leads is not None:
@@ -111,7 +113,13 @@ class Collector:
             averaged[slots] = 0
         self._next[slots] = 0
         self._counted[slots] = 0
-        return [int(count) for count in counted]
+        return [int(count) for count in counted], flawed
+
+    def _flawed(self, slots: list[int]) -> list[int]:
+        """By slot, the first layer whose sums ``op.collect`` marked, or -1."""
+        layers = sorted(self.sums)
+        marked = torch.stack([self.sums[layer][slots, 0] for layer in layers]).isnan().cpu().numpy()
+        return [layers[int(one.argmax())] if one.any() else -1 for one in marked.T]
 
     def _put(
         self,
