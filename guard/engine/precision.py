@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-_CPU = Path("/proc/cpuinfo")
+CPUINFO = Path("/proc/cpuinfo")
 _ALIASES = {"half": "float16", "float": "float32"}  # vLLM's
 # Without one of these a CPU converts every number of a matrix product on its way (x86 and Arm, as Linux names them).
 _INSTRUCTIONS = {
@@ -21,10 +21,10 @@ def name_of(dtype: Any) -> str:
     return _ALIASES.get(name, name)
 
 
-def slow_on_cpu(dtype: str, cpuinfo: Path = _CPU) -> str | None:
+def slow_on_cpu(dtype: str) -> str | None:
     """Why a model in ``dtype`` may be many times slower on this CPU than in float32, and the remedy; else None."""
     wanted = _INSTRUCTIONS.get(dtype)
-    found = _instructions(cpuinfo)
+    found = _instructions(CPUINFO)
     if wanted is None or not found or found & {*wanted}:
         return None
     return (
