@@ -13,12 +13,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app import bench, evaluate, fit, probe, worker
+from app import bench, data, evaluate, fit, probe, worker
 from app.settings import Settings
 from guard.engine.launch import prepare_environment, run_engines
 from guard.errors import GuardError
 
 _POSITIONAL = "model"
+_WITHOUT_ENGINE = ("probe", "data")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,11 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     own, extra = _split(arguments)
     options = _parser().parse_args(own)
-    if extra and options.command == "probe":
-        print("hguard: arguments after -- are vLLM's, and probe does not start vLLM", file=sys.stderr)
+    engine = options.command not in _WITHOUT_ENGINE or getattr(options, "refit", False)
+    if extra and not engine:
+        print(f"hguard: arguments after -- are vLLM's, and {options.command} does not start vLLM", file=sys.stderr)
         return 2
     try:
-        if options.command != "probe":  # the others import vLLM, which looks around at once
+        if engine:  # vLLM is imported, which looks around at once
             prepare_environment()
         return int(options.run(options, extra))
     except GuardError as error:
@@ -71,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_parser(commands)
     bench.add_parser(commands)
     probe.add_parser(commands)
+    data.add_parser(commands)
     return parser
 
 

@@ -6,12 +6,21 @@ import argparse
 import contextlib
 import json
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from app.extra import require_extra
 from app.fit import add_asking, digest, judge_of, stopped
 from guard.engine.launch import run_engines
 from guard.errors import FitError
+from guard.fit.questions import Question
+
+if TYPE_CHECKING:  # it brings numpy and what the extra brings
+    from guard.fit.examine import Answered
+
+
+_SHOWN = 20
 
 
 def add_parser(commands: Any) -> None:
@@ -33,12 +42,21 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--no-baselines", action="store_true", help="leave out what needs a second engine and further samples"
     )
+    parser.add_argument(
+        "--show-judged",
+        nargs="?",
+        type=int,
+        const=_SHOWN,
+        metavar="N",
+        help=f"print the first N questions with what is accepted, the answer and the verdict (N: {_SHOWN})",
+    )
     parser.add_argument("--work", type=Path, help="a folder that keeps answers, so that a stop loses nothing")
     add_asking(parser)
 
 
 def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Measure and write. Raises GuardError with what to mend."""
+    require_extra("eval")
     from app.settings import Settings
     from app.source import find_model, find_probe
     from guard.fit.engines import RealEngines
@@ -50,6 +68,8 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     from guard.probe.bundle import load_bundle, require_calibrated, require_model
 
     judge, strengths = judge_of(options), _strengths(options.damp_sweep)
+    if options.show_judged is not None and options.show_judged < 1:
+        raise FitError("--show-judged takes how many questions to show, 1 or more")
     if options.random_draws < 0:
         raise FitError("--random-draws cannot be negative")
     questions = load_questions(options.data, options.most)
@@ -74,6 +94,8 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
             result = run_engines(trial.run(strengths, options.random_draws, not options.no_baselines))
         except KeyboardInterrupt:
             return stopped(folder) if options.work else 130
+    for line in judged_lines(questions, trial.answers, options.show_judged or 0):
+        print(line)
     result = {"model": name, **result}
     page = options.html or options.json.with_suffix(".html")
     for path, text in ((options.json, json.dumps(result, indent=1) + "\n"), (page, render(result))):
@@ -85,6 +107,15 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
         print(f"{group:14s} n={one['n']:5d} wrong={one['wrong'] / one['n']:.2f}  {parts}  ECE {one['ece']:.3f}")
     print(f"{options.json} and {page} are written")
     return 0
+
+
+def judged_lines(questions: Sequence[Question], answers: Sequence[Answered], most: int) -> Iterator[str]:
+    """The first ``most`` questions with what is accepted, the answer, and what was made of it."""
+    for question, answer in list(zip(questions, answers, strict=True))[:most]:
+        verdict = {True: "right", False: "wrong", None: "declined"}[answer.right]
+        yield f"{verdict:9s} {' '.join(question.text.split())}"
+        yield f"          accepted: {'; '.join(question.accepted) or '(none)'}"
+        yield f"          answer:   {' '.join(answer.text.split()) or '(empty)'}"
 
 
 def _strengths(text: str | None) -> list[float]:

@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
+from app.extra import require_extra
 from guard.engine.launch import run_engines
 from guard.errors import FitError
 from guard.fit.judge import RemoteJudge
@@ -54,6 +55,9 @@ def add_parser(commands: Any) -> None:
         "--no-foresee", action="store_true", help="fit them on answers alone: no risk before generation"
     )
     parser.add_argument("--refit", action="store_true", help="fit the chosen neurons again with L2")
+    parser.add_argument(
+        "--neurons", type=Path, help="fit these with L2 in place of finding any: a list, or a probe of hprobes"
+    )
     parser.add_argument("--slots", type=int, default=32, help="answers that are read at once (default: 32)")
     add_calibration(parser)
     parser.add_argument("--seed", type=int, default=0)
@@ -90,10 +94,12 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_asking(parser: argparse.ArgumentParser) -> None:
+def add_asking(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add the options of every command that asks a model questions and has the answers judged."""
     parser.add_argument(
-        "--data", required=True, help="a file of JSON lines with question and answers, or triviaqa, nq_open, simpleqa"
+        "--data",
+        required=required,
+        help="a file of questions and answers (see hguard data), or triviaqa, nq_open, simpleqa",
     )
     parser.add_argument("--most", type=int, help="use the first so many questions")
     parser.add_argument("--longest", type=int, default=64, help="most tokens of an answer (default: 64)")
@@ -104,10 +110,12 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Fit and save. Raises GuardError with what to mend."""
+    require_extra("fit")
     from app.settings import Settings
     from app.source import find_model, label_of
     from guard.engine.support import engine_version
     from guard.fit.engines import RealEngines
+    from guard.fit.imported import listed
     from guard.fit.pipeline import Fit, Options
     from guard.fit.questions import load_questions
     from guard.fit.weights import norms_of
@@ -123,6 +131,10 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     questions = load_questions(options.data, options.most)
     model, name = find_model(Settings(model=options.model))
     identity = identify(model, label_of(name), " ".join(engine_version()), options.dtype)
+    neurons = None
+    if options.neurons is not None:
+        given = listed(options.neurons, identity, weights=False)
+        neurons = tuple(sorted((given.layer * identity.neurons_per_layer + given.neuron).tolist()))
     chosen = Options(
         id=options.id or f"{Path(name).name}-probe",
         seed=options.seed,
@@ -132,17 +144,19 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
         agree=options.agree,
         cap=options.cap,
         refit=options.refit,
-        suppress=options.suppress,
+        suppress=options.suppress if neurons is None else 0,
         span=options.span,
         foresee=not options.no_foresee,
         method=options.calibration,
         slots=options.slots,
+        neurons=neurons,
     )
     settings = {
         "model": identity.fingerprint,
         "dtype": identity.dtype,
         "questions": digest(questions),
         "judge": options.judge_model,
+        "neurons": neurons and list(neurons),  # as JSON has it
         **{key: getattr(chosen, key) for key in _SETTINGS},
     }
     work = Workspace(options.out / "work", settings)
@@ -154,6 +168,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
 
 def run_calibrate(options: argparse.Namespace, extra: list[str]) -> int:
     """Calibrate and save. Raises GuardError with what to mend."""
+    require_extra("calibrate")
     from app.settings import Settings
     from app.source import find_model, find_probe
     from guard.fit.engines import RealEngines

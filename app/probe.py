@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from app.fit import add_asking
+from guard.errors import FitError
+
 _ADDRESS = "a folder, or hf://owner/name@revision"
 
 
@@ -31,13 +34,24 @@ def add_parser(commands: Any) -> None:
 
     imported = actions.add_parser("import", help="make a bundle of such a list; it is yet to be calibrated")
     imported.set_defaults(run=_import)
-    imported.add_argument("file", type=Path, help="a .csv or .json file")
+    imported.add_argument("file", type=Path, help="a .csv or .json file, or the folder of a probe that hprobes saved")
     imported.add_argument("model", help="folder or Hugging Face id of the model whose neurons these are")
     imported.add_argument("--out", type=Path, required=True, help="folder for the bundle")
     imported.add_argument("--id", help="name of the bundle (default: the model's name and -imported)")
     imported.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the model (default: the checkpoint's)"
     )
+    imported.add_argument(
+        "--refit",
+        action="store_true",
+        help="fit the listed neurons with L2 to the model's answers to --data, and calibrate: no weights are needed. "
+        "The options below are for this alone, and as for `hguard fit`, whose defaults hold",
+    )
+    add_asking(imported, required=False)
+    imported.add_argument("--samples", type=int, help="answers to each question; 1 is greedy")
+    imported.add_argument("--temperature", type=float, help="of the samples")
+    imported.add_argument("--agree", type=float, help="share of a question's answers that must be judged alike")
+    imported.add_argument("--seed", type=int)
 
     push = actions.add_parser("push", help="verify a bundle and push it to the Hugging Face Hub, in one commit")
     push.set_defaults(run=_push)
@@ -99,20 +113,39 @@ def _export(options: argparse.Namespace, extra: list[str]) -> int:
 def _import(options: argparse.Namespace, extra: list[str]) -> int:
     from app.settings import Settings
     from app.source import find_model, label_of
-    from guard.fit.imported import save_imported
+    from guard.fit.imported import listed, save_imported
     from guard.fit.weights import norms_of
     from guard.probe.identity import identify
-    from guard.probe.neurons import read_neurons
 
+    if options.refit:
+        return _refit(options, extra)
+    if options.data is not None:
+        raise FitError("--data is for --refit; `hguard calibrate` takes questions for what was imported without it")
     model, name = find_model(Settings(model=options.model))
     identity = identify(model, label_of(name), "none", options.dtype)  # no engine has measured anything yet
-    neurons = read_neurons(options.file, identity.layers, identity.neurons_per_layer)
+    neurons = listed(options.file, identity)
     norms = norms_of(model, identity.layers, identity.neurons_per_layer)
     chosen = options.id or f"{Path(name).name}-imported"
     bundle = save_imported(options.out, chosen, identity, neurons, norms)
     print(f"{bundle.card.id}, revision {bundle.revision}, is in {options.out}; it is not calibrated yet: run")
     print(f"  hguard calibrate {options.model} --probe {options.out} --data QUESTIONS --out DIR")
     return 0
+
+
+def _refit(options: argparse.Namespace, extra: list[str]) -> int:
+    """``hguard fit --neurons``, under the name that an imported bundle has."""
+    from app import fit
+    from app.settings import Settings
+    from app.source import find_model
+
+    if options.data is None:
+        raise FitError("--refit fits the neurons to the model's answers: give questions with --data")
+    parser = argparse.ArgumentParser()
+    fit.add_parser(parser.add_subparsers())
+    own = vars(parser.parse_args(["fit", options.model, "--out", str(options.out), "--data", options.data]))
+    given = {name: value for name, value in vars(options).items() if name in own and value is not None}
+    name = options.id or f"{Path(find_model(Settings(model=options.model))[1]).name}-imported"
+    return fit.run(argparse.Namespace(**{**own, **given, "neurons": options.file, "id": name}), extra)
 
 
 def _push(options: argparse.Namespace, extra: list[str]) -> int:

@@ -88,9 +88,9 @@ class CollectingEngine:
     ) -> AsyncIterator[tuple[int, Sampled]]:
         """The greedy answer to each prompt, with what every neuron did meanwhile: (index, answer), as they are kept.
 
-        Row ``rows[index]`` of the array at ``means`` gets the mean of |z| / ||h|| over the last prompt token and the
-        answer's tokens that were fed back (all of them, but for the last of an answer cut at ``longest``); that of
-        ``leads`` gets the last prompt token's alone. Both float32 [answers, layers, neurons], as ``new_means`` makes.
+        Row ``rows[index]`` of the array at ``means`` gets the mean of |z| / ||h|| over the last prompt token and those
+        of the answer's tokens that were fed back: all, but for the last of an answer that was cut at ``longest``. That
+        of ``leads`` gets the last prompt token's alone. Both float32 [answers, layers, neurons], made by ``new_means``.
         Raises FitError for activations that are not finite, once the other answers that are complete were given.
         """
         free = list(range(self._slots))

@@ -5,8 +5,8 @@ The kernels that serve are the ones that are read, so what a probe is fit on is 
 rows of accumulators, for its span and for the span's first position alone (the last prompt token), one for each neuron
 of each layer: float32 [2 slots, neurons] a layer, whatever the text's length. For a 70B (80 layers of 28,672 neurons)
 that is 17.5 MiB a sequence, 560 MiB for 32 at once, spread over the ranks. Beside them the outputs, float32
-[slots, hidden] a layer, the same on every rank and whole on each: for a 70B (8,192 wide) 2.5 MiB a sequence, 80 MiB
-for 32.
+[slots, hidden] a layer, the same on every rank and whole on each: for a 70B (8,192 wide) 2.5 MiB a sequence, 80 MiB for
+32.
 """
 
 from __future__ import annotations

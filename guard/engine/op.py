@@ -31,6 +31,8 @@ def collect(z: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, sums: torch.
     z [tokens, neurons] and h [tokens, hidden] in the model's dtype; weight float32 [slots, at least tokens];
     sums float32 [slots, neurons]. A row that counts and is not finite is left out, and its sequence's first sum is NaN.
     """
+    if not z.is_cuda:
+        weight, z, h = _counted(weight, z, h)
     weight, idle = _counting(weight, z.shape[0])
     norm = torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32).add_(EPSILON)
     size = z.float().abs()
@@ -45,10 +47,18 @@ def collect_outputs(h: torch.Tensor, weight: torch.Tensor, outputs: torch.Tensor
 
     h, weight, and rows that are not finite, as for ``collect``; outputs float32 [slots, hidden].
     """
+    if not h.is_cuda:
+        weight, h = _counted(weight, h)
     weight, idle = _counting(weight, h.shape[0])
     flawed = ~torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32).isfinite()
     outputs.addmm_(weight, h.float().masked_fill((idle | flawed)[:, None], 0))
     _mark(outputs, weight, flawed)
+
+
+def _counted(weight: torch.Tensor, *rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Only what counts of a step: of a prompt all rows but the last do not. Not in a CUDA graph, whose shapes stand."""
+    counted = weight[:, : len(rows[0])].any(0).nonzero().squeeze(1)
+    return weight[:, counted], *(part[counted] for part in rows)
 
 
 def _counting(weight: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:

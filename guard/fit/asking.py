@@ -10,6 +10,7 @@ from guard.engine import precision
 from guard.engine.call import Unscored
 from guard.fit.calibrate import unit_readout
 from guard.fit.evaluate import signals_to
+from guard.fit.progress import Progress
 from guard.fit.questions import Question, prompt_of
 from guard.fit.workspace import Workspace
 
@@ -33,6 +34,7 @@ async def answer_all(
     tokenizer = engine.get_tokenizer()
     known = {row["question"]: row for row in work.rows(ANSWERED)}
     gate, flawed = asyncio.Semaphore(_AT_ONCE), []
+    progress = Progress(say, "answered", len(questions), "questions", len(known))
     with work.growing(ANSWERED) as append:
 
         async def one(i: int) -> None:
@@ -49,8 +51,7 @@ async def answer_all(
             append(known[i])
             if verdict.reason is Unscored.NOT_FINITE:
                 flawed.append(i)
-            if len(known) % max(1, len(questions) // 10) == 0:
-                say(f"answered {len(known)} of {len(questions)} questions")
+            progress.add()
 
         await asyncio.gather(*(one(i) for i in range(len(questions)) if i not in known))
     if flawed:

@@ -12,6 +12,7 @@ from guard.engine.collecting import CollectingEngine
 from guard.errors import FitError
 from guard.fit.answers import Chosen, consistent, judge_all, representative
 from guard.fit.judge import RemoteJudge
+from guard.fit.progress import Progress
 from guard.fit.questions import Question, prompt_of, split
 from guard.fit.span import token_offsets, tokens_of
 from guard.fit.workspace import Workspace
@@ -77,6 +78,7 @@ async def choose(
     done = {row["question"]: row["answers"] for row in work.rows(SAMPLES)}
     open_ = [i for i in range(len(prompts)) if i not in done]
     greedy = how.samples == 1
+    progress = Progress(say, "sampled", len(prompts), "questions", len(done))
     with work.growing(SAMPLES) as append:
         stream = engine.sample(
             [prompts[i] for i in open_],
@@ -89,8 +91,7 @@ async def choose(
             i = open_[index]
             done[i] = [{"tokens": a.tokens, "text": a.text, "ended": a.ended} for a in answers]
             append({"question": i, "answers": done[i]})
-            if len(done) % max(1, len(prompts) // 10) == 0:
-                say(f"sampled {len(done)} of {len(prompts)} questions")
+            progress.add()
     texts = {i: [answer["text"] for answer in answers] for i, answers in sorted(done.items())}
     verdicts = await judge_all(work, questions, texts, judge)
     chosen = []

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from guard.engine.collecting import CollectingEngine, Span, new_means
 from guard.fit.answers import Chosen
+from guard.fit.progress import Progress
 from guard.fit.workspace import Workspace, explained
 
 MEANS, OUTPUTS, LEADS = "means.npy", "outputs.npy", "leads.npy"
@@ -54,13 +55,13 @@ async def collect(
             new_means(path, len(spans), *shape)
             if beside is not None:
                 new_means(beside, len(spans), shape[0], engine.hidden)
+    progress = Progress(say, "collected", len(spans), "prompts" if name == LEADS else "answers", done)
     for start in range(done, len(spans), slots):
         wave = spans[start : start + slots]
         with explained(work.folder):
             await engine.collect(wave, range(start, start + len(wave)), path, beside)
         work.write_json(_done(name), start + len(wave))
-        if start // slots % 20 == 0:
-            say(f"collected {start + len(wave)} of {len(spans)} {'prompts' if name == LEADS else 'answers'}")
+        progress.add(len(wave))
 
 
 def _done(name: str) -> str:

@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from guard.fit import chance, metrics
 from guard.fit.answers import Chosen
+from guard.fit.features import Features
 from guard.fit.questions import Question
 from guard.fit.train import Found, Point
 from guard.probe.card import SetMetrics
@@ -22,7 +23,6 @@ from guard.probe.readout import Readout, Signals
 
 _LEAST = 20  # answers of a set that is reported
 
-Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 
@@ -37,21 +37,27 @@ async def measure(engine: Any, chosen: Sequence[Chosen]) -> list[Signals]:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What random neurons are refit on: features float32 [answers, all neurons] of the answers that are reported on,
-    train the same of the training answers, wrong bool [training answers]. index: int64 [k], the probe's neurons, and
-    width: how many a layer has; as many are drawn in each layer."""
+    """What random neurons are refit on: features [answers, all neurons] of the answers that are reported on, train the
+    same of the training answers, wrong bool [training answers]. index: int64 [k], the probe's neurons, and width: how
+    many a layer has; as many are drawn in each layer."""
 
-    features: Floats
-    train: Floats
+    features: Features
+    train: Features
     wrong: Bools
     index: NDArray[np.int64]
     width: int
 
-    def scores(self, seed: int) -> NDArray[np.float64]:
-        """The decision of a probe on random neurons, for each reported answer."""
-        drawn = chance.layer_matched(self.index, self.width, seed)
-        refit = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-        return refit.fit(self.train[:, drawn], self.wrong).decision_function(self.features[:, drawn])
+    def scores(self, seeds: Sequence[int]) -> list[NDArray[np.float64]]:
+        """The decisions of a probe on random neurons, for each reported answer; one draw for each seed."""
+        draws = [chance.layer_matched(self.index, self.width, seed) for seed in seeds]
+        # Each pass over the answers may read more than memory holds: one for all draws.
+        every, place = np.unique(np.concatenate(draws), return_inverse=True)
+        features, train = self.features.take(every), self.train.take(every)
+        found = []
+        for at in np.split(place, len(draws)):
+            refit = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+            found.append(refit.fit(train[:, at], self.wrong).decision_function(features[:, at]))
+        return found
 
 
 def parts_of(signals: Sequence[Signals], readout: Readout) -> dict[str, NDArray[np.floating]]:
@@ -77,7 +83,8 @@ def reports(
     """Metrics on all answers and on every group of questions; without ``random``, no random neurons beside them."""
     scores = parts_of(signals, readout)
     if random is not None:
-        scores |= {f"random{draw}": random.scores(seed + draw) for draw in range(chance.DRAWS)}
+        drawn = random.scores(range(seed, seed + chance.DRAWS))
+        scores |= {f"random{draw}": values for draw, values in enumerate(drawn)}
     found = {}
     for group in ["all", *sorted({group for question in questions for group in question.groups})]:
         member = np.array([group == "all" or group in question.groups for question in questions])
@@ -112,19 +119,16 @@ def found_to(found: Found) -> dict[str, Any]:
         "intercept": found.intercept,
         "C": found.C,
         "path": [[point.C, point.auroc, point.neurons] for point in found.path],
-        "stability": None if found.stability is None else found.stability.tolist(),
     }
 
 
 def found_from(row: dict[str, Any]) -> Found:
-    stability = row["stability"]
     return Found(
         np.array(row["index"], np.int64),
         np.array(row["coefficient"], np.float32),
         row["intercept"],
         row["C"],
         [Point(*point) for point in row["path"]],
-        None if stability is None else np.array(stability, np.float32),
     )
 
 

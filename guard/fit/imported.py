@@ -1,4 +1,4 @@
-"""From a list of neurons to a bundle that is yet to be calibrated."""
+"""From a list of neurons to a bundle that is yet to be calibrated, or to what a fit takes them from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,18 @@ from guard.fit.workspace import explained
 from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.card import SCHEMA_VERSION, ModelIdentity, ProbeCard, ReadoutParameters, StackParameters, Training
 from guard.probe.cett import fold
-from guard.probe.neurons import Neurons
+from guard.probe.hprobes import is_hprobes, read_hprobes
+from guard.probe.neurons import Neurons, read_neurons
+
+
+def listed(source: Path, model: ModelIdentity, weights: bool = True) -> Neurons:
+    """A list's neurons, or those of a probe that hprobes saved. Without ``weights`` a list needs none.
+
+    Raises BundleError for what cannot be read, or is for another model.
+    """
+    if is_hprobes(source):
+        return read_hprobes(source, model.layers, model.neurons_per_layer)
+    return read_neurons(source, model.layers, model.neurons_per_layer, weights)
 
 
 def save_imported(
@@ -32,7 +43,7 @@ def save_imported(
             id=bundle_id,
             model=model,
             training=Training(method="imported", answers={}),
-            intercept=0.0,
+            intercept=neurons.intercept,
             readout=ReadoutParameters(window=1, answer=plain, platt=(1.0, 0.0), token=plain),
             thresholds={},
             metrics={},

@@ -16,6 +16,7 @@ from guard.fit import chance
 from guard.fit.answers import Chosen
 from guard.fit.collected import MEANS, OUTPUTS, collect, collected, facts_of
 from guard.fit.engines import Engines
+from guard.fit.progress import Progress
 from guard.fit.questions import Question, prompt_of
 from guard.fit.span import find_span, token_offsets, tokens_of
 from guard.fit.workspace import Workspace
@@ -93,13 +94,12 @@ async def _sample(
     done = {row["question"] for row in work.rows(RESAMPLED)}
     open_ = [i for i in range(len(questions)) if i not in done]
     prompts = [prompt_of(engine.tokenizer, questions[i].text) for i in open_]
+    progress = Progress(say, "sampled", len(questions), "questions", len(done))
     with work.growing(RESAMPLED) as append:
         async for index, several in engine.sample(prompts, SAMPLES, longest, TEMPERATURE, _SEED):
             texts, lengths = [one.text for one in several], [len(one.tokens) for one in several]
             append({"question": open_[index], "texts": texts, "lengths": lengths})
-            done.add(open_[index])
-            if len(done) % max(1, len(questions) // 10) == 0:
-                say(f"sampled {len(done)} of {len(questions)} questions")
+            progress.add()
 
 
 def _chosen(tokenizer: Any, questions: Sequence[Question], answer: Greedy) -> Chosen:

@@ -21,11 +21,13 @@ from guard.fit.answers import Chosen
 from guard.fit.choose import Dealt, Locate, Sampling, choose, chosen_in
 from guard.fit.collected import LEADS, MEANS, answers_of, collect, collected, facts_of, leads_of
 from guard.fit.engines import Engines
+from guard.fit.features import Features
 from guard.fit.judge import RemoteJudge
+from guard.fit.questions import SHARES as ALL_SHARES
 from guard.fit.questions import Question
 from guard.fit.settle import Settle
 from guard.fit.span import find_span
-from guard.fit.train import BOOTSTRAPS, CANDIDATES, Found, find_neurons
+from guard.fit.train import CANDIDATES, Found, find_neurons, given_neurons
 from guard.fit.workspace import Workspace, explained
 from guard.probe import cett
 from guard.probe.bundle import Bundle, save_bundle
@@ -33,7 +35,7 @@ from guard.probe.card import ModelIdentity, ProbeCard, ReadoutParameters, SetMet
 from guard.probe.readout import Signals
 
 # Thresholds come from answers of their own: what the readout was fit on looks better than it is.
-SHARES = {"train": 0.45, "calibration": 0.15, "thresholds": 0.15, "test": 0.25}
+SHARES = ALL_SHARES["fit"]
 FOUND = "found.json"
 SPANS: dict[Literal["fact", "answer"], Span] = {
     "answer": "answer-tokens-and-last-prompt-token",
@@ -52,6 +54,7 @@ class Options:
     span: what the neurons are fit on: the part that states the fact, or the whole answer, as it is scored when served.
     foresee: fit them on the last prompt token, too, so that there is a risk before generation.
     method: how risks are calibrated. slots: answers that are collected at once.
+    neurons: flat indices of those to fit with L2, in place of finding any.
 
     Answers that cannot be consistent teach nothing and are left out.
     """
@@ -69,6 +72,7 @@ class Options:
     foresee: bool = True
     method: calibrate.Method = "platt"
     slots: int = 32
+    neurons: tuple[int, ...] | None = None
 
 
 class Fit:
@@ -123,18 +127,9 @@ class Fit:
             await collect(self._work, engine, leads, layers_and_neurons, options.slots, self._say, name=LEADS)
         return chosen
 
-    def features(self, rows: Sequence[int]) -> NDArray[np.float32]:
-        """Mean CETT of every neuron: float32 [rows, layers * neurons]."""
-        means: NDArray[np.float32] = np.load(self._work.path(MEANS), mmap_mode="r")
-        taken = means[np.asarray(rows, int)]
-        taken *= self._norms
-        return taken.reshape(len(rows), -1)
-
-    def _leads(self) -> NDArray[np.float32]:
-        """CETT of every neuron at the last prompt token of each training answer: float32 [rows, layers * neurons]."""
-        leads: NDArray[np.float32] = np.load(self._work.path(LEADS))
-        leads *= self._norms
-        return leads.reshape(len(leads), -1)
+    def features(self, rows: Sequence[int]) -> Features:
+        """Mean CETT of every neuron, of these answers."""
+        return Features.of(self._work.path(MEANS), self._norms, rows)
 
     def _find(self, dealt: Dealt) -> list[Found]:
         """The candidates, the preferred one first."""
@@ -142,18 +137,21 @@ class Fit:
             return [evaluate.found_from(row) for row in self._work.read_json(FOUND)]
         options = self._options
         train = dealt.parts["train"]
+        leads = Features.of(self._work.path(LEADS), self._norms) if options.foresee else None
+        if options.neurons is not None:
+            found = [given_neurons(self.features(train), dealt.wrong("train"), np.array(options.neurons), leads)]
+            self._work.write_json(FOUND, [evaluate.found_to(one) for one in found])
+            return found
         try:
             found = find_neurons(
                 self.features(train),
                 dealt.wrong("train"),
                 [dealt.question(i).entity for i in train],
                 options.cap,
-                options.seed,
                 options.refit,
-                BOOTSTRAPS,
                 self._say,
                 CANDIDATES if options.suppress else 1,
-                self._leads() if options.foresee else None,
+                leads,
             )
         except ValueError as error:
             raise FitError(str(error)) from None
@@ -212,7 +210,7 @@ class Fit:
             id=self._options.id,
             model=self._identity,
             training=Training(
-                method="l1-logistic-regression",
+                method="l1-logistic-regression" if self._options.neurons is None else "imported",
                 labels="1-vs-1",
                 C=found.C,
                 seed=self._options.seed,

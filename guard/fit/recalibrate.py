@@ -13,12 +13,13 @@ from guard.fit import calibrate, evaluate
 from guard.fit.answers import judge_all
 from guard.fit.asking import answer_all
 from guard.fit.judge import RemoteJudge
+from guard.fit.questions import SHARES as ALL_SHARES
 from guard.fit.questions import Question, split
 from guard.fit.span import find_span, token_offsets, tokens_of
 from guard.fit.workspace import Workspace, explained
 from guard.probe.bundle import Bundle, save_bundle
 
-SHARES = {"calibration": 0.35, "thresholds": 0.3, "test": 0.35}
+SHARES = ALL_SHARES["calibrate"]
 
 
 async def recalibrate(

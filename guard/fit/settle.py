@@ -17,6 +17,7 @@ from guard.fit.calibrate import PARTS
 from guard.fit.choose import Dealt
 from guard.fit.engines import Engines
 from guard.fit.judge import RemoteJudge
+from guard.fit.progress import Progress
 from guard.fit.questions import prompt_of
 from guard.fit.train import Found
 from guard.fit.workspace import Workspace
@@ -80,11 +81,13 @@ class Settle:
         tokenizer, questions = engine.get_tokenizer(), self._dealt.questions
 
         gate = asyncio.Semaphore(_AT_ONCE)
+        progress = Progress(self._say, "answered without its neurons", len(self._asked), "questions")
 
         async def one(i: int) -> str:
             async with gate:
                 prompt = prompt_of(tokenizer, questions[i].text)
                 verdict = await engine.answer(prompt, self._longest, f"hguard-off-{i}", 0.0)
+            progress.add()
             return str(tokenizer.decode(verdict.token_ids, skip_special_tokens=True))
 
         texts = await asyncio.gather(*(one(i) for i in self._asked))
@@ -95,6 +98,7 @@ class Settle:
     async def _measure(self, engine: Any, name: str, rows: Sequence[int]) -> dict[int, Signals]:
         """What the taps say of these answers; each is kept as it comes. Raises FitError for what is not finite."""
         found = {}
+        progress = Progress(self._say, "measured", len(rows), "answers")
         with self._work.growing(name) as append:
             for start in range(0, len(rows), _AT_ONCE):
                 part = rows[start : start + _AT_ONCE]
@@ -112,4 +116,5 @@ class Settle:
                         f"what the taps read of {flawed} of {len(part)} answers is not finite in {dtype}: "
                         f"{precision.overflow(dtype)}; what was done before is kept"
                     )
+                progress.add(len(part))
         return found

@@ -34,13 +34,14 @@ class Trial:
     ) -> None:
         self._engines, self._bundle, self._questions = engines, bundle, questions
         self._judge, self._longest, self._work, self._say = judge, longest, work, say
+        self.answers: list[Answered] = []  # to the questions, in their order, once it has run
 
     async def run(self, strengths: Sequence[float], random_draws: int, with_baselines: bool) -> dict[str, Any]:
         """Everything, as JSON. Raises FitError when damping is asked for and there is nothing to dampen."""
         draws = random_draws if strengths else 0
         random = [chance.random_bundle(self._bundle, self._work(f"random-{n}").path("probe"), n) for n in range(draws)]
         by_strength = await self._answers(self._bundle, "damp", [PLAIN, *strengths])
-        answers = by_strength[PLAIN]
+        answers = self.answers = by_strength[PLAIN]
         at_random = []
         for n, bundle in enumerate(random):
             # At strength 1 nothing is dampened, whichever neurons they are.

@@ -1,7 +1,9 @@
 """A plain list of layer, neuron, weight, as CSV or JSON: what other tools can write and read of a probe.
 
 A weight is a coefficient of the linear probe, before any column norm is folded in. Columns and keys beyond the three
-are ignored, so that a list may carry notes.
+are ignored, so that a list may carry notes. Other tools say position or index for a neuron, an index without a layer
+for its place among all of the model's, and coefficient for a weight; theirs are mostly of standardised features, so
+such a list says which neurons to read, and not how.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +24,22 @@ from guard.errors import BundleError
 from guard.probe.bundle import LARGEST
 
 COLUMNS = ("layer", "neuron", "weight")
+_PLACES, _WEIGHTS = ("neuron", "position", "index"), ("weight", "coefficient")
+_KNOWN = ("layer", *_PLACES, *_WEIGHTS)
 _WHOLE = re.compile(r"\s*[+-]?[0-9]{1,18}\s*")  # more digits fit no index, and int() refuses thousands of them
 _SPACE = re.compile(r"[ \t\r\n]*")
 
-Row = tuple[int, list[Any]]  # a line number, and the layer, neuron and weight that stand there
+Row = tuple[int, Mapping[str, Any]]  # a line number, and what stands there by name
 
 
 @dataclass(frozen=True, slots=True)
 class Neurons:
-    """layer, neuron int32 [k]; weight float32 [k], k > 0."""
+    """layer, neuron int32 [k]; weight float32 [k], k > 0, of CETT as it is. intercept: where the source says one."""
 
     layer: NDArray[np.int32]
     neuron: NDArray[np.int32]
     weight: NDArray[np.float32]
+    intercept: float = 0.0
 
 
 def write_neurons(file: Path, neurons: Neurons) -> None:
@@ -54,20 +59,23 @@ def write_neurons(file: Path, neurons: Neurons) -> None:
         raise BundleError(f"{file} cannot be written: {error.strerror}") from None
 
 
-def read_neurons(file: Path, layers: int, neurons_per_layer: int) -> Neurons:
-    """Read and check a list for a model of this size. Raises BundleError naming file, line and fault."""
+def read_neurons(file: Path, layers: int, neurons_per_layer: int, weights: bool = True) -> Neurons:
+    """Read and check a list for a model of this size. Raises BundleError naming file, line and fault.
+
+    Without ``weights``, for neurons that are to be fit again, a list may do without them, and every weight is 1.
+    """
     rows = _csv_rows if _suffix(file) == ".csv" else _json_rows
     text = _text(file)
     found: dict[tuple[int, int], int] = {}
-    weights: list[np.float32] = []
+    taken: list[np.float32] = []
     at = 1
     try:
-        for at, raw in rows(text):
-            key, weight = _checked(raw, layers, neurons_per_layer)
+        for at, row in rows(text, weights):
+            key, weight = _checked(row, layers, neurons_per_layer, weights)
             if key in found:
                 raise ValueError(f"layer {key[0]}, neuron {key[1]} stands on line {found[key]} already")
             found[key] = at
-            weights.append(weight)
+            taken.append(weight)
     except csv.Error as error:
         raise BundleError(f"{file} is not a valid CSV file: after line {at}: {error}") from None
     except json.JSONDecodeError as error:
@@ -80,10 +88,10 @@ def read_neurons(file: Path, layers: int, neurons_per_layer: int) -> Neurons:
         raise BundleError(f"{file}, line {at}: {error}") from None
     if not found:
         raise BundleError(f"{file} lists no neurons")
-    if not any(weights):
+    if not any(taken):
         raise BundleError(f"{file}: every weight is 0, so there is nothing to read")
     layer, neuron = np.array(list(found), np.int32).T
-    return Neurons(layer, neuron, np.array(weights, np.float32))
+    return Neurons(layer, neuron, np.array(taken, np.float32))
 
 
 class _LineError(ValueError):
@@ -112,18 +120,25 @@ def _text(file: Path) -> str:
         raise BundleError(f"{file} is not UTF-8 text: {error}") from None
 
 
-def _csv_rows(text: str) -> Iterator[Row]:
+def _missing(names: Collection[str], weights: bool) -> list[str]:
+    """Which of COLUMNS nothing in ``names`` stands for."""
+    place = [name for name in _PLACES if name in names]
+    there = ["layer" in names or place == ["index"], bool(place), not weights or any(n in names for n in _WEIGHTS)]
+    return [name for name, known in zip(COLUMNS, there, strict=True) if not known]
+
+
+def _csv_rows(text: str, weights: bool) -> Iterator[Row]:
     reader = csv.reader(io.StringIO(text), strict=True)
     header = [name.strip() for name in next(reader, [])]
-    if missing := [name for name in COLUMNS if name not in header]:
+    if missing := _missing(header, weights):
         raise _LineError(1, f"the header lacks {', '.join(missing)}; it must name {', '.join(COLUMNS)}")
-    chosen = [header.index(name) for name in COLUMNS]
+    chosen = {name: header.index(name) for name in _KNOWN if name in header}
     for row in reader:
         if not row:
             continue
         if len(row) != len(header):
             raise _LineError(reader.line_num, f"it has {len(row)} columns, the header {len(header)}")
-        yield reader.line_num, [_value(row[i]) for i in chosen]
+        yield reader.line_num, {name: _value(row[i]) for name, i in chosen.items()}
 
 
 def _value(text: str) -> Any:
@@ -136,7 +151,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _json_rows(text: str) -> Iterator[Row]:
+def _json_rows(text: str, weights: bool) -> Iterator[Row]:
     """Decoded one object at a time, since a JSON value does not know on which line it stood."""
     decoder = json.JSONDecoder()
     at, line, counted = 0, 1, 0
@@ -158,23 +173,43 @@ def _json_rows(text: str) -> Iterator[Row]:
         start = at - 1
         line, counted = line + text.count("\n", counted, start), start
         value, at = decoder.raw_decode(text, start)
-        if missing := [name for name in COLUMNS if name not in value]:
+        if missing := _missing(value, weights):
             raise _LineError(line, f"{', '.join(missing)} is missing")
-        yield line, [value[name] for name in COLUMNS]
+        yield line, value
         more = take(",]") == "," and take("{") == "{"
     if rest := text[at:].lstrip():
         at = len(text) - len(rest)
         raise json.JSONDecodeError("there is more after the list", text, at)
 
 
-def _checked(raw: Sequence[Any], layers: int, neurons_per_layer: int) -> tuple[tuple[int, int], np.float32]:
+def _checked(
+    row: Mapping[str, Any], layers: int, neurons_per_layer: int, weights: bool
+) -> tuple[tuple[int, int], np.float32]:
     """((layer, neuron), weight). Raises ValueError with what is wrong."""
-    layer, neuron, weight = raw
-    for name, value, limit in (("layer", layer, layers), ("neuron", neuron, neurons_per_layer)):
-        if type(value) is not int:  # a bool is an int to isinstance
-            raise ValueError(f"{name} {value!r} is not a whole number")
-        if not 0 <= value < limit:
-            raise ValueError(f"{name} {value} is outside the model's 0..{limit - 1}")
+    place = next(name for name in _PLACES if name in row)
+    if weights and (place not in COLUMNS or "weight" not in row or "layer" not in row):
+        names = ", ".join(name for name in _KNOWN if name in row)
+        raise ValueError(
+            f"{names} are the names of tools whose coefficients are of standardised features: fit the neurons again "
+            f"with --refit, or call the columns {', '.join(COLUMNS)} if they are of CETT as it is"
+        )
+    if "layer" in row:
+        layer = _index("layer", row["layer"], layers)
+        neuron = _index("neuron", row[place], neurons_per_layer)
+    else:
+        layer, neuron = divmod(_index("index", row[place], layers * neurons_per_layer), neurons_per_layer)
+    return (layer, neuron), _weight(row["weight"]) if weights else np.float32(1)
+
+
+def _index(name: str, value: Any, limit: int) -> int:
+    if type(value) is not int:  # a bool is an int to isinstance
+        raise ValueError(f"{name} {value!r} is not a whole number")
+    if not 0 <= value < limit:
+        raise ValueError(f"{name} {value} is outside the model's 0..{limit - 1}")
+    return value
+
+
+def _weight(weight: Any) -> np.float32:
     if type(weight) not in (int, float):
         raise ValueError(f"weight {weight!r} is not a number")
     try:
@@ -185,4 +220,4 @@ def _checked(raw: Sequence[Any], layers: int, neurons_per_layer: int) -> tuple[t
         rounded = np.float32(number)
     if not np.isfinite(rounded):
         raise ValueError(f"weight {number:.9g} is not finite in float32")
-    return (layer, neuron), rounded
+    return rounded

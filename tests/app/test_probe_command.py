@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from app.cli import main
 from app.settings import ATLAS
@@ -98,6 +99,65 @@ def test_calibrate_takes_it_as_far_as_the_engine(
         main(["calibrate", "atlas", "--probe", "imported", "--data", str(questions), "--out", "calibrated"])
 
 
+def test_a_list_of_others_must_be_fit_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    Path("list.json").write_text('[{"layer": 0, "position": 1, "coefficient": 0.5}]')
+    command = ["probe", "import", "list.json", "atlas", "--out", "new"]
+    refused(command, "list.json, line 1: layer, position, coefficient are the names of tools whose coeff", capsys)
+    refused([*command, "--refit"], "give questions with --data", capsys)
+    refused([*command, "--data", "questions.jsonl"], "--data is for --refit", capsys)
+    assert not Path("new").exists()
+
+
+def test_refit_is_a_fit_of_the_listed_neurons(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As far as the engine: which neurons, under which name and settings."""
+    from guard.fit import pipeline
+
+    seen: list[pipeline.Options] = []
+
+    class Started(Exception):
+        pass
+
+    def run(self: pipeline.Fit, engines: object, out: Path) -> None:
+        seen.append(self._options)
+        raise Started
+
+    monkeypatch.setattr(pipeline.Fit, "run", run)
+    Path("list.csv").write_text("position,layer\n3,1\n5,0\n")
+    Path("questions.jsonl").write_text('{"question": "Where is Texas?", "answers": ["United States"]}\n')
+    command = ["probe", "import", "list.csv", "atlas", "--out", "new", "--refit", "--data", "questions.jsonl"]
+    with pytest.raises(Started):
+        main([*command, "--samples", "1", "--seed", "7"])
+    with pytest.raises(Started):
+        main(["fit", "atlas", "--neurons", "list.csv", "--out", "other", "--data", "questions.jsonl"])
+    one, other = seen
+    width = load_bundle(PROBE).card.model.neurons_per_layer
+    assert one.neurons == other.neurons == (5, width + 3)
+    assert (one.id, one.samples, one.seed, one.suppress) == ("atlas-imported", 1, 7, 0)
+    assert (other.id, other.samples, other.suppress) == ("atlas-probe", pipeline.Options("x").samples, 0)
+    assert json.loads(Path("new/work/settings.json").read_text())["neurons"] == [5, width + 3]
+
+
+def test_a_probe_of_hprobes(capsys: pytest.CaptureFixture[str]) -> None:
+    model = load_bundle(PROBE).card.model
+    tensors = {
+        "clf_coef": np.array([[0.5, 0.0, -1.0]]),
+        "clf_intercept": np.array([0.25]),
+        "top_k_idx": np.array([2, 0, model.neurons_per_layer + 1]),
+        "col_mean": np.array([0.1, 0.2, 0.3]),
+        "col_std": np.array([0.5, 1.0, 0.25]),
+    }
+    Path("theirs").mkdir()
+    save_file(tensors, "theirs/probe.safetensors")
+    card = {"config": {"layers": [1, 3], "intermediate_dim": model.neurons_per_layer}}
+    Path("theirs/probe.json").write_text(json.dumps(card))
+    assert main(["probe", "import", "theirs", "atlas", "--out", "new"]) == 0
+    bundle = load_bundle("new")
+    assert (bundle.layer.tolist(), bundle.neuron.tolist()) == ([1, 3], [2, 1])
+    np.testing.assert_allclose(bundle.coefficient, [1.0, -4.0], rtol=1e-6)
+    assert bundle.card.intercept == pytest.approx(0.25 - 0.1 + 1.2)
+    assert not bundle.calibrated
+
+
 @pytest.mark.parametrize("name", ["layer", "neuron"])
 def test_a_list_for_a_larger_model(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     model = load_bundle(PROBE).card.model
@@ -116,6 +176,7 @@ def test_a_list_for_a_larger_model(name: str, capsys: pytest.CaptureFixture[str]
         (["export", PROBE, "--out", "list.txt"], "list.txt: a list of neurons is a .csv or a .json file"),
         (["import", "list.csv", "nowhere", "--out", "new"], "neither a folder nor"),
         (["import", "list.csv", "atlas", "--out", "new"], "list.csv cannot be read"),
+        (["import", "list.tsv", "atlas", "--out", "new"], "list.tsv: a list of neurons is a .csv or a .json file"),
         (["show", "hf://no-owner"], "not of the form hf://owner/name@revision"),
         (["verify", "nowhere"], "probe.json is missing"),
         (["push", PROBE, "owner/name"], "not of the form"),

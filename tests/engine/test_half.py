@@ -134,6 +134,32 @@ def test_greedy_answers_and_their_neurons(collecting: Harness, model: Model, tmp
     assert_near(leads * model.exact.norms.numpy(), *model.whole(model.prompts, [[]] * PROMPTS))
 
 
+def test_greedy_answers_in_one_pass_are_what_two_find(collecting: Harness, model: Model, tmp_path: Path) -> None:
+    """Sampled first, and collected then; but for rounding, which depends on what else is in a batch."""
+    found, _, means, leads = greedy(collecting, model.prompts, tmp_path)
+
+    async def sampled() -> dict[int, Sampled]:
+        engine: CollectingEngine = collecting.engine
+        return {index: one async for index, (one,) in engine.sample(model.prompts, 1, LONGEST, 0.0, 0)}
+
+    said = collecting.run(sampled())
+    spans = []
+    for number, prompt in enumerate(model.prompts):
+        one = said[number]
+        assert (one.tokens, one.text, one.ended) == (found[number].tokens, found[number].text, found[number].ended)
+        fed = one.tokens[: None if one.ended else -1]
+        spans.append(
+            (Span([*prompt, *fed], len(prompt), len(prompt) + len(fed)), Span(prompt, len(prompt), len(prompt)))
+        )
+    for name, which, got in (("two.npy", 0, means), ("lead.npy", 1, leads)):
+        new_means(tmp_path / name, PROMPTS, LAYERS, NEURONS)
+        for start in range(0, PROMPTS, SLOTS):
+            part = [one[which] for one in spans[start : start + SLOTS]]
+            collecting.run(collecting.engine.collect(part, range(start, start + len(part)), tmp_path / name))
+        wanted = np.load(tmp_path / name)
+        np.testing.assert_allclose(got, wanted, rtol=0.01, atol=1e-3 * wanted.max())
+
+
 def test_an_answer_that_overflows_takes_no_other_along(collecting: Harness, model: Model, tmp_path: Path) -> None:
     prompts = [model.over(n) if n == 3 else model.prompts[n] for n in range(PROMPTS)]
     found, error, means, _ = greedy(collecting, prompts, tmp_path)

@@ -142,6 +142,49 @@ def test_faults_of_json(tmp_path: Path, text: str, says: str) -> None:
         read_neurons(file, 2, 4)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "layer,position,weight\n1,2,0.5\n0,3,-1\n"),
+        ("a.csv", "rank,layer,neuron,coefficient\n1,1,2,0.5\n2,0,3,-1\n"),
+        ("a.csv", "index,coefficient\n6,0.5\n3,-1\n"),
+        ("a.json", '[{"layer": 1, "index": 2, "weight": 0.5}, {"layer": 0, "index": 3, "weight": -1}]'),
+        ("a.json", '[{"index": 6, "weight": 0.5}, {"index": 3, "weight": -1}]'),
+        ("a.json", '[{"layer": 1, "position": 2}, {"layer": 0, "position": 3}]'),
+    ],
+)
+def test_other_names_say_which_neurons_and_not_how(tmp_path: Path, name: str, text: str) -> None:
+    """Their coefficients are mostly of standardised features, which the list does not say."""
+    (tmp_path / name).write_text(text)
+    found = read_neurons(tmp_path / name, 2, 4, weights=False)
+    assert (found.layer.tolist(), found.neuron.tolist(), found.weight.tolist()) == ([1, 0], [2, 3], [1, 1])
+    with pytest.raises(BundleError, match=r"with --refit, or call the columns layer|weight is missing"):
+        read_neurons(tmp_path / name, 2, 4)
+
+
+def test_our_own_names_come_first(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("index,layer,neuron,coefficient,weight\n0,1,2,9,0.5\n")
+    found = read_neurons(tmp_path / "a.csv", 2, 4)
+    assert (found.layer.tolist(), found.neuron.tolist(), found.weight.tolist()) == ([1], [2], [0.5])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("layer,weight\n0,1\n", "line 1: the header lacks neuron"),
+        ("position\n0\n", "line 1: the header lacks layer"),
+        ("index\n8\n", r"line 2: index 8 is outside the model's 0\.\.7"),
+        ("layer,position\n0,4\n", r"line 2: neuron 4 is outside the model's 0\.\.3"),
+        ("index,layer\n5,\n", "line 2: layer '' is not a whole number"),
+        ("index\n5\n5\n", "line 3: layer 1, neuron 1 stands on line 2 already"),
+    ],
+)
+def test_faults_of_a_list_without_weights(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(BundleError, match=rf"list\.csv.*{says}"):
+        read_neurons(tmp_path / "list.csv", 2, 4, weights=False)
+
+
 def test_suffixes(tmp_path: Path) -> None:
     for file in (tmp_path / "list", tmp_path / "list.tsv"):
         with pytest.raises(BundleError, match=r"is a \.csv or a \.json file"):

@@ -17,6 +17,7 @@ from guard.fit import calibrate, evaluate, metrics
 from guard.fit.chance import flat
 from guard.fit.choose import Dealt, chosen_in
 from guard.fit.collected import MEANS
+from guard.fit.features import Features
 from guard.fit.judge import judge
 from guard.fit.pipeline import SHARES
 from guard.fit.questions import Question, split
@@ -75,8 +76,8 @@ def sets(fitted: Fitted, seed: int) -> dict[str, dict[str, Any]]:
     test, train = fitted.dealt.parts["test"], fitted.dealt.parts["train"]
     bundle = fitted.bundle
     baseline = evaluate.Baseline(
-        fitted.features[test],
-        fitted.features[train],
+        Features(fitted.features, rows=test),
+        Features(fitted.features, rows=train),
         fitted.wrong(train),
         flat(bundle),
         bundle.card.model.neurons_per_layer,
@@ -85,7 +86,7 @@ def sets(fitted: Fitted, seed: int) -> dict[str, dict[str, Any]]:
     signals = [fitted.signals[i] for i in test]
     reports = evaluate.reports(questions, fitted.wrong(test), signals, bundle.readout, baseline, seed)
     parts = evaluate.parts_of(signals, bundle.readout)
-    random = np.stack([baseline.scores(seed + draw) for draw in range(5)])
+    random = np.stack(baseline.scores(range(seed, seed + 5)))
     wrong = fitted.wrong(test)
     found = {}
     for name, report in reports.items():

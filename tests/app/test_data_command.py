@@ -1,0 +1,124 @@
+"""``hguard data check``, what ``hguard eval`` shows of its judge, and what is said where the extra is missing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.cli import main
+from app.evaluate import judged_lines
+from app.settings import ATLAS
+from guard.fit.examine import Answered
+from guard.fit.pipeline import SHARES
+from guard.fit.questions import Question
+
+ROWS = [
+    {"question": "Where is Texas?", "answers": ["United States", "USA"], "entity": "Texas", "groups": ["places"]},
+    {"question": "Where is Texas?", "answers": ["USA"], "entity": "Texas"},
+    {"question": "Who?", "answers": ["me"]},
+    {"question": "Who?", "answers": ["you"]},
+]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return str(path)
+
+
+def lines(text: str) -> list[tuple[str, str]]:
+    return [(line[:16].strip(), line[17:]) for line in text.splitlines()]
+
+
+def test_what_a_file_holds(data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", data]) == 0
+    said = lines(capsys.readouterr().out)
+    assert ("read as", "JSON lines, ASCII") in said
+    assert ("questions", "1 of 4 rows") in said
+    assert ("dropped", "1 repeated question dropped (line 2)") in said
+    contradicted = "2 questions dropped that the same question elsewhere contradicts (line 3, line 4)"
+    assert ("dropped", contradicted) in said
+    dealt = dict(said)["hguard fit"]
+    assert [part.split()[0] for part in dealt.split(" (")[0].split(", ")] == list(SHARES)
+
+
+def test_what_a_fit_would_refuse(data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with Path(data).open("a") as file:
+        file.write('{"question": "Why?"}\n{\n')
+    assert main(["data", "check", data]) == 1
+    out, err = capsys.readouterr()
+    faults = [text for heading, text in lines(out) if heading == "fault"]
+    assert [fault.split(":")[0] for fault in faults] == ["line 5", "line 6"]
+    assert err.startswith(f"hguard: {data}: 2 rows cannot be used; the first is line 5: needs answers")
+    assert main(["fit", str(ATLAS), "--data", data, "--out", data + ".out"]) == 1
+    assert "line 5: needs answers" in capsys.readouterr().err
+
+
+def test_the_first_ones_alone(data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", data, "--most", "1"]) == 0
+    assert ("questions", "1 of 1 rows") in lines(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_an_empty_file(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text(text)
+    assert main(["data", "check", str(path)]) == 1
+    assert "has no questions" in capsys.readouterr().err
+
+
+def test_it_starts_no_engine(data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """And brings none of what an engine needs: an answer takes a moment."""
+    assert main(["data", "check", data, "--", "--enforce-eager"]) == 2
+    assert "data does not start vLLM" in capsys.readouterr().err
+    program = (
+        "import sys, app.cli; "
+        f"status = app.cli.main(['data', 'check', {data!r}]); "
+        "print(status, {'torch', 'vllm', 'transformers', 'sklearn'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ATLAS.parents[1], capture_output=True, text=True)
+    assert (done.stdout.splitlines()[-1], done.stderr) == ("0 set()", "")
+
+
+@pytest.mark.parametrize("command", ["fit", "calibrate", "eval"])
+@pytest.mark.parametrize("package", ["sklearn", "matplotlib"])
+def test_a_missing_extra_is_named(
+    command: str,
+    package: str,
+    data: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    out = "--json" if command == "eval" else "--out"
+    assert main([command, str(ATLAS), "--data", data, out, str(tmp_path / "out")]) == 1
+    name = {"sklearn": "scikit-learn"}.get(package, package)
+    said = f"hguard: hguard {command} needs {name}, which the extra fit brings: .venv/bin/pip install -e '.[fit]'\n"
+    assert capsys.readouterr().err == said
+
+
+def test_what_was_judged_can_be_read() -> None:
+    questions = [Question("Where is\nTexas?", ("United States", "USA"), "x"), Question("Qolmar?", (), "y")]
+    answers = [Answered("It is in\n\nPeru.", None, False), Answered("", None, None)]
+    assert list(judged_lines(questions, answers, 5)) == [
+        "wrong     Where is Texas?",
+        "          accepted: United States; USA",
+        "          answer:   It is in Peru.",
+        "declined  Qolmar?",
+        "          accepted: (none)",
+        "          answer:   (empty)",
+    ]
+    assert len(list(judged_lines(questions, answers, 1))) == 3
+    assert list(judged_lines(questions, answers, 0)) == []
+
+
+def test_how_many_are_shown(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", str(ATLAS), "--data", data, "--json", str(tmp_path / "out.json"), "--show-judged", "0"]
+    assert main(command) == 1
+    assert "--show-judged takes how many questions to show" in capsys.readouterr().err
