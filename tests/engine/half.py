@@ -1,15 +1,10 @@
-"""Models of half precision: what their scores are held to, and a checkpoint whose activations overflow float16."""
+"""What scores in half precision are held to."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from app.settings import ATLAS
 from guard.fit.reader import Reader
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
@@ -57,34 +52,3 @@ def scores(measured: list[Signals]) -> NDArray[np.float32]:
 
 def size(values: NDArray[np.float32]) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
-
-
-def overflowing(folder: Path, shape: dict[str, object], prompts: list[list[int]]) -> int:
-    """Save a random Llama in float16 with atlas's tokenizer, and return the token over which its layer 1 overflows.
-
-    A direction of the residual stream that this token alone has opens four neurons so far that their product is beyond
-    float16. Some greedy answers to ``prompts`` end by themselves, most do not.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(ATLAS)
-    tokenizer.save_pretrained(folder)
-    bomb = len(tokenizer) - 1
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**shape, head_dim=32, vocab_size=len(tokenizer), tie_word_embeddings=False))
-    with torch.no_grad():
-        embedding = model.model.embed_tokens.weight
-        embedding[:, 0] = embedding[bomb] = 0
-        embedding[bomb, 0] = 1
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight[0] = layer.mlp.down_proj.weight[0] = 0
-        model.model.layers[1].mlp.gate_proj.weight[:4, 0] = 300
-        model.model.layers[1].mlp.up_proj.weight[:4, 0] = 300
-        head = model.lm_head.weight
-        head[bomb] = 0
-        # The token that fewest answers have, but not as their first one, is replaced by the one that ends them.
-        said = Reader(model, tokenizer).answer(prompts, 8)
-        later = {token for one in said for token in one[2:]} - {one[0] for one in said}
-        head[tokenizer.eos_token_id] = (
-            1.5 * head[min(later, key=lambda token: (sum(token in one for one in said), token))]
-        )
-    model.half().save_pretrained(folder)
-    return bomb
