@@ -19,6 +19,7 @@ from models.atlas.recipe.questions import from_ledger, load_ledger
 from tests.engine.test_families import LAYERS, NEURONS, SHAPE, random_bundle
 
 PROMPTS = 40
+Array = NDArray[np.float32]
 TIGHT = ("--max-num-batched-tokens=64", "--max-num-seqs=32")
 
 
