@@ -33,7 +33,8 @@ async def answer_all(
     engine.readout = unit_readout()  # so that everything is measured, whatever the bundle uses
     tokenizer = engine.get_tokenizer()
     known = {row["question"]: row for row in work.rows(ANSWERED)}
-    gate, flawed = asyncio.Semaphore(_AT_ONCE), []
+    gate = asyncio.Semaphore(_AT_ONCE)
+    flawed: list[int] = []
     progress = Progress(say, "answered", len(questions), "questions", len(known))
     with work.growing(ANSWERED) as append:
 
