@@ -117,6 +117,9 @@ class CollectingEngine:
         finally:
             for task in running:
                 task.cancel()
+            await asyncio.gather(
+                *running, return_exceptions=True
+            )  # out of the engine, before their slots are another's
 
     async def _answer(self, prompt: list[int], slot: int, longest: int) -> Sampled:
         from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -184,8 +187,9 @@ class CollectingEngine:
         self._require_finite(flawed)
 
     async def _read(self, span: Span, slot: int) -> None:
-        params = one_pass(seat.pack([Slot(slot, 1)], 1.0, span.start - 1, draws=False))
-        async for _ in self._engine.generate(_prompt(list(span.tokens[: span.end])), params, self._name()):
+        name = self._name()
+        params = one_pass(seat.pack([Slot(slot, self._number)], 1.0, span.start - 1, draws=False))
+        async for _ in self._engine.generate(_prompt(list(span.tokens[: span.end])), params, name):
             pass
 
     def _name(self) -> str:

@@ -97,6 +97,27 @@ def test_a_sequence_that_overflowed_is_told_at_the_write_and_leaves_nothing_behi
         np.testing.assert_allclose(np.load(paths[2])[:, layer], shares[:, 0], rtol=1e-5)
 
 
+def test_what_a_sequence_left_that_was_given_up_is_not_the_next_ones(tmp_path: Path) -> None:
+    """As many positions counted in all as the next one has: only whose they were tells them apart."""
+    torch.manual_seed(0)
+    z, h = torch.randn(TOKENS, NEURONS), torch.randn(TOKENS, HIDDEN)
+    made = Collector(1, 1, torch.zeros(2, 16), 1)
+    sums, _ = made.add_layer(0, 0, NEURONS, HIDDEN)
+
+    def run(generation: int, start: int, end: int, rows: slice) -> None:
+        roster = Roster.of([EMPTY, Seat(0, generation, 1.0, 2)], [1, TOKENS])
+        made.begin(Step(roster, np.array([0, start]), np.array([1, end - start])))
+        op.collect(torch.cat([z[:1], z[rows]]), torch.cat([h[:1], h[rows]]), made.weight, sums)
+
+    new_means(tmp_path / "means.npy", 1, 1, NEURONS)
+    run(1, 0, 4, slice(1, 5))  # two positions count, and it is given up
+    run(2, 0, 4, slice(0, 4))
+    run(2, 4, TOKENS, slice(4, TOKENS))
+    assert made.write(str(tmp_path / "means.npy"), [0], [0]) == ([4], [-1])
+    shares = z[2:].abs() / h[2:].norm(dim=-1, keepdim=True)
+    np.testing.assert_allclose(np.load(tmp_path / "means.npy")[0, 0], shares.mean(0), rtol=1e-5)
+
+
 def test_two_ranks_write_one_array_each_of_means_and_one_of_them_outputs(tmp_path: Path) -> None:
     torch.manual_seed(0)
     z, h = torch.randn(TOKENS, NEURONS), torch.randn(TOKENS, HIDDEN)

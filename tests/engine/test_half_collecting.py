@@ -14,7 +14,7 @@ from guard.engine.collecting import CollectingEngine, Sampled, Span, new_means
 from guard.errors import FitError
 from guard.fit.baselines import baselines
 from guard.fit.engines import RealEngines
-from guard.fit.material import Greedy, gather
+from guard.fit.material import SLOTS, Greedy, gather
 from guard.fit.reader import Reader
 from guard.fit.span import find_span, token_offsets, tokens_of
 from guard.fit.workspace import Workspace
@@ -24,7 +24,7 @@ from tests.engine.half import assert_near
 from tests.engine.harness import Harness
 from tests.engine.test_families import LAYERS, NEURONS
 
-LONGEST, SLOTS = 8, 8
+LONGEST = 8
 OVERFLOW = r"not finite in float16, first in the MLP of layer 1: .*bfloat16 or float32.*what was done before is kept"
 
 Array = NDArray[np.float32]
@@ -73,7 +73,7 @@ def assert_collected(model: Model, numbers: list[int], found: dict[int, Sampled]
 def test_greedy_answers_and_their_neurons(collecting: Harness, model: Model, tmp_path: Path) -> None:
     found, error, means, leads = greedy(collecting, model.prompts, tmp_path)
     assert error is None
-    assert len(found) == PROMPTS > 2 * SLOTS
+    assert len(found) == PROMPTS > SLOTS
     assert {one.ended for one in found.values()} == {True, False}
     assert_collected(model, list(range(PROMPTS)), found, means)
     assert_near(leads * model.exact.norms.numpy(), *model.whole(model.prompts, [[]] * PROMPTS))
