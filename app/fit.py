@@ -17,6 +17,7 @@ from guard.fit.questions import Question
 from guard.fit.workspace import Workspace
 from guard.probe import conformal
 from guard.probe.bundle import Bundle
+from guard.probe.identity import DTYPES
 
 # What the stages of a fit depend on, beside model, questions and judge.
 _SETTINGS = ("seed", "samples", "temperature", "longest", "agree", "cap", "refit", "suppress", "span", "foresee")
@@ -67,7 +68,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--slots", type=int, default=32, help="answers that are read at once (default: 32)")
     add_calibration(parser)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", help="of the model (default: the checkpoint's)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="precision of the model, now and when it is served (default: the checkpoint's)"
+    )
     add_asking(parser)
 
 

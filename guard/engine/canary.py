@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.engine import precision
 from guard.engine.client import GuardedEngine
 from guard.errors import TapError
 
@@ -18,6 +19,9 @@ async def require_live_taps(engine: GuardedEngine, prompt_ids: list[int]) -> Non
     await require_every_layer(engine)
     ids = (prompt_ids * _LONGEST)[:_LONGEST]
     plain = await _scores(engine, ids, 1.0)
+    if np.isinf(plain).any():  # measured, and not finite; NaN is what no tap wrote
+        dtype = precision.name_of(engine.model_config.dtype)
+        raise TapError(f"the activations of a probe prompt are not finite in {dtype}: {precision.overflow(dtype)}")
     if not np.isfinite(plain).all() or not np.any(plain != 0):
         raise TapError(f"the taps do not answer: a probe prompt scored {plain[:4].tolist()}; a stale compile cache?")
     if engine.bundle.h_neurons and np.array_equal(plain, await _scores(engine, ids, 0.0)):

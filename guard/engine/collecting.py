@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from guard.engine import seat
+from guard.engine import precision, seat
 from guard.engine.client import one_pass
 from guard.engine.ring import ScoreRing, Slot
-from guard.errors import TapError
+from guard.errors import FitError, TapError
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,7 @@ class CollectingEngine:
         Row ``rows[index]`` of the array at ``means`` gets the mean of |z| / ||h|| over the last prompt token and those
         of the answer's tokens that were fed back: all, but for the last of an answer that was cut at ``longest``. That
         of ``leads`` gets the last prompt token's alone. Both float32 [answers, layers, neurons], made by ``new_means``.
+        Raises FitError for activations that are not finite, once the other answers that are complete were given.
         """
         free = list(range(self._slots))
         waiting = list(reversed(range(len(prompts))))
@@ -106,14 +107,19 @@ class CollectingEngine:
                     done += [(*running.pop(task), task.result()) for task in ended]
                 # Each write stops the engine for a moment: a quarter of the slots at once.
                 if done and (len(done) >= self._slots // 4 or not running):
-                    await self._keep(done, rows, means, leads)
+                    flawed = await self._keep(done, rows, means, leads)
                     free += [slot for _, slot, _ in done]
-                    for index, _, answer in done:
-                        yield index, answer
+                    for (index, _, answer), layer in zip(done, flawed, strict=True):
+                        if layer < 0:
+                            yield index, answer
+                    self._require_finite(flawed)
                     done = []
         finally:
             for task in running:
                 task.cancel()
+            await asyncio.gather(
+                *running, return_exceptions=True
+            )  # out of the engine, before their slots are another's
 
     async def _answer(self, prompt: list[int], slot: int, longest: int) -> Sampled:
         from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -136,12 +142,27 @@ class CollectingEngine:
 
     async def _keep(
         self, done: Sequence[tuple[int, int, Sampled]], rows: Sequence[int], means: Path, leads: Path
-    ) -> None:
+    ) -> list[int]:
         slots, to = [slot for _, slot, _ in done], [rows[index] for index, _, _ in done]
         fed = [1 + len(answer.tokens) - (not answer.ended) for _, _, answer in done]
-        written = (str(means), slots, to, None, str(leads))
-        for counted in await self._engine.collective_rpc("hguard_write", args=written):
-            _require(list(counted) == fed)
+        counts, flawed = await self._write((str(means), slots, to, None, str(leads)))
+        _require(all(counted == fed for counted in counts))
+        return flawed
+
+    async def _write(self, written: tuple[Any, ...]) -> tuple[list[list[int]], list[int]]:
+        """How many positions each sequence counted, by rank; and of each the first layer that is not finite, or -1."""
+        counts, flawed = zip(*await self._engine.collective_rpc("hguard_write", args=written), strict=True)
+        first = [min((layer for layer in ranks if layer >= 0), default=-1) for ranks in zip(*flawed, strict=True)]
+        return [list(counted) for counted in counts], first
+
+    def _require_finite(self, flawed: Sequence[int]) -> None:
+        layers = [layer for layer in flawed if layer >= 0]
+        if layers:
+            dtype = precision.name_of(self._engine.model_config.dtype)
+            raise FitError(
+                f"activations of {len(layers)} of {len(flawed)} answers are not finite in {dtype}, first in the MLP of "
+                f"layer {min(layers)}: {precision.overflow(dtype)}; what was done before is kept"
+            )
 
     @property
     def hidden(self) -> int:
@@ -156,15 +177,19 @@ class CollectingEngine:
 
         Times a neuron's column norm this is its mean CETT. The token before the span is the one that it was drawn from.
         The mean of h goes into the array at ``outputs``, float32 [answers, layers, hidden], where one is given.
+        Raises FitError for activations that are not finite; the rows of other answers are written by then.
         """
         await asyncio.gather(*(self._read(span, slot) for slot, span in enumerate(spans)))
         written = (str(path), list(range(len(spans))), list(rows), None if outputs is None else str(outputs))
-        for counted in await self._engine.collective_rpc("hguard_write", args=written):
+        counts, flawed = await self._write(written)
+        for counted in counts:
             _require(all(n >= span.end - span.start + 1 for n, span in zip(counted, spans, strict=True)))
+        self._require_finite(flawed)
 
     async def _read(self, span: Span, slot: int) -> None:
-        params = one_pass(seat.pack([Slot(slot, 1)], 1.0, span.start - 1, draws=False))
-        async for _ in self._engine.generate(_prompt(list(span.tokens[: span.end])), params, self._name()):
+        name = self._name()
+        params = one_pass(seat.pack([Slot(slot, self._number)], 1.0, span.start - 1, draws=False))
+        async for _ in self._engine.generate(_prompt(list(span.tokens[: span.end])), params, name):
             pass
 
     def _name(self) -> str:

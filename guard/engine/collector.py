@@ -46,7 +46,8 @@ class Collector:
     # Positions of a preempted sequence come again; each counts once.
     _next: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     _counted: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-
+    # Whose a slot is: what a sequence left that was given up, and never written, is not the next one's.
+    _generation: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
     _counts: bool = False
 
     @property
@@ -65,6 +66,7 @@ class Collector:
     def __post_init__(self) -> None:
         self._next = np.zeros(self.slots, np.int64)
         self._counted = np.zeros(self.slots, np.int64)
+        self._generation = np.zeros(self.slots, np.uint32)
 
     def add_layer(self, layer: int, first: int, neurons: int, hidden: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Accumulators for one layer: its ``sums`` and its ``outputs``."""
@@ -80,6 +82,8 @@ class Collector:
         if not (step.recorded or self._counts):
             return  # sampling: no row counts, in this step as in the one before
         self._counts = step.recorded
+        if step.recorded:
+            self._seat(step.roster.slot, step.roster.generation)
         weight = np.zeros(tuple(self.weight.shape), np.float32)
         rows = step.activations()
         slot = step.roster.slot[rows.owner]
@@ -93,26 +97,44 @@ class Collector:
 
     def write(
         self, path: str, slots: list[int], rows: list[int], outputs: str | None = None, leads: str | None = None
-    ) -> list[int]:
+    ) -> tuple[list[int], list[int]]:
         """Put the means of ``slots`` into rows of the array at ``path`` [answers, layers, neurons], and clear them.
 
         With ``leads``, what the spans' first positions had alone into the array there, of the same shape. With
         ``outputs``, the means of the layers' outputs into the array there [answers, layers, hidden]; one rank does.
-        Returns how many positions each sequence counted.
+        Returns how many positions each sequence counted, and the first layer in which one of them was not finite, -1
+        for none: what is written of such a sequence means nothing.
         """
-        counted = self._counted[slots]
+        counted, flawed = self._counted[slots], self._flawed(slots)
         self._put(path, self.sums, self.first, slots, rows, counted)
         firsts = [self.slots + slot for slot in slots]
         if leads is not None:
             self._put(leads, self.sums, self.first, firsts, rows, np.ones_like(counted))
         if outputs is not None and not any(self.first.values()):
             self._put(outputs, self.outputs, dict.fromkeys(self.outputs, 0), slots, rows, counted)
+        self._clear(slots)
+        return [int(count) for count in counted], flawed
+
+    def _seat(self, slot: NDArray[np.int64], generation: NDArray[np.uint32]) -> None:
+        """Clear the slots that have changed hands; both arrays [requests], slot -1 where none is had."""
+        moved = (slot >= 0) & (generation != self._generation[slot])
+        if moved.any():
+            self._clear(slot[moved].tolist())
+            self._generation[slot[moved]] = generation[moved]
+
+    def _clear(self, slots: list[int]) -> None:
+        rows = [*slots, *(self.slots + slot for slot in slots)]
         for sums, averaged in zip(self.sums.values(), self.outputs.values(), strict=True):
-            sums[slots + firsts] = 0
+            sums[rows] = 0
             averaged[slots] = 0
         self._next[slots] = 0
         self._counted[slots] = 0
-        return [int(count) for count in counted]
+
+    def _flawed(self, slots: list[int]) -> list[int]:
+        """By slot, the first layer whose sums ``op.collect`` marked, or -1."""
+        layers = sorted(self.sums)
+        marked = torch.stack([self.sums[layer][slots, 0] for layer in layers]).isnan().cpu().numpy()
+        return [layers[int(one.argmax())] if one.any() else -1 for one in marked.T]
 
     def _put(
         self,

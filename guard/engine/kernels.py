@@ -30,7 +30,8 @@ def _tap(z, h, neuron, folded, score, z_stride, h_stride, width, hidden, epsilon
         part = tl.load(h + row * h_stride + offset, mask=offset < hidden, other=0.0).to(tl.float32)
         squares += part * part
     norm = tl.sqrt(tl.sum(squares)) + epsilon
-    tl.store(score + row, tl.load(score + row) + contribution / norm)
+    # 0 times the norm: an output that overflows must not look like one to which no neuron contributes.
+    tl.store(score + row, tl.load(score + row) + (contribution + norm * 0) / norm)
 
 
 def tap(z: torch.Tensor, h: torch.Tensor, neuron: torch.Tensor, folded: torch.Tensor, score: torch.Tensor) -> None:

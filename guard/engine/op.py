@@ -11,41 +11,48 @@ def tap(z: torch.Tensor, h: torch.Tensor, neuron: torch.Tensor, folded: torch.Te
     """score[t] += sum_k folded[k] |z[t, neuron[k]]| / ||h[t]||.
 
     z [tokens, neurons] and h [tokens, hidden] in the model's dtype; neuron int64 [K]; folded float32 [K];
-    score float32 [at least tokens].
+    score float32 [at least tokens]; NaN where z or h is not finite.
     """
     if z.is_cuda:
         from guard.engine import kernels
 
         kernels.tap(z, h, neuron, folded, score)
     else:
-        # Seven calls of torch, most of them in place: at a decode's few rows it is their number that costs.
+        # Eight calls of torch, most of them in place: at a decode's few rows it is their number that costs.
         contribution = z.index_select(1, neuron).float().abs_().mv(folded)
         norm = torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32).add_(EPSILON)
-        score.narrow(0, 0, z.shape[0]).addcdiv_(contribution, norm)
+        # 0 times the norm: an output that overflows must not look like one to which no neuron contributes.
+        score.narrow(0, 0, z.shape[0]).addcdiv_(contribution.add_(norm, alpha=0), norm)
 
 
 def collect(z: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, sums: torch.Tensor) -> None:
     """sums[s] += sum_t weight[s, t] |z[t]| / ||h[t]||: what a probe is fit on.
 
     z [tokens, neurons] and h [tokens, hidden] in the model's dtype; weight float32 [slots, at least tokens];
-    sums float32 [slots, neurons].
+    sums float32 [slots, neurons]. A row that counts and is not finite is left out, and its sequence's first sum is NaN.
     """
     if not z.is_cuda:
         weight, z, h = _counted(weight, z, h)
     weight, idle = _counting(weight, z.shape[0])
-    norm = torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32).add_(EPSILON).masked_fill_(idle, 1)
-    sums.addmm_(weight / norm, z.float().abs().masked_fill_(idle[:, None], 0))
+    norm = torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32).add_(EPSILON)
+    size = z.float().abs()
+    flawed = ~(size.amax(1) + norm).isfinite()
+    blank = idle | flawed
+    sums.addmm_(weight / norm.masked_fill_(blank, 1), size.masked_fill_(blank[:, None], 0))
+    _mark(sums, weight, flawed)
 
 
 def collect_outputs(h: torch.Tensor, weight: torch.Tensor, outputs: torch.Tensor) -> None:
     """outputs[s] += sum_t weight[s, t] h[t]: what a linear probe on a layer's output is fit on.
 
-    h and weight as for ``collect``; outputs float32 [slots, hidden].
+    h, weight, and rows that are not finite, as for ``collect``; outputs float32 [slots, hidden].
     """
     if not h.is_cuda:
         weight, h = _counted(weight, h)
     weight, idle = _counting(weight, h.shape[0])
-    outputs.addmm_(weight, h.float().masked_fill(idle[:, None], 0))
+    flawed = ~torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32).isfinite()
+    outputs.addmm_(weight, h.float().masked_fill((idle | flawed)[:, None], 0))
+    _mark(outputs, weight, flawed)
 
 
 def _counted(weight: torch.Tensor, *rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -61,6 +68,14 @@ def _counting(weight: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tens
     """
     weight = weight[:, :rows]
     return weight, ~weight.any(0)
+
+
+def _mark(sums: torch.Tensor, weight: torch.Tensor, flawed: torch.Tensor) -> None:
+    """NaN in the first column of every sequence of which a ``flawed`` row, bool [rows], counts.
+
+    In the product itself such a row would make NaN of the other sequences, too: 0 times infinity is NaN.
+    """
+    sums[:, 0].masked_fill_(((weight != 0) & flawed).any(1), torch.nan)
 
 
 def _tap_fake(

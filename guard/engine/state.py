@@ -95,7 +95,9 @@ class Taps:
         read = torch.stack(gathered).float().abs_()  # [layers, rows, K]
         if self._stacked is None:
             self._stacked = torch.stack(self._folded)[:, :, None]
-        return torch.bmm(read, self._stacked)[:, :, 0].div_(torch.stack(norm).add_(EPSILON)).sum(0)
+        norms = torch.stack(norm).add_(EPSILON)
+        # 0 times the norm: as in ``op.tap``, an output that overflows makes the score NaN.
+        return torch.bmm(read, self._stacked)[:, :, 0].add_(norms, alpha=0).div_(norms).sum(0)
 
 
 _taps: dict[str, Taps] = {}

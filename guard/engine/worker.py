@@ -93,7 +93,7 @@ class GuardWorkerMixin:
 
     def hguard_write(
         self, path: str, slots: list[int], rows: list[int], outputs: str | None = None, leads: str | None = None
-    ) -> list[int]:
+    ) -> tuple[list[int], list[int]]:
         """Collecting: see ``Collector.write``."""
         assert isinstance(self.hguard_taps, collector.Collector)
         return self.hguard_taps.write(path, slots, rows, outputs, leads)

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from guard.engine import precision
+from guard.engine.call import Unscored
 from guard.fit.calibrate import unit_readout
 from guard.fit.evaluate import signals_to
 from guard.fit.progress import Progress
@@ -24,11 +26,15 @@ async def answer_all(
     say: Callable[[str], None],
     damp: float = 1.0,
 ) -> dict[int, dict[str, Any]]:
-    """Rows by question: ``question``, ``tokens``, ``text``, and ``signals``, None for what cannot be scored."""
+    """Rows by question: ``question``, ``tokens``, ``text``, and ``signals``, None for what cannot be scored.
+
+    Says so where activations were not finite, and what to do about it.
+    """
     engine.readout = unit_readout()  # so that everything is measured, whatever the bundle uses
     tokenizer = engine.get_tokenizer()
     known = {row["question"]: row for row in work.rows(ANSWERED)}
     gate = asyncio.Semaphore(_AT_ONCE)
+    flawed: list[int] = []
     progress = Progress(say, "answered", len(questions), "questions", len(known))
     with work.growing(ANSWERED) as append:
 
@@ -44,7 +50,15 @@ async def answer_all(
                 "signals": signals_to(verdict.signals) if scored else None,
             }
             append(known[i])
+            if verdict.reason is Unscored.NOT_FINITE:
+                flawed.append(i)
             progress.add()
 
         await asyncio.gather(*(one(i) for i in range(len(questions)) if i not in known))
+    if flawed:
+        dtype = precision.name_of(engine.model_config.dtype)
+        say(
+            f"{len(flawed)} of {len(questions)} answers could not be scored, because their activations are not finite "
+            f"in {dtype}: {precision.overflow(dtype)}"
+        )
     return known

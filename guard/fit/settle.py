@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from guard.engine import precision
+from guard.errors import FitError
 from guard.fit import evaluate
 from guard.fit.answers import judge_all
 from guard.fit.choose import Dealt
@@ -19,7 +21,7 @@ from guard.fit.questions import prompt_of
 from guard.fit.train import Found
 from guard.fit.workspace import Workspace
 from guard.probe.bundle import Bundle
-from guard.probe.readout import Signals
+from guard.probe.readout import Flaw, Signals
 
 MEASURED, SUPPRESSED = "measured-{C:g}.jsonl", "suppressed.json"
 _AT_ONCE = 64  # fewer than an engine has score slots
@@ -92,15 +94,25 @@ class Settle:
         return sum(verdict is True for (verdict,) in verdicts.values())
 
     async def _measure(self, engine: Any, name: str, rows: Sequence[int]) -> dict[int, Signals]:
-        """What the taps say of these answers; each is kept as it comes."""
+        """What the taps say of these answers; each is kept as it comes. Raises FitError for what is not finite."""
         found = {}
         progress = Progress(self._say, "measured", len(rows), "answers")
         with self._work.growing(name) as append:
             for start in range(0, len(rows), _AT_ONCE):
                 part = rows[start : start + _AT_ONCE]
                 signals = await evaluate.measure(engine, [self._dealt.chosen[row] for row in part])
+                flawed = 0
                 for row, one in zip(part, signals, strict=True):
+                    if one.flaw() is Flaw.NOT_FINITE:
+                        flawed += 1
+                        continue
                     found[row] = one
                     append({"row": row, **evaluate.signals_to(one)})
+                if flawed:
+                    dtype = precision.name_of(engine.model_config.dtype)
+                    raise FitError(
+                        f"what the taps read of {flawed} of {len(part)} answers is not finite in {dtype}: "
+                        f"{precision.overflow(dtype)}; what was done before is kept"
+                    )
                 progress.add(len(part))
         return found

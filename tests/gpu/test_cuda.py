@@ -1,7 +1,6 @@
 """On an NVIDIA GPU: atlas in bfloat16 on the V2 runner, CUDA graphs and asynchronous scheduling on.
 
-Tolerance: the engine's scores may be NEAR times as far from float32 as transformers' in bfloat16 are, by root mean
-squares over all tokens of a test. What must be exact (tokens, log-probabilities with and without the guard) is compared
+Tolerance: ``tests.engine.half``. What must be exact (tokens, log-probabilities with and without the guard) is compared
 bit for bit.
 Without a GPU, `make test-long` rehearses all but graphs and kernels on the CPU.
 """
@@ -11,10 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from transformers import LlamaForCausalLM
 
 from app.settings import ATLAS
@@ -22,14 +19,14 @@ from guard.errors import TapError
 from guard.fit.reader import Reader
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
+from tests.engine.half import References
 from tests.engine.harness import Harness, Produced, guarded, plain
-from tests.engine.test_adversity import damped, read
-from tests.engine.test_parity import LENGTHS, assert_plain_says, cached_tokens, signals
+from tests.engine.test_adversity import damped
+from tests.engine.test_parity import LENGTHS, assert_plain_says, cached_tokens
 
 CUDA = torch.cuda.is_available()
 pytestmark = [] if CUDA else [pytest.mark.long]
 
-NEAR = 1.5
 CONFIGURATION = (
     "--dtype=bfloat16",
     "--max-num-batched-tokens=64",
@@ -67,39 +64,6 @@ def alone(cuda: Harness, prompts: list[list[int]]) -> list[Produced]:
         cuda.run(cuda.engine.reset_prefix_cache())
         produced += cuda.produce([prompt], length)
     return produced
-
-
-class References:
-    """transformers, in float32 and in bfloat16."""
-
-    def __init__(self, exact: Reader, rounded: Reader, bundle: Bundle) -> None:
-        self._exact, self._rounded, self._bundle = exact, rounded, bundle
-
-    def hold(self, produced: list[Produced], prompts: list[list[int]], damp: float = 1.0) -> None:
-        self.hold_signals([signals(one) for one in produced], prompts, [one.tokens for one in produced], damp)
-        for one in produced:  # what vLLM reports, by another path, from the same logits
-            np.testing.assert_allclose(signals(one).logprob, one.logprobs, rtol=1e-4, atol=1e-4)
-
-    def hold_signals(
-        self, measured: list[Signals], prompts: list[list[int]], answers: list[list[int]], damp: float = 1.0
-    ) -> None:
-        exact, rounded = (
-            scores(read(reader, self._bundle, prompts, answers, damp)) for reader in (self._exact, self._rounded)
-        )
-        got = scores(measured)
-        allowed = size(rounded - exact)
-        print(f"scores {size(exact):.4f}, transformers {allowed:.4f} off, engine {size(got - exact):.4f} off")
-        assert allowed < 0.02 * size(exact), "the tolerance must mean something"
-        assert size(got - exact) <= NEAR * allowed
-
-
-def scores(measured: list[Signals]) -> NDArray[np.float32]:
-    """Of every token but the last of each answer, which never enters the model."""
-    return np.concatenate([np.append(one.lead, one.neurons[:-1]) for one in measured])
-
-
-def size(values: NDArray[np.float32]) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))
 
 
 @pytest.mark.skipif(not CUDA, reason="needs an NVIDIA GPU")
