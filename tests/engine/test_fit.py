@@ -60,11 +60,11 @@ class Engines(RealEngines):
                 Engines.answered.append(len(prompts))
                 return answer(prompts, *args, **kwargs)
 
-            async def stopped(*args: Any) -> None:
+            async def stopped(*args: Any) -> Any:
                 Engines.kept += 1
                 if Engines.kept == Engines.stop_at:
                     raise StopError
-                await keep(*args)
+                return await keep(*args)
 
             engine.sample, engine.answer, engine._keep = sampled, answered, stopped  # type: ignore[method-assign]
             yield engine
