@@ -18,7 +18,7 @@ from guard.engine.course import Course
 from guard.engine.ring import ScoreRing, SlotPool
 from guard.policy import Action, Fail, Hold, Mode, Policy
 from guard.probe.bundle import Bundle
-from guard.probe.readout import Readout
+from guard.probe.readout import Peak, Readout
 
 PROMPT = [5, 6, 7]
 EOS = 1
@@ -288,6 +288,6 @@ def test_what_was_given_of_a_turn_is_scored_with_it(stage: Stage) -> None:
     assert verdict.risk == expected.risk
     assert verdict.foreseen == expected.foreseen
     assert (verdict.token_ids, verdict.scored_tokens, expected.scored_tokens) == ([100, 101], 2, 4)
-    assert (verdict.peak.start, verdict.peak.end) == (0, 2)
+    assert verdict.peak == Peak(0, 2)
     assert whole.signals(stage.ring, 0, 4).lead == answer.signals(stage.ring, -2, 2).lead == 1.0
     stage.pool.release([slot], True)
