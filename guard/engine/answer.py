@@ -61,7 +61,7 @@ class Answer:
         lead is that of the turn's first token."""
         assert self.slot is not None
         start = self.prompt_length + self.offset
-        lead = ring.read_neurons(self.slot, start - 1, start)[0] if first == -self.given else np.nan
+        lead = ring.read_neurons(self.slot, start + first - 1, start + first)[0] if first == -self.given else np.nan
         entropy, logprob = ring.read_draws(self.slot, start + first, start + last)
         return Signals(float(lead), ring.read_neurons(self.slot, start + first, start + last), entropy, logprob)
 

@@ -18,7 +18,7 @@ from guard.engine.course import Course
 from guard.engine.ring import ScoreRing, SlotPool
 from guard.policy import Action, Fail, Hold, Mode, Policy
 from guard.probe.bundle import Bundle
-from guard.probe.readout import Readout
+from guard.probe.readout import Peak, Readout
 
 PROMPT = [5, 6, 7]
 EOS = 1
@@ -272,3 +272,22 @@ def test_thinking_that_never_ends_has_no_answer(stage: Stage) -> None:
     assert played.verdicts[0].reason is Unscored.UNFINISHED_THINKING
     closed = stage.play(policy(), Play([SAFE] * 3), thinker=Thinker())
     assert texts(closed) == [""]
+
+
+def test_what_was_given_of_a_turn_is_scored_with_it(stage: Stage) -> None:
+    """Two tokens of the prompt belong to the turn: the lead is that of the token before them."""
+    (slot,) = stage.pool.claim(1)
+    key = np.full(5, slot.index), np.full(5, slot.generation, np.uint32)
+    scores = np.array([1.0, 5.0, 6.0, -7.0, 0.5], "f4")  # of the prompt's three tokens and of two drawn ones
+    stage.ring.write_activations(*key, np.arange(5), scores)
+    stage.ring.write_draws(*key, np.arange(5), np.zeros(5, "f4"), np.zeros(5, "f4"))
+    answer = Answer(0, slot, prompt_length=3, token_ids=[100, 101, EOS], given=2)
+    verdict = answer.judge(stage.ring, stage.readout, policy(), ended=True)
+    whole = Answer(0, slot, prompt_length=1, token_ids=[6, 7, 100, 101, EOS])
+    expected = whole.judge(stage.ring, stage.readout, policy(), ended=True)
+    assert verdict.risk == expected.risk
+    assert verdict.foreseen == expected.foreseen
+    assert (verdict.token_ids, verdict.scored_tokens, expected.scored_tokens) == ([100, 101], 2, 4)
+    assert verdict.peak == Peak(0, 2)
+    assert whole.signals(stage.ring, 0, 4).lead == answer.signals(stage.ring, -2, 2).lead == 1.0
+    stage.pool.release([slot], True)
