@@ -104,15 +104,13 @@ async def choose(
     require_right(len(questions), len(chosen), sum(not one.wrong for one in chosen))
     if how.samples:
         train = split([questions[one.question] for one in chosen], shares, how.seed)["train"]
-        sampled = await sample(
-            work, engine, {chosen[row].question: prompts[chosen[row].question] for row in train}, how, say
-        )
-        said = await judge_all(work, questions, sampled, remote)
-        for row in train:
-            one = chosen[row]
+        asked = {chosen[index].question: prompts[chosen[index].question] for index in train}
+        said = await judge_all(work, questions, await sample(work, engine, asked, how, say), remote)
+        for index in train:
+            one = chosen[index]
             agreed = consistent([not one.wrong, *said[one.question]], how.agree)
-            chosen[row] = replace(one, certain=agreed is (not one.wrong))
-        certain = sum(chosen[row].certain for row in train)
+            chosen[index] = replace(one, certain=agreed is (not one.wrong))
+        certain = sum(chosen[index].certain for index in train)
         say(f"{certain} of {len(train)} training answers are confirmed by their samples")
     wrong = sum(one.wrong for one in chosen)
     say(f"{len(chosen)} of {len(questions)} answers are judged, {wrong} of them wrong; the others decline")

@@ -243,9 +243,9 @@ def _one_of_several(said: Sequence[Word], spots: Sequence[Spot], spot: Spot) -> 
             start -= 1
         if not any(start <= one.first and one.last < i for one in spots):
             return True
-    i = _or_behind(said, spot.last)
-    if i is not None and not _other_name(said, i):
-        end = i + 1
+    behind = _or_behind(said, spot.last)
+    if behind is not None and not _other_name(said, behind):
+        end = behind + 1
         while end < len(said) and not re.search(r"[.;:!?\n]", said[end].gap):
             end += 1
         return not any(spot.last < one.first and one.last < end for one in spots)
