@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from guard.errors import UnsupportedError
 from guard.fit.progress import tell
@@ -120,7 +121,7 @@ def convert(gguf: Path, out: Path) -> None:
     for key in ("quantization_config", "model_type", "transformers_version", "_name_or_path", "_model_name_or_path"):
         kept.pop(key, None)
     # A model of its own: what was read calls itself quantised, and would not be saved.
-    model = LlamaForCausalLM(LlamaConfig(**kept))
+    model: Any = LlamaForCausalLM(LlamaConfig(**kept))
     model.load_state_dict(read.state_dict())
     model.tie_weights()
     model = model.to(torch.bfloat16)
