@@ -310,7 +310,7 @@ def drawn_ends() -> dict[str, int]:
     return {"empty": 0, "withheld": 0, "passed": 0}
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(asked=requests())
 def test_what_leaves_was_scored_and_passed(
     guarded: Guarded, drawn_ends: dict[str, int], asked: tuple[str, dict[str, Any]]
@@ -365,4 +365,4 @@ def prompt_positions(contents: list[Any]) -> Iterator[dict[str, Any]]:
 
 def test_all_kinds_of_ends_were_drawn(drawn_ends: dict[str, int]) -> None:
     """After the property: what never happened proves nothing."""
-    assert min(drawn_ends.values()) >= 15, drawn_ends
+    assert min(drawn_ends.values()) >= 8, drawn_ends
