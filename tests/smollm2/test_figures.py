@@ -198,17 +198,17 @@ def test_chosen_neurons_stop_being_better_where_a_draw_reaches_them() -> None:
     assert sparsity.better_to([{"neurons": 5, "too_few": "no fit keeps so many"}, row(50, 0.9, 0.8, 0.05)]) == 50
 
 
-def test_the_last_answer_may_be_half_written_and_what_nothing_can_judge_is_left_out(tmp_path: Path) -> None:
+def test_the_last_answer_may_be_half_written(tmp_path: Path) -> None:
     rows = [
         {"question": "What is 1 plus 1?", "answers": ["2"], "entity": "1", "groups": ["sums"]},
-        {"question": "What is the domain of Kosovo?", "answers": [""], "entity": "Kosovo", "groups": ["codes"]},
+        {"question": "What is 2 plus 2?", "answers": ["4"], "entity": "4", "groups": ["sums"]},
         {"question": "What is 1 plus 2?", "answers": ["3"], "entity": "2", "groups": ["sums"]},
         {"question": "What is 1 plus 3?", "answers": ["4"], "entity": "3", "groups": ["sums"]},
     ]
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(FitError, match=r"has no answers\.jsonl"):
         load(tmp_path, workspace.norms())
-    made = [(2, "It is 7."), (1, "It is .xk."), (0, "It is 2."), (3, "I don't know.")]
+    made = [(2, "It is 7."), (0, "It is 2."), (3, "I don't know.")]
     common = {"tokens": [1, 2], "ended": True, "entropy": [1.0, 3.0], "logprob": [-0.5, -1.5]}
     text = "".join(json.dumps({"question": i, "text": said, **common}) + "\n" for i, said in made)
     (tmp_path / "answers.jsonl").write_text(text + '{"question": 3, "tex')

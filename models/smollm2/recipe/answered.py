@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from guard.errors import FitError
 from guard.fit.features import Features
 from guard.fit.judge import judge
-from guard.fit.pipeline import SHARES
-from guard.fit.questions import Question, split
+from guard.fit.questions import SHARES, Question, load_questions, split
 
 SEED = 0  # of the split by entity
 QUESTIONS, ANSWERS = "questions.jsonl", "answers.jsonl"
@@ -64,7 +63,7 @@ class Answered:
     def entities(self) -> list[str]:
         return [question.entity.casefold() for question in self.questions]
 
-    def parts(self, shares: dict[str, float] = SHARES, seed: int = SEED) -> dict[str, Index]:
+    def parts(self, shares: dict[str, float] = SHARES["fit"], seed: int = SEED) -> dict[str, Index]:
         """Answers by part, no entity in two."""
         return {name: np.array(part, np.int64) for name, part in split(self.questions, shares, seed).items()}
 
@@ -94,7 +93,7 @@ def load(folder: Path, norms: NDArray[np.float32], most: int | None = None, ques
     norms: float32 [layers, neurons], of ``down_proj``'s columns. questions: where they are not in the workspace. Raises
     FitError without answers of both kinds.
     """
-    asked = read_questions(questions or folder / QUESTIONS)
+    asked = load_questions(str(questions or folder / QUESTIONS))
     if not (folder / ANSWERS).is_file():
         raise FitError(f"{folder} has no {ANSWERS}: make the fit first, or name the folder in which it was made")
     kept: dict[int, tuple[dict[str, object], bool]] = {}
@@ -105,7 +104,7 @@ def load(folder: Path, norms: NDArray[np.float32], most: int | None = None, ques
         row = json.loads(line)
         number = row["question"]
         question = asked[number]
-        if question is None or number in kept or (most is not None and number >= most):
+        if number in kept or (most is not None and number >= most):
             continue
         verdict = judge(question, row["text"]) if row["tokens"] else None
         own = counts.setdefault(question.groups[0], Counter())
@@ -119,18 +118,18 @@ def load(folder: Path, norms: NDArray[np.float32], most: int | None = None, ques
         raise FitError(
             f"{folder} has {len(rows)} judged answers, {int(wrong.sum())} of them wrong: both kinds are needed"
         )
-    kept_questions = [question for row in rows if (question := asked[row]) is not None]
+    judged = [asked[row] for row in rows]
     texts = [str(kept[row][0]["text"]) for row in rows]
     measured = [kept[row][0] for row in rows]
     return Answered(
         folder,
         norms,
-        kept_questions,
+        judged,
         np.array(rows, np.int64),
         wrong,
-        np.array([question.groups[0] for question in kept_questions]),
+        np.array([question.groups[0] for question in judged]),
         texts,
-        np.array([bare(text, q.entity) for text, q in zip(texts, kept_questions, strict=True)]),
+        np.array([bare(text, q.entity) for text, q in zip(texts, judged, strict=True)]),
         {name: np.array([_signal(name, one) for one in measured], np.float64) for name in SIGNALS},
         {name: {kind: own[kind] for kind in ("right", "wrong", "declined", "cut")} for name, own in counts.items()},
     )
@@ -148,20 +147,3 @@ def _signal(name: str, row: dict[str, object]) -> float:
 def bare(text: str, entity: str) -> str:
     """An answer without the name that it is about: two of the same are told apart by nothing that is written there."""
     return text.replace(entity, "*").strip()
-
-
-def read_questions(path: Path) -> list[Question | None]:
-    """One for each line; None for a question without an answer that may have one, which nothing can judge.
-
-    Raises FitError when there is no such file.
-    """
-    if not path.is_file():
-        raise FitError(f"no questions at {path}: make them with `python -m models.smollm2.recipe.questions`")
-    found: list[Question | None] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        accepted = tuple(answer for answer in row["answers"] if answer.strip())
-        known = bool(accepted) or row.get("exists") is False
-        question = Question(row["question"], accepted, row["entity"], tuple(row["groups"]))
-        found.append(question if known else None)
-    return found

@@ -25,7 +25,7 @@ from guard.fit.baselines import INNER, STRENGTHS, folds
 from guard.fit.features import Features
 from guard.fit.path import Path as L1Path
 from guard.fit.questions import split
-from guard.fit.train import find_neurons
+from guard.fit.train import SEPARATED, find_neurons
 from guard.probe.readout import Stack
 from models.smollm2.recipe.answered import SEED, Answered, Bools, Floats, Index
 
@@ -122,7 +122,7 @@ class Fits:
                     order = np.argsort(-np.abs(one.coefficient * deviation[one.index]), kind="stable")
                     kept[str(open_[0])] = np.sort(one.index[order[: open_[0]]])
                     open_.pop(0)
-                if not open_:
+                if not open_ or one.explained > SEPARATED:
                     break
                 self._say(f"step {step} of at most {steps}: {len(one.index)} neurons")
             return kept
