@@ -43,7 +43,8 @@ def test_half_a_judge(
         (["--agree", "0"], "--agree and --cap are shares"),
         (["--cap", "2"], "--agree and --cap are shares"),
         (["--temperature", "-1"], "is not negative"),
-        (["--samples", "0"], "must be at least 1"),
+        (["--samples", "-1"], "--samples cannot be negative"),
+        (["--longest", "0"], "must be at least 1"),
     ],
 )
 def test_numbers_that_make_no_sense(

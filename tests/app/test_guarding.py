@@ -44,7 +44,7 @@ def verdict(call: GuardCall, risk: float | None, index: int = 0) -> Verdict:
     if risk is not None:
         neurons = np.array([np.nan if one is None else one for one in RISKS], np.float32)
         told.signals = Signals(0.0, neurons, neurons, neurons)
-        told.readout = cast(Readout, SimpleNamespace(token_risks=lambda signals: RISKS))
+        told.readout = cast(Readout, SimpleNamespace(token_risks=lambda signals: RISKS, longest=None))
     return told
 
 

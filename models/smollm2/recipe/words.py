@@ -90,7 +90,7 @@ def translations(rng: random.Random) -> Iterator[Question]:
         pairs += [
             (english.territories[t], other.territories[t])
             for t in english.territories
-            if t.isalpha() and t in other.territories
+            if str(t).isalpha() and t in other.territories
         ]
         for own, foreign in pairs:
             if own == foreign or own.casefold() == foreign.casefold() or "(" in own + foreign:
