@@ -85,4 +85,4 @@ def coarse(risk: float | None, threshold: float | None) -> float | None:
     if risk is None:
         return None
     rounded = round(risk, 2)
-    return rounded if threshold is None or rounded >= threshold else math.ceil(threshold * 100) / 100
+    return rounded if threshold is None or rounded >= threshold else min(1.0, math.ceil(threshold * 100) / 100)
