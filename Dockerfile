@@ -1,4 +1,5 @@
 # The guard in a container. `docker build .` makes the CUDA image, `docker build --build-arg ENGINE=cpu .` the CPU one.
+# `--build-arg SMOLLM2=1` puts SmolLM2's checkpoint into it, too.
 # docs/deployment.md says how to run it; `make image-test` builds and runs the CPU image for real.
 ARG ENGINE=cuda
 ARG BASE_CPU=debian:bookworm-slim
@@ -51,9 +52,18 @@ COPY guard guard
 COPY models models
 RUN --mount=type=secret,id=pip --mount=type=cache,target=/root/.cache/pip \
     pip install --quiet --no-deps --no-build-isolation .
+# With SMOLLM2=1 the image carries the checkpoint of `hguard serve smollm2`, which is else made in /cache on first use.
+ARG SMOLLM2=
+RUN --mount=type=secret,id=pip --mount=type=cache,target=/root/.cache/pip \
+    mkdir /opt/models \
+    && if [ -n "$SMOLLM2" ]; then \
+        pip install --quiet accelerate gguf --constraint requirements/lock.txt \
+        && HGUARD_CACHE=/opt/models python -m models.smollm2.checkpoint; \
+    fi
 
 FROM base
 ARG ENGINE
+ARG SMOLLM2=
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="hneuron-guard" \
       org.opencontainers.image.description="A vLLM server that reads a model's hallucination neurons while it answers, and acts on what they say" \
@@ -65,9 +75,11 @@ RUN groupadd --gid 10001 hguard \
     && useradd --uid 10001 --gid 10001 --home-dir /cache --no-create-home --shell /usr/sbin/nologin hguard \
     && install --directory --owner=10001 --group=10001 --mode=0775 /cache
 COPY --from=build /opt/hguard /opt/hguard
+COPY --from=build /opt/models /opt/models
 # All that is written lies in two places: what may be lost in /tmp and /dev/shm, what should be kept in /cache.
 # USER and LOGNAME make names for a user id that has none, which Kubernetes may give.
-ENV HGUARD_HOST=0.0.0.0 \
+ENV HGUARD_CACHE=${SMOLLM2:+/opt/models} \
+    HGUARD_HOST=0.0.0.0 \
     HGUARD_PORT=8000 \
     HOME=/cache \
     LOGNAME=hguard \

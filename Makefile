@@ -76,8 +76,9 @@ soak: $(VENV)/.tools ## 20 minutes of mixed traffic on a real server; ends with 
 contract: $(VENV)/.tools ## run real clients against the server and write what they see into docs/api.md
 	$(BIN)/python -m tests.contract.matrix
 
-image: ## build the container image with Docker; ENGINE=cpu for machines without a GPU
+image: ## build the container image with Docker; ENGINE=cpu for machines without a GPU, SMOLLM2=1 to put SmolLM2 inside
 	docker build --build-arg ENGINE=$(or $(ENGINE),cuda) --build-arg REVISION=$$(git rev-parse HEAD) \
+		$(if $(SMOLLM2),--build-arg SMOLLM2=1) \
 		--tag hneuron-guard:$(or $(ENGINE),cuda) .
 
 image-test: ## build the CPU image without Docker, start it and ask it a question (root, buildah, debootstrap, crun)

@@ -75,6 +75,8 @@ def test_variables_of_the_image_are_settings(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.chdir(tmp_path)
     variables = dict(pair.split("=", 1) for step in steps("ENV") for pair in shlex.split(step))
     ours = {name: value for name, value in variables.items() if name.startswith("HGUARD_")}
+    assert ours.pop("HGUARD_CACHE") == "${SMOLLM2:+/opt/models}"  # no setting: where SmolLM2's checkpoint lies
+    assert "SMOLLM2=" in steps("ARG")
     for name, value in ours.items():
         assert name.removeprefix("HGUARD_").lower() in Settings.model_fields
         monkeypatch.setenv(name, value)
