@@ -84,7 +84,7 @@ class Answer:
         part = self.signals(ring, self.looked - self.given, known)
         flaw, risk = part.flaw_within(readout.uses_draws), float(np.nan)
         if flaw is None:
-            risk = _risk(part, readout)
+            risk = _risk(part, readout, self.looked)
         if np.isfinite(risk):
             self.looked = complete
             if risk < policy.threshold:
@@ -148,10 +148,10 @@ def verdict_on(
     return Verdict(index, policy, decide(risk, policy), risk, worst, ids, None, own, readout, foreseen)
 
 
-def _risk(signals: Signals, readout: Readout) -> float:
-    """The risk of a part of an answer; NaN when the probe fails on it."""
+def _risk(signals: Signals, readout: Readout, before: int) -> float:
+    """The risk of a part of an answer, ``before`` tokens into it; NaN when the probe fails on it."""
     try:
-        return readout.risk(signals)[0]
+        return readout.risk(signals, before)[0]
     except Exception:  # as above
         log.exception("the probe failed on an answer")
         return float(np.nan)

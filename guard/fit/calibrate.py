@@ -1,9 +1,9 @@
-"""From neuron scores to calibrated risks: the window, the stack, its calibration, the token head, what is foreseen."""
+"""From neuron scores to calibrated risks: window, stack, tail, calibration, the token head, what is foreseen."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -87,6 +87,7 @@ def fit_readout(
         labels.append(((position >= start) & (position < end) & wrong[i])[known])
     token_stack = stack(np.concatenate(tokens), np.concatenate(labels))
     rough = Readout(window, answer_stack, (1.0, 0.0), token_stack)
+    rough = replace(rough, tail=tail(np.array([rough.logit(one.part(0, window))[0] for one in signals])[~wrong]))
     logits = [rough.logit(answer)[0] for answer in signals]
     foreseen = platt([answer.lead for answer in signals], wrong)
     return Readout(
@@ -96,7 +97,15 @@ def fit_readout(
         token_stack,
         isotonic(logits, wrong) if method == "isotonic" else None,
         foreseen if foreseen[0] > 0 else None,
+        tail=rough.tail,
     )
+
+
+def tail(logits: NDArray[np.float64]) -> float:
+    """Scale of the exponential upper tail of right answers' first windows, by maximum likelihood: how far the highest
+    fifth exceeds the rest, on average."""
+    least = np.quantile(logits, 0.8)
+    return float((logits[logits >= least] - least).mean())
 
 
 def calibrated(
@@ -113,6 +122,7 @@ def calibrated(
         isotonic=readout.isotonic,
         preemptive=readout.preemptive,
         longest=max(map(len, signals), default=None),
+        tail=readout.tail or None,
     )
     tensors = {"right_risks": np.sort(risks[~wrong]), "wrong_risks": np.sort(risks[wrong])}
     if readout.preemptive is not None:

@@ -85,7 +85,16 @@ class Bundle:
     @property
     def readout(self) -> Readout:
         r = self.card.readout
-        return Readout(r.window, _stack(r.answer), r.platt, _stack(r.token), r.isotonic, r.preemptive, r.longest)
+        return Readout(
+            r.window,
+            _stack(r.answer),
+            r.platt,
+            _stack(r.token),
+            r.isotonic,
+            r.preemptive,
+            r.longest,
+            r.tail or 0.0,
+        )
 
     @property
     def foresees(self) -> bool:

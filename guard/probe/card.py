@@ -51,6 +51,7 @@ class ReadoutParameters(_Strict):
     isotonic: Annotated[tuple[tuple[FiniteFloat, Unit], ...], Field(min_length=2, max_length=4096)] | None = None
     preemptive: tuple[FiniteFloat, FiniteFloat] | None = None
     longest: PositiveInt | None = None
+    tail: Positive | None = None
 
     @field_validator("isotonic")
     @classmethod
@@ -127,7 +128,7 @@ class ProbeCard(_Strict):
     def as_json(self) -> dict[str, Any]:
         """As ``probe.json`` has it. What came into the schema later is left out where absent: hashes stay."""
         card = self.model_dump(mode="json")
-        later = {"": ("at_thresholds",), "readout": ("isotonic", "preemptive", "longest")}
+        later = {"": ("at_thresholds",), "readout": ("isotonic", "preemptive", "longest", "tail")}
         for part, names in later.items():
             inside = card[part] if part else card
             for name in names:

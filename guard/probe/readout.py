@@ -4,7 +4,8 @@ The answer's risk is that of its worst window of ``window`` tokens (a shorter an
 the truth signal averages away and length dominates. Three features describe a window: the mean neuron score, the
 highest entropy and the highest surprise (negative log-probability) of its tokens. The first window also counts the
 neuron score of the last prompt token, the state from which the answer sets out. A logistic stack turns features into
-a logit; Platt scaling or isotonic regression on held-out answers turns the highest logit into a probability. The score
+a logit. The longer an answer, the more windows might look wrong by chance, so a later window has to be more extreme to
+count as much: ``handicap``. Platt scaling or isotonic regression on held-out answers turns the highest logit into a probability. The score
 of the last prompt token alone gives a risk before any text exists.
 """
 
@@ -109,6 +110,7 @@ class Readout:
     platt: (a, b) of sigmoid(a logit + b). isotonic: (logit, risk) points, ascending, joined by straight lines; they
     stand in place of Platt scaling where given. preemptive: Platt scaling of the lead score, None without one.
     longest: tokens of the longest answer that thresholds come from; None where the bundle does not say.
+    tail: by how much logits of right answers exceed their high quantiles, on average; 0 counts all windows alike.
     """
 
     window: int
@@ -118,22 +120,28 @@ class Readout:
     isotonic: tuple[tuple[float, float], ...] | None = None
     preemptive: tuple[float, float] | None = None
     longest: int | None = None
+    tail: float = 0.0
 
     @property
     def uses_draws(self) -> bool:
         """Whether entropy and log-probability count; a probe of neurons alone spares the engine their measurement."""
         return any(any(stack.weight[1:]) for stack in (self.answer, self.token))
 
-    def logit(self, signals: Signals) -> tuple[float, Peak]:
-        """The highest stack logit over the answer's windows, uncalibrated, and where it is."""
+    def logit(self, signals: Signals, before: int = 0) -> tuple[float, Peak]:
+        """The highest stack logit over the answer's windows less their handicaps, uncalibrated, and where it is.
+
+        ``before``: how many tokens the answer had before these.
+        """
         features, starts, width = windows(signals, self.window)
         logits = self.answer.logit(features)
+        if self.tail:
+            logits = logits - self.tail * handicap((before + starts) / self.window)
         worst = int(np.argmax(logits))
         return float(logits[worst]), Peak(int(starts[worst]), int(starts[worst]) + width)
 
-    def risk(self, signals: Signals) -> tuple[float, Peak]:
-        """The calibrated probability that the answer is wrong, and its worst window."""
-        logit, peak = self.logit(signals)
+    def risk(self, signals: Signals, before: int = 0) -> tuple[float, Peak]:
+        """The calibrated probability that the answer is wrong, and its worst window; ``before`` as in ``logit``."""
+        logit, peak = self.logit(signals, before)
         if self.isotonic is not None:
             logits, risks = zip(*self.isotonic, strict=True)
             return float(np.interp(logit, logits, risks)), peak
@@ -163,6 +171,19 @@ class Readout:
 def sigmoid(x: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
     # Clipped: exp overflows in float64 beyond 709, and a probability is 0 or 1 in float32 long before 60.
     return np.asarray(1 / (1 + np.exp(-np.clip(x, -60, 60))))
+
+
+def handicap(place: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of windows that start ``place`` window lengths after the answer: in units of the tail of right answers' logits.
+
+    The j-th window of an answer is allowed a false alarm 1 / (j (1 + ln j)^2) times as often as the first, so that all
+    of them together are allowed 1.6 times as many, however long the answer is, and what a window counts is known as
+    soon as it is complete (alpha spending: Lan and DeMets, Biometrika 70, 1983). With an exponential tail of scale b a
+    logit is exceeded by c times fewer answers b ln c higher (Coles, An Introduction to Statistical Modeling of Extreme
+    Values, 2001, section 4.2).
+    """
+    rank = 1 + place
+    return np.asarray(np.log(rank) + 2 * np.log1p(np.log(rank)))
 
 
 def windows(signals: Signals, width: int) -> tuple[Array, NDArray[np.int64], int]:

@@ -114,7 +114,7 @@ def test_what_left_before_an_abstention_lies_in_no_window_that_was_risky(
 def windows_of(harness: Harness, verdict: Verdict) -> list[float]:
     readout, signals = harness.engine.readout, verdict.signals
     assert signals is not None
-    return [readout.risk(signals.part(i, i + WINDOW))[0] for i in range(len(signals) - WINDOW)]
+    return [readout.risk(signals.part(i, i + WINDOW), i)[0] for i in range(len(signals) - WINDOW)]
 
 
 def test_thinking_is_not_part_of_the_risk(engine: Harness, reader: Any, prompts: list[list[int]]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from guard.errors import RequestError
+from guard.fit import calibrate
 from guard.probe import conformal
 from guard.probe.readout import Flaw, Readout, Signals, Stack, windows
 
@@ -91,13 +92,39 @@ def test_in_the_middle_of_an_answer_each_token_needs_its_score() -> None:
     assert signals([1.0, math.inf]).flaw_within() is Flaw.NOT_FINITE
 
 
-def test_the_worst_window_is_the_same_part_by_part() -> None:
+@pytest.mark.parametrize("tail", [0.0, 0.5])
+def test_the_worst_window_is_the_same_part_by_part(tail: float) -> None:
     values = signals(list(np.random.default_rng(3).normal(0, 2, 40)), lead=1.5)
-    readout = Readout(4, STACK, (1.0, 0.0), STACK)
+    readout = Readout(4, STACK, (1.0, 0.0), STACK, tail=tail)
     whole, peak = readout.risk(values)
-    parts = [readout.risk(values.part(i, i + 4))[0] for i in range(37)]
+    parts = [readout.risk(values.part(i, i + 4), i)[0] for i in range(37)]
     assert max(parts) == pytest.approx(whole)
     assert parts.index(max(parts)) == peak.start
+
+
+def test_false_alarms_hardly_grow_with_length() -> None:
+    """Tokens that are alike, in answers of one to eight windows, at the threshold of 5 % for those of one."""
+    rng = np.random.default_rng(8)
+    width, many = 16, 3000
+    alone = Stack((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.0, 0.0), 0.0)
+
+    def answers(tokens: int) -> list[Signals]:
+        neurons = rng.normal(0, 1, (many, tokens + 1)).astype(np.float32)
+        unused = np.zeros(tokens, np.float32)
+        return [Signals(float(row[0]), row[1:], unused, unused) for row in neurons]
+
+    plain = Readout(width, alone, (1.0, 0.0), alone)
+    one_window = np.array([plain.logit(one)[0] for one in answers(width)])
+    corrected = Readout(width, alone, (1.0, 0.0), alone, tail=calibrate.tail(one_window))
+    alarms = {}
+    for readout in (plain, corrected):
+        threshold = np.quantile([readout.logit(one)[0] for one in answers(width)], 0.95)
+        alarms[readout.tail > 0] = [
+            np.mean([readout.logit(one)[0] >= threshold for one in answers(width * times)]) for times in (2, 4, 8)
+        ]
+    assert alarms[False][-1] > 0.4
+    assert max(alarms[True]) < 0.2
+    assert all(with_tail < without for with_tail, without in zip(alarms[True], alarms[False], strict=True))
 
 
 def test_missing_last_score_is_no_flaw() -> None:
