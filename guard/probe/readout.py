@@ -5,8 +5,8 @@ the truth signal averages away and length dominates. Three features describe a w
 highest entropy and the highest surprise (negative log-probability) of its tokens. The first window also counts the
 neuron score of the last prompt token, the state from which the answer sets out. A logistic stack turns features into
 a logit. The longer an answer, the more windows might look wrong by chance, so a later window has to be more extreme to
-count as much: ``handicap``. Platt scaling or isotonic regression on held-out answers turns the highest logit into a probability. The score
-of the last prompt token alone gives a risk before any text exists.
+count as much: ``handicap``. Platt scaling or isotonic regression on held-out answers turns the highest logit into a
+probability. The score of the last prompt token alone gives a risk before any text exists.
 """
 
 from __future__ import annotations

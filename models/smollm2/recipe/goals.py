@@ -102,6 +102,9 @@ def _warned(alarms: Figures | None, psi: float | None) -> Goal:
 
 def _lengths(figures: Figures) -> dict[str, Figures | None]:
     found: dict[str, Figures | None] = dict.fromkeys(("1-8", "9-16", "17-32", "33-64", "65-256"))
+    served: Figures = _at(figures, "lengths", "bins") or {}
+    if served:
+        return found | {length: one["false_alarms"]["with"] for length, one in served.items()}
     own: Figures = _at(figures, "alarms", "targets", "0.05", "lengths") or {}
     return found | {length: one.get("false_alarms") for length, one in own.items()}
 

@@ -23,6 +23,7 @@ def render(figures: Figures) -> str:
         _held_out,
         _same_text,
         _alarms,
+        _lengths,
         _curve,
         _shift,
         _sparse,
@@ -182,6 +183,26 @@ risk is {alarms["ece"]:.3f} over all. A target of .1 % needs 999 right answers.
 
 def _plain(one: Figures, name: str) -> str:
     return f"{100 * one[name]['value']:.0f} %" if name in one else MISSING
+
+
+def _lengths(figures: Figures) -> str:
+    one = figures.get("lengths")
+    text = "## Longer answers\n\n"
+    if not one:
+        return text + f"Answers of several sentences: {MISSING}.\n"
+    text += f"""Single questions of the test part, and two, four and eight of them in one prompt ({one["n"]} prompts), as the probe that ships
+serves them: flagged at its threshold for 5 % of false alarms. An answer to several questions is right where each is answered
+rightly. A window has {one["window"]} tokens; *without* counts all windows of an answer alike, *with* is what is served, where a later
+window has to be more extreme (tail {one["tail"]:.2f}).
+
+"""
+    rows = [
+        [name, own["right"], own["wrong"]]
+        + [percent(own[what][how]) for what in ("false_alarms", "caught") for how in ("without", "with")]
+        for name, own in one["bins"].items()
+    ]
+    title = "tokens | right | wrong | false alarms, without | with | caught, without | with"
+    return text + table(title, rows)
 
 
 def _curve(figures: Figures) -> str:

@@ -29,7 +29,8 @@ from models.smollm2.recipe.fits import Fits
 LAYERS, NEURONS = 30, 1536
 SIZES = (1000, 2000, 4000, 8000)
 NAME = "smollm2-report"
-SCALING = "scaling.json"  # written by `python -m models.smollm2.recipe.scaling`
+# Written by `python -m models.smollm2.recipe.scaling` and `... .lengths`, which ask an engine.
+ASKED = {"scaling": "scaling.json", "lengths": "lengths.json"}
 
 Say = Callable[[str], None]
 
@@ -74,8 +75,9 @@ def measure(
     figures["popularity"] = known and stage(
         "popularity", lambda: sparsity.popularity(answered, across["stack"], known, draws)
     )
-    scaling = folder / SCALING
-    figures["scaling"] = json.loads(scaling.read_text(encoding="utf-8")) if scaling.is_file() else None
+    for name, file in ASKED.items():
+        there = (folder / file).is_file()
+        figures[name] = json.loads((folder / file).read_text(encoding="utf-8")) if there else None
     return finite(figures)
 
 
