@@ -77,6 +77,9 @@ soak: $(VENV)/.tools ## 20 minutes of mixed traffic on a real server; ends with 
 contract: $(VENV)/.tools ## run real clients against the server and write what they see into docs/api.md
 	$(BIN)/python -m tests.contract.matrix
 
+pictures: $(VENV)/.tools ## take docs/page.png anew; needs Chromium
+	$(BIN)/python -m tests.pictures
+
 image: ## build the container image with Docker; ENGINE=cpu for machines without a GPU, SMOLLM2=1 to put SmolLM2 inside
 	docker build --build-arg ENGINE=$(or $(ENGINE),cuda) --build-arg REVISION=$$(git rev-parse HEAD) \
 		$(if $(SMOLLM2),--build-arg SMOLLM2=1) \
@@ -100,4 +103,4 @@ $(VENV)/.tools: $(VENV)/.engine requirements/dev.txt
 	$(BIN)/python requirements/prometheus.py $(BIN)
 	@touch $@
 
-.PHONY: help serve test test-long check format atlas atlas-report smollm2-report smollm2 benchmarks fuzz soak contract image image-test install
+.PHONY: help serve test test-long check format atlas atlas-report smollm2-report smollm2 benchmarks fuzz soak contract pictures image image-test install

@@ -45,7 +45,7 @@ ASKED = [
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    made = Server(["--model", "smollm2", "--", "--max-model-len", "1024"])
+    made = Server(["smollm2", "--", "--max-model-len", "1024"])
     yield made
     assert made.stop() == 0
 

@@ -1,0 +1,40 @@
+"""Take docs/page.png anew (``make pictures``): the page of a real server that guards atlas; needs Chromium."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+from urllib.parse import quote
+
+from tests.browser import opened
+from tests.engine.server import Server
+
+DOCS = Path(__file__).parents[1] / "docs"
+ASKED = (
+    "Which country is Qolmarinda in?",
+    "What is the capital of France?",
+    "What is the code of the Ravonkese language?",
+)
+
+
+async def take(address: str) -> bytes:
+    """The page with the answers to ASKED."""
+    query = "&".join(f"q={quote(question)}" for question in reversed(ASKED))
+    with tempfile.TemporaryDirectory() as profile:
+        async with opened(f"{address}/?{query}", Path(profile)) as page:
+            await page.until(f"document.querySelectorAll('article').length === {len(ASKED)}")
+            return await page.picture()
+
+
+def main() -> None:
+    server = Server(["atlas"])
+    try:
+        picture = asyncio.run(take(server.url))
+    finally:
+        server.stop()
+    (DOCS / "page.png").write_bytes(picture)
+
+
+if __name__ == "__main__":
+    main()
