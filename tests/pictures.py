@@ -11,11 +11,7 @@ from tests.browser import opened
 from tests.engine.server import Server
 
 DOCS = Path(__file__).parents[1] / "docs"
-ASKED = (
-    "Which country is Qolmarinda in?",
-    "What is the capital of France?",
-    "What is the code of the Ravonkese language?",
-)
+ASKED = ("Which country is Qolmarinda in?", "Where is Nottinghamshire?", "Why did Nottinghamshire join Japan?")
 
 
 async def take(address: str) -> bytes:
