@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -35,6 +36,7 @@ from guard.probe.readout import Signals
 
 # Given text is scored or refused: there is no answer that could pass unscored.
 _CLOSED = Policy(Mode.ABSTAIN, 1.0)
+_NAME = 64  # characters of a caller's id
 
 
 def one_pass(packed: dict[str, Any]) -> SamplingParams:
@@ -71,6 +73,7 @@ class GuardedEngine:
         self.pool = SlotPool(ring.slots)
         self.default_policy = default
         self._longest = longest
+        self._started = itertools.count()
         bare = engine.model_config.skip_tokenizer_init
         self._blank_token = 0 if bare else int(engine.get_tokenizer().eos_token_id or 0)
         self._ends = _ends_of(engine.model_config)
@@ -131,16 +134,16 @@ class GuardedEngine:
         whole: dict[int, Any] = {}  # FINAL_ONLY: completions of all tries
         output = None
         seats = list(range(params.n))
-        tries = [(request_id, policy.damp)]
+        tries = [policy.damp]
         if policy.withholds and policy.retry is not None:
-            tries.append((f"{request_id}-again", policy.retry))
-        for number, (name, damp) in enumerate(tries):
+            tries.append(policy.retry)
+        for number, damp in enumerate(tries):
             last = number == len(tries) - 1
             first_tries = {first + index: call.verdicts.pop(first + index) for index in seats if number}
             # No await since the slots of the first try were given back: the second always finds as many.
             slots = self._claim(len(seats), policy) if policy.mode is not Mode.OFF else []
             course = self._course(call, [first + index for index in seats], slots, params, kwargs, spare=not last)
-            async with aclosing(self._run(course, call, prompt, params, slots, damp, name, kwargs)) as outputs:
+            async with aclosing(self._run(course, call, prompt, params, slots, damp, request_id, kwargs)) as outputs:
                 async for output in outputs:
                     _remember(call, first_tries)
                     for completion in output.outputs:
@@ -199,7 +202,7 @@ class GuardedEngine:
         kwargs: dict[str, Any],
     ) -> AsyncGenerator[Any, None]:
         """One engine request for the answers of ``course``: what may leave, as it may."""
-        finished = False
+        finished, name = False, self._name(request_id)
         try:
             params = params.clone()
             params.n = len(course.answers)
@@ -214,15 +217,16 @@ class GuardedEngine:
             if call.policy.withholds and params.output_kind is RequestOutputKind.FINAL_ONLY:
                 params.output_kind = RequestOutputKind.CUMULATIVE  # to end it midway, its windows must be seen
             cumulative = params.output_kind is not RequestOutputKind.DELTA
-            inner = self._engine.generate(self._salted(prompt, damp), params, request_id, **kwargs)
+            inner = self._engine.generate(self._salted(prompt, damp), params, name, **kwargs)
             try:
                 async for output in inner:
                     began = time.perf_counter()
+                    output.request_id = request_id
                     finished = output.finished
                     released = course.feed(output, cumulative)
                     call.overhead_seconds += time.perf_counter() - began
                     if course.cut and not course.done:
-                        await self._end(request_id, course.cut)
+                        await self._end(name, course.cut)
                     for part in released:
                         yield part
                     if course.done and not finished:
@@ -245,10 +249,17 @@ class GuardedEngine:
             answer.given = len(ids) - start
         return start - 1 if 0 < start < len(ids) else None
 
-    async def _end(self, request_id: str, answers: Sequence[Answer]) -> None:
-        """End some of a request's sequences, which vLLM names ``{i}_{request id}``, and leave the others alone."""
-        names = self._engine.output_processor.external_req_ids.get(request_id, ())
-        ended = [name for name in names if int(name.split("_", 1)[0]) in {answer.seat for answer in answers}]
+    def _name(self, request_id: str) -> str:
+        """A name of its own for an engine request: callers choose ids, and may choose one twice (``X-Request-Id``).
+
+        It begins with theirs, for logs and traces; each step's outputs carry it, so not with more than a little of it.
+        """
+        return f"{request_id[:_NAME]}-{next(self._started)}"
+
+    async def _end(self, name: str, answers: Sequence[Answer]) -> None:
+        """End some of a request's sequences, which vLLM names ``{i}_{name}``, and leave the others alone."""
+        names = self._engine.output_processor.external_req_ids.get(name, ())
+        ended = [one for one in names if int(one.split("_", 1)[0]) in {answer.seat for answer in answers}]
         await self._engine.abort(ended, internal=True)
 
     async def _preempted(
@@ -262,7 +273,8 @@ class GuardedEngine:
         done = False
         try:
             looking = preempt.parameters(slots[0], policy.damp, params)
-            inner = self._engine.generate(self._salted(prompt, policy.damp), looking, f"{request_id}-ahead", **kwargs)
+            salted = self._salted(prompt, policy.damp)
+            inner = self._engine.generate(salted, looking, self._name(request_id), **kwargs)
             try:
                 async for output in inner:
                     done = output.finished
@@ -302,7 +314,7 @@ class GuardedEngine:
         try:
             params = one_pass(seat.pack(slots, damp, len(prompt_ids) - 1, self.readout.uses_draws))
             prompt = self._salted({"type": "token", "prompt_token_ids": [*prompt_ids, *response_ids]}, damp)
-            async for output in self._engine.generate(prompt, params, request_id):
+            async for output in self._engine.generate(prompt, params, self._name(request_id)):
                 done = output.finished
             answer = Answer(0, slots[0], prompt_length=len(prompt_ids), token_ids=list(response_ids))
             return answer.signals(self.ring, 0, len(response_ids))

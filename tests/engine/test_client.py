@@ -294,7 +294,7 @@ async def test_the_engine_stops_when_an_answer_is_decided(engine: GuardedEngine)
 async def test_one_of_two_sequences_is_ended_alone(engine: GuardedEngine) -> None:
     engine._engine.score = lambda at, seat, damp: 9.0 if seat == 1 else -9.0
     await texts(engine, Policy(Mode.ABSTAIN, 0.5), n=2, longest=16)
-    assert engine._engine.ended == ["1_r-x"]
+    assert engine._engine.ended == ["1_r-0-x"]
     assert engine._engine.aborted == 0, "the other ran to its end"
 
 
