@@ -10,7 +10,7 @@ from starlette.types import Message, Receive
 
 from guard.errors import RequestError
 
-PARSED = "hguard_body"  # in scope["state"]: the body of a generating route, parsed by the door
+PARSED = "hguard_body"  # in scope["state"]: the body of a working route, parsed by the door
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\0")  # an escape in UTF-8, or another encoding, whose escapes hide
 

@@ -45,10 +45,18 @@ class House:
         self.gate.set()
         self.options: dict[str, Any] = {
             "keys": Keys.parse(keys),
-            "limits": Limits(max_messages=4, max_tokens=100, max_choices=4, max_risk_items=3),
+            "limits": Limits(
+                max_messages=4,
+                max_parts=6,
+                max_tools=2,
+                max_grammar=40,
+                max_tokens=100,
+                max_choices=4,
+                max_risk_items=3,
+            ),
             "admission": self.admission,
             "metrics": DoorMetrics(self.admission, self.registry),
-            "generating": GENERATING,
+            "working": GENERATING,
             "max_body_bytes": 1000,
             "body_seconds": seconds,
         }
