@@ -28,7 +28,6 @@ CALLER = "hguard_caller"  # in scope["state"]: the position of the caller's key,
 _READ_OUT_SECONDS = 1.0
 _FOR_LOAD = frozenset({Reason.TOO_MANY_REQUESTS, Reason.QUEUE_FULL})
 _READING = frozenset({"GET", "HEAD"})
-_WITHOUT_BODY = _READING | {"OPTIONS"}
 
 
 class Door:
@@ -63,7 +62,7 @@ class Door:
         path, reply, permit = route_path(scope), _Reply(send), None
         try:
             self._identify(scope, path)
-            if scope["method"] not in _WITHOUT_BODY:
+            if scope["method"] == "POST":  # no route reads the body of any other: they get their 405 without it
                 if path in self._working:
                     permit = self._admission.admit(scope["state"][CALLER])
                 body = await self._read(scope, receive)
