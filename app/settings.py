@@ -133,7 +133,7 @@ class Settings(BaseSettings):
         Field(
             ge=1,
             description="largest schemas, choices and patterns of one request, in values (a character of a pattern "
-            "counts for 2, 16 of other text for 1): 4096 compile in about a second, beside other callers' answers",
+            "counts for 2, 16 of other text for 1): 4096 compile in a second or two, beside other callers' answers",
         ),
     ] = 4096
     max_tokens: Annotated[

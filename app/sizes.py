@@ -12,7 +12,7 @@ from typing import Any
 # What each character of a pattern counts for, and how many characters of other text count for one: about what
 # they cost xgrammar, in values of a schema.
 _OF_PATTERN, _OF_TEXT = 2, 16
-_CROWD = 512  # fields of one object cost more the more of them there are: each as much again for so many
+_CROWD = 1 << 15  # fields of one object cost by the cube of their number, which this divides
 _PATTERNS = frozenset({"pattern", "regex", "grammar", "definition", "whitespace_pattern"})
 _REMARKS = frozenset({"description", "title", "$comment"})  # no part of a grammar
 _DATA = frozenset({"const", "enum"})  # whose values are text, whatever they are called
@@ -52,7 +52,7 @@ def grammar(value: Any, most: int, key: str = "") -> int:
             if count + len(waiting) + len(one) > most:  # each counts for one at least
                 return most + 1
             if isinstance(one, dict):
-                count += len(one) ** 2 // _CROWD + sum(_text(field, name == "patternProperties") for field in one)
+                count += len(one) ** 3 // _CROWD + sum(_text(field, name == "patternProperties") for field in one)
                 waiting += [(name if name in _DATA else field, inner) for field, inner in one.items()]
             else:
                 waiting += [(name if name in _DATA else "", inner) for inner in one]

@@ -55,7 +55,7 @@ def test_parts(messages: list[Any], count: int) -> None:
         ({"enum": [{"title": "x" * 160}]}, 14),
         ({"patternProperties": {"x" * 100: {}}}, 204),
         ({"properties": {"x" * 160: {"type": "string"}}}, 14),
-        ({"properties": {str(i): 0 for i in range(1024)}}, 1026 + 2048),
+        ({"properties": {str(i): 0 for i in range(1024)}}, 1026 + 32768),
         ({"properties": {"pattern": {"type": "string"}}}, 4),
     ],
 )
