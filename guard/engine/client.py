@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from functools import cached_property
 from http import HTTPStatus
 from typing import Any
 
@@ -24,6 +26,7 @@ from guard.engine.answer import Answer, refused, unscored, verdict_on
 from guard.engine.call import GuardCall, Unscored, Verdict, current_call, use_call
 from guard.engine.course import Course
 from guard.engine.outputs import with_completions
+from guard.engine.reading import Room, pieces, rows_of_step
 from guard.engine.ring import ScoreRing, Slot, SlotPool
 from guard.engine.thinking import Thinker
 from guard.engine.turn import Turns
@@ -89,6 +92,14 @@ class GuardedEngine:
         if policy.mode is not Mode.OFF:
             self.pool.release(self._claim(n, policy), finished=True)
         self._engine.check_admission(n, request_id)
+
+    @cached_property
+    def _at_once(self) -> tuple[int, int | None]:
+        return rows_of_step(self._engine.vllm_config)
+
+    @cached_property
+    def _room(self) -> Room:
+        return Room(self._at_once[0])
 
     def _policy(self) -> Policy:
         call = current_call()
@@ -307,15 +318,25 @@ class GuardedEngine:
     ) -> Signals:
         """Measure given text: one forward pass over prompt and response, nothing is generated.
 
-        The prefix cache is not read (cached positions have no activations); what is written to it is plain, or salted.
+        Of the prefix cache no position is read that is measured (cached ones have no activations); what is written to
+        it is plain, or salted. A long text goes through in pieces, which find each other there and nothing else.
         """
         slots = self._claim(1, _CLOSED)
         done = False
         try:
-            params = one_pass(seat.pack(slots, damp, len(prompt_ids) - 1, self.readout.uses_draws))
-            prompt = self._salted({"type": "token", "prompt_token_ids": [*prompt_ids, *response_ids]}, damp)
-            async for output in self._engine.generate(prompt, params, self._name(request_id)):
-                done = output.finished
+            ids, own = [*prompt_ids, *response_ids], secrets.token_hex(16)
+            parts = list(pieces(len(prompt_ids) - 1, len(ids), *self._at_once))
+            for first, end in parts:
+                params = one_pass(seat.pack(slots, damp, first, self.readout.uses_draws))
+                prompt: dict[str, Any] = {"type": "token", "prompt_token_ids": ids[:end]}
+                if len(parts) > 1:
+                    params.skip_reading_prefix_cache, prompt["cache_salt"] = False, own
+                async with self._room.of(end - first):
+                    done = False
+                    async for output in self._engine.generate(
+                        self._salted(prompt, damp), params, self._name(request_id)
+                    ):
+                        done = output.finished
             answer = Answer(0, slots[0], prompt_length=len(prompt_ids), token_ids=list(response_ids))
             return answer.signals(self.ring, 0, len(response_ids))
         finally:
