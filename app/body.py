@@ -8,9 +8,10 @@ from typing import Any
 
 from starlette.types import Message, Receive
 
+from app.errors import MalformedError
 from guard.errors import RequestError
 
-PARSED = "hguard_body"  # in scope["state"]: the body of a generating route, parsed by the door
+PARSED = "hguard_body"  # in scope["state"]: the body of a working route, parsed by the door
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\0")  # an escape in UTF-8, or another encoding, whose escapes hide
 
@@ -28,6 +29,8 @@ async def read(receive: Receive) -> bytes:
 
 def parse(body: bytes) -> Any:
     """Its JSON. Raises RequestError for what is none, and for strings that are no text."""
+    if not body:
+        raise MalformedError("the body is empty, where a JSON object should be")
     try:
         content = json.loads(body)
         if not _whole(body):
@@ -35,8 +38,10 @@ def parse(body: bytes) -> Any:
     except UnicodeEncodeError:
         # JSON can spell it, UTF-8 cannot: vLLM fails on it wherever it goes, tokenizing, sending or answering.
         raise RequestError("a string holds half of a surrogate pair, which is no character", param="body") from None
+    except json.JSONDecodeError as error:
+        raise MalformedError(f"the body is not valid JSON: {error}", error.pos) from None
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"the body is not valid JSON: {error}", param="body") from None
+        raise MalformedError(f"the body is not valid JSON: {error}") from None
     return content
 
 
@@ -51,7 +56,7 @@ def _whole(body: bytes) -> bool:
 def as_object(content: Any) -> dict[str, Any]:
     """Raises RequestError for JSON that is no object."""
     if not isinstance(content, dict):
-        raise RequestError("the body must be a JSON object", param="body")
+        raise MalformedError("the body must be a JSON object")
     return content
 
 

@@ -28,11 +28,10 @@ CALLER = "hguard_caller"  # in scope["state"]: the position of the caller's key,
 _READ_OUT_SECONDS = 1.0
 _FOR_LOAD = frozenset({Reason.TOO_MANY_REQUESTS, Reason.QUEUE_FULL})
 _READING = frozenset({"GET", "HEAD"})
-_WITHOUT_BODY = _READING | {"OPTIONS"}
 
 
 class Door:
-    """Pure ASGI; stands outside GuardMiddleware. ``generating``: the routes whose requests take a place."""
+    """Pure ASGI; stands outside GuardMiddleware. ``working``: the routes whose requests take a place."""
 
     def __init__(
         self,
@@ -42,13 +41,13 @@ class Door:
         limits: Limits,
         admission: Admission,
         metrics: DoorMetrics,
-        generating: frozenset[str],
+        working: frozenset[str],
         max_body_bytes: int,
         body_seconds: float,
     ) -> None:
         self.app = app
         self._keys, self._limits, self._admission, self._metrics = keys, limits, admission, metrics
-        self._pacer, self._generating = Pacer(), generating
+        self._pacer, self._working = Pacer(), working
         self._max_body_bytes, self._body_seconds = max_body_bytes, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,8 +62,8 @@ class Door:
         path, reply, permit = route_path(scope), _Reply(send), None
         try:
             self._identify(scope, path)
-            if scope["method"] not in _WITHOUT_BODY:
-                if path in self._generating:
+            if scope["method"] == "POST":  # no route reads the body of any other: they get their 405 without it
+                if path in self._working:
                     permit = self._admission.admit(scope["state"][CALLER])
                 body = await self._read(scope, receive)
                 if body is None:  # the caller has hung up

@@ -63,25 +63,40 @@ class RefusedError(RequestError):
         self.reason = reason
 
 
-def body(status: int, message: str, param: str | None = None, path: str = "") -> dict[str, Any]:
+class MalformedError(RequestError):
+    """A body that is no JSON, or no object: with the type and ``param`` of vLLM, which lets FastAPI say so."""
+
+    kind = HTTPStatus.BAD_REQUEST.phrase
+
+    def __init__(self, message: str, position: int | None = None) -> None:
+        """``position``: of the character that is wrong, where one is."""
+        super().__init__(message, "body" if position is None else f"body.{position}")
+
+
+def body(
+    status: int, message: str, param: str | None = None, path: str = "", kind: str | None = None
+) -> dict[str, Any]:
     """The error object as the clients of ``path`` read it; ``code`` is the status, as vLLM's own errors have it."""
-    kind = _TYPES.get(status, HTTPStatus(status).phrase.replace(" ", "") + "Error")
+    kind = kind or _TYPES.get(status, HTTPStatus(status).phrase.replace(" ", "") + "Error")
     error = {"error": {"message": message, "type": kind, "param": param, "code": status}}
     return {"type": "error", **error} if _is_anthropic(path) else error
 
 
-def response(status: int, message: str, param: str | None = None, path: str = "") -> JSONResponse:
+def response(
+    status: int, message: str, param: str | None = None, path: str = "", kind: str | None = None
+) -> JSONResponse:
     """The error as a response; a refusal for load tells the client when to come back."""
     headers = {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if status in (429, 503):
         headers["Retry-After"] = "1"
-    return JSONResponse(body(status, message, param, path), status, headers)
+    return JSONResponse(body(status, message, param, path, kind), status, headers)
 
 
 def of(error: RequestError, path: str = "") -> JSONResponse:
-    made = response(error.status, str(error), error.param, path)
+    kind = error.kind if isinstance(error, MalformedError) else None
+    made = response(error.status, str(error), error.param, path, kind)
     if isinstance(error, RefusedError) and error.reason in _CLOSING:
         made.headers["Connection"] = "close"
     return made

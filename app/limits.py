@@ -7,13 +7,25 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from app import sizes
 from app.dialects import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from app.errors import Reason, RefusedError
 
 RISK = frozenset({"/risk", "/v1/risk"})
+TOKENIZE, COUNT_TOKENS = "/tokenize", "/v1/messages/count_tokens"
+RENDERING = frozenset({TOKENIZE, "/detokenize", COUNT_TOKENS})  # they generate nothing, and yet are work
 
 # By route: the field that holds the conversation, and those that say how long an answer may get.
-_TURNS = {CHAT: "messages", RESPONSES: "input", MESSAGES: "messages"}
+_TURNS = {
+    CHAT: "messages",
+    RESPONSES: "input",
+    MESSAGES: "messages",
+    TOKENIZE: "messages",
+    COUNT_TOKENS: "messages",
+}
+# What is read with a conversation, and what a grammar is made of.
+_BESIDE = ("system", "documents")
+_GRAMMARS = ("structured_outputs", "response_format", "text", "output_config", "tools")
 _LENGTHS = {
     CHAT: ("max_completion_tokens", "max_tokens"),
     COMPLETIONS: ("max_tokens",),
@@ -30,20 +42,24 @@ class Limits:
     """The operator's numbers. What has the wrong type is left to the route, which says so better."""
 
     max_messages: int
+    max_parts: int
+    max_tools: int
+    max_grammar: int
     max_tokens: int
     max_choices: int
     max_risk_items: int
 
     def check(self, path: str, body: Any) -> None:
         """Raises RequestError naming the field of a body that asks for too much."""
-        if path in RISK and isinstance(body, list) and len(body) > self.max_risk_items:
-            raise _too_much(None, f"{len(body)} items, more than the {self.max_risk_items} allowed in one request", 413)
+        if path in RISK:
+            self._check_items(body if isinstance(body, list) else [body])
         if not isinstance(body, dict):
             return
         conversation = _TURNS.get(path)
         turns = body.get(conversation) if conversation else None
-        if isinstance(turns, list) and len(turns) > self.max_messages:
-            raise _too_much(conversation, f"{len(turns)} messages, more than the {self.max_messages} allowed")
+        if isinstance(turns, list):
+            self._check_messages(conversation, turns, {field: body.get(field) for field in _BESIDE})
+        self._check_grammars(body)
         for field in _LENGTHS.get(path, ()):
             asked = _integer(body.get(field))
             if asked is not None and asked > self.max_tokens:
@@ -56,10 +72,45 @@ class Limits:
                 "prompt" if each == 1 else field, f"{answers}: more than the {self.max_choices} answers allowed at once"
             )
 
+    def _check_items(self, items: list[Any]) -> None:
+        if len(items) > self.max_risk_items:
+            raise _too_much(
+                None, f"{len(items)} items, more than the {self.max_risk_items} allowed in one request", 413
+            )
+        chats = [
+            item["messages"] for item in items if isinstance(item, dict) and isinstance(item.get("messages"), list)
+        ]
+        self._check_messages("messages", [message for chat in chats for message in chat], {})
+
+    def _check_messages(self, field: str | None, messages: list[Any], beside: dict[str, Any]) -> None:
+        """``beside``: what is read with the messages, and may be long only where it is a list."""
+        if len(messages) > self.max_messages:
+            raise _too_much(field, f"{len(messages)} messages, more than the {self.max_messages} allowed")
+        if sizes.parts([beside, *messages], self.max_parts) > self.max_parts:
+            raise _too_much(
+                field, f"the messages have more parts than the {self.max_parts} allowed; give text as one string"
+            )
+
+    def _check_grammars(self, body: dict[str, Any]) -> None:
+        tools = body.get("tools")
+        if isinstance(tools, list) and len(tools) > self.max_tools:
+            raise _too_much("tools", f"{len(tools)} tools, more than the {self.max_tools} allowed")
+        left = self.max_grammar
+        for field in _GRAMMARS:
+            given = body.get(field)
+            if isinstance(given, dict | list):
+                left -= sizes.grammar(given, left)
+            if left < 0:
+                raise _too_much(
+                    field,
+                    f"schemas, choices and patterns are larger than the {self.max_grammar} allowed "
+                    "(values, each character of a pattern for 2, 16 of other text for 1)",
+                )
+
 
 def answers(path: str, body: Any) -> int:
     """How many answers the engine will work on for this body; at least one."""
-    if isinstance(body, list):
+    if path in RISK and isinstance(body, list):
         return max(1, len(body))
     return _choices(path, body)[1] * _prompts(path, body) if isinstance(body, dict) else 1
 

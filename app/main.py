@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import resource
@@ -23,7 +24,7 @@ from app import errors, health, info, keys, risk, schema, serving, vetting
 from app.admission import Admission
 from app.door import Door
 from app.guarding import GUARDED, GuardMiddleware
-from app.limits import RISK, Limits
+from app.limits import RENDERING, RISK, Limits
 from app.metrics import DoorMetrics, Metrics
 from app.options import Defaults, resolve
 from app.routes import close_unguarded
@@ -100,10 +101,11 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         metrics = Metrics(bundle, plan.name)
         metrics.slots.set_function(lambda: engine.pool.in_use)
         metrics.all_slots.set(engine.pool.size)
-        speller = Speller(engine.get_tokenizer(), chat_template(plan.args))
-        writer = Writer(bundle, speller.spell)
+        tokenizer, template = engine.get_tokenizer(), chat_template(plan.args)
+        writer = Writer(bundle, Speller(tokenizer).spell)
         limits = (settings.max_risk_items, settings.risk_seconds)
-        scorer = risk.RiskScorer(engine, plan.name, plan.defaults, speller, writer, metrics, *limits)
+        reader = Speller(copy.deepcopy(tokenizer), template)  # works in a thread of its own
+        scorer = risk.RiskScorer(engine, plan.name, plan.defaults, reader, writer, metrics, *limits)
         app.include_router(risk.router(scorer))
         app.include_router(info.router(bundle, _effective(plan, engine, closed)))
         app.include_router(health.router(admission, lambda: engine.errored))
@@ -182,13 +184,16 @@ def _door(app: ASGIApp, settings: Settings, admission: Admission) -> Door:
         keys=settings.api_keys,
         limits=Limits(
             settings.max_messages,
+            settings.max_parts,
+            settings.max_tools,
+            settings.max_grammar,
             settings.max_tokens,
             min(settings.max_choices, capacity),
             min(settings.max_risk_items, capacity),
         ),
         admission=admission,
         metrics=DoorMetrics(admission),
-        generating=GUARDED | RISK,
+        working=GUARDED | RISK | RENDERING,
         max_body_bytes=settings.max_body_bytes,
         body_seconds=settings.body_seconds,
     )

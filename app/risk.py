@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -90,6 +92,16 @@ class RiskScorer:
         self._engine, self._model, self._defaults = engine, model, defaults
         self._speller, self._writer, self._metrics = speller, writer, metrics
         self.max_items, self._seconds = max_items, seconds
+        # One thread: a tokenizer may be lent to no other while it works, and texts take their turns.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hguard-risk")
+
+    async def prepared(self, items: Sequence[RiskItem], single: bool) -> list[Prepared]:
+        """All of them, or RequestError for the first that is wrong; rendered and tokenized off the event loop."""
+        loop = asyncio.get_running_loop()
+        made = []
+        for index, item in enumerate(items):  # one at a time: who comes later waits for an item, not for a list
+            made.append(await loop.run_in_executor(self._thread, _located, self, item, None if single else index))
+        return made
 
     def prepare(self, item: RiskItem) -> Prepared:
         """Check one item and turn it into tokens. Raises RequestError naming the field."""
@@ -156,7 +168,7 @@ def router(scorer: RiskScorer) -> APIRouter:
         try:
             items, single = _parse(await body.read(request.receive), scorer.max_items)
             # All are checked before the engine sees the first.
-            work = [_located(scorer, item, None if single else i) for i, item in enumerate(items)]
+            work = await scorer.prepared(items, single)
             scored = await asyncio.gather(*(scorer.score(one, i) for i, one in enumerate(work)))
         except RequestError as error:
             return errors.of(error)

@@ -119,6 +119,23 @@ class Settings(BaseSettings):
             description="most messages of one request: each is rendered here, and 2048 are a very long session",
         ),
     ] = 2048
+    max_parts: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="most parts of a request's messages, tool calls and what they hold among them: 4096 are two a "
+            "message, and take a tenth of a second to read",
+        ),
+    ] = 4096
+    max_tools: Annotated[int, Field(ge=1, description="most tools of one request: 128, as OpenAI's API has it")] = 128
+    max_grammar: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="largest schemas, choices and patterns of one request, in values (a character of a pattern "
+            "counts for 2, 16 of other text for 1): 4096 compile in a second or two, beside other callers' answers",
+        ),
+    ] = 4096
     max_tokens: Annotated[
         int,
         Field(

@@ -176,4 +176,6 @@ def risks_so_far(answer: Answer, ring: ScoreRing, readout: Readout, known: list[
         known.extend([None] * (count - first))
     elif first < count:
         part = answer.signals(ring, first - answer.offset, count - answer.offset)
+        if answer.verdict is not None and count == len(answer.token_ids):
+            part.neurons[-1] = np.nan  # the last one's, as in a verdict
         known.extend(readout.token_risks(part))

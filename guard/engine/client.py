@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
+import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from functools import cached_property
 from http import HTTPStatus
 from typing import Any
 
@@ -23,6 +26,7 @@ from guard.engine.answer import Answer, refused, unscored, verdict_on
 from guard.engine.call import GuardCall, Unscored, Verdict, current_call, use_call
 from guard.engine.course import Course
 from guard.engine.outputs import with_completions
+from guard.engine.reading import Room, pieces, rows_of_step
 from guard.engine.ring import ScoreRing, Slot, SlotPool
 from guard.engine.thinking import Thinker
 from guard.engine.turn import Turns
@@ -35,6 +39,7 @@ from guard.probe.readout import Signals
 
 # Given text is scored or refused: there is no answer that could pass unscored.
 _CLOSED = Policy(Mode.ABSTAIN, 1.0)
+_NAME = 64  # characters of a caller's id
 
 
 def one_pass(packed: dict[str, Any]) -> SamplingParams:
@@ -71,6 +76,7 @@ class GuardedEngine:
         self.pool = SlotPool(ring.slots)
         self.default_policy = default
         self._longest = longest
+        self._started = itertools.count()
         bare = engine.model_config.skip_tokenizer_init
         self._blank_token = 0 if bare else int(engine.get_tokenizer().eos_token_id or 0)
         self._ends = _ends_of(engine.model_config)
@@ -86,6 +92,14 @@ class GuardedEngine:
         if policy.mode is not Mode.OFF:
             self.pool.release(self._claim(n, policy), finished=True)
         self._engine.check_admission(n, request_id)
+
+    @cached_property
+    def _at_once(self) -> tuple[int, int | None]:
+        return rows_of_step(self._engine.vllm_config)
+
+    @cached_property
+    def _room(self) -> Room:
+        return Room(self._at_once[0])
 
     def _policy(self) -> Policy:
         call = current_call()
@@ -131,16 +145,16 @@ class GuardedEngine:
         whole: dict[int, Any] = {}  # FINAL_ONLY: completions of all tries
         output = None
         seats = list(range(params.n))
-        tries = [(request_id, policy.damp)]
+        tries = [policy.damp]
         if policy.withholds and policy.retry is not None:
-            tries.append((f"{request_id}-again", policy.retry))
-        for number, (name, damp) in enumerate(tries):
+            tries.append(policy.retry)
+        for number, damp in enumerate(tries):
             last = number == len(tries) - 1
             first_tries = {first + index: call.verdicts.pop(first + index) for index in seats if number}
             # No await since the slots of the first try were given back: the second always finds as many.
             slots = self._claim(len(seats), policy) if policy.mode is not Mode.OFF else []
             course = self._course(call, [first + index for index in seats], slots, params, kwargs, spare=not last)
-            async with aclosing(self._run(course, call, prompt, params, slots, damp, name, kwargs)) as outputs:
+            async with aclosing(self._run(course, call, prompt, params, slots, damp, request_id, kwargs)) as outputs:
                 async for output in outputs:
                     _remember(call, first_tries)
                     for completion in output.outputs:
@@ -199,7 +213,7 @@ class GuardedEngine:
         kwargs: dict[str, Any],
     ) -> AsyncGenerator[Any, None]:
         """One engine request for the answers of ``course``: what may leave, as it may."""
-        finished = False
+        finished, name = False, self._name(request_id)
         try:
             params = params.clone()
             params.n = len(course.answers)
@@ -214,15 +228,16 @@ class GuardedEngine:
             if call.policy.withholds and params.output_kind is RequestOutputKind.FINAL_ONLY:
                 params.output_kind = RequestOutputKind.CUMULATIVE  # to end it midway, its windows must be seen
             cumulative = params.output_kind is not RequestOutputKind.DELTA
-            inner = self._engine.generate(self._salted(prompt, damp), params, request_id, **kwargs)
+            inner = self._engine.generate(self._salted(prompt, damp), params, name, **kwargs)
             try:
                 async for output in inner:
                     began = time.perf_counter()
+                    output.request_id = request_id
                     finished = output.finished
                     released = course.feed(output, cumulative)
                     call.overhead_seconds += time.perf_counter() - began
                     if course.cut and not course.done:
-                        await self._end(request_id, course.cut)
+                        await self._end(name, course.cut)
                     for part in released:
                         yield part
                     if course.done and not finished:
@@ -245,10 +260,17 @@ class GuardedEngine:
             answer.given = len(ids) - start
         return start - 1 if 0 < start < len(ids) else None
 
-    async def _end(self, request_id: str, answers: Sequence[Answer]) -> None:
-        """End some of a request's sequences, which vLLM names ``{i}_{request id}``, and leave the others alone."""
-        names = self._engine.output_processor.external_req_ids.get(request_id, ())
-        ended = [name for name in names if int(name.split("_", 1)[0]) in {answer.seat for answer in answers}]
+    def _name(self, request_id: str) -> str:
+        """A name of its own for an engine request: callers choose ids, and may choose one twice (``X-Request-Id``).
+
+        It begins with theirs, for logs and traces; each step's outputs carry it, so not with more than a little of it.
+        """
+        return f"{request_id[:_NAME]}-{next(self._started)}"
+
+    async def _end(self, name: str, answers: Sequence[Answer]) -> None:
+        """End some of a request's sequences, which vLLM names ``{i}_{name}``, and leave the others alone."""
+        names = self._engine.output_processor.external_req_ids.get(name, ())
+        ended = [one for one in names if int(one.split("_", 1)[0]) in {answer.seat for answer in answers}]
         await self._engine.abort(ended, internal=True)
 
     async def _preempted(
@@ -262,7 +284,8 @@ class GuardedEngine:
         done = False
         try:
             looking = preempt.parameters(slots[0], policy.damp, params)
-            inner = self._engine.generate(self._salted(prompt, policy.damp), looking, f"{request_id}-ahead", **kwargs)
+            salted = self._salted(prompt, policy.damp)
+            inner = self._engine.generate(salted, looking, self._name(request_id), **kwargs)
             try:
                 async for output in inner:
                     done = output.finished
@@ -295,15 +318,25 @@ class GuardedEngine:
     ) -> Signals:
         """Measure given text: one forward pass over prompt and response, nothing is generated.
 
-        The prefix cache is not read (cached positions have no activations); what is written to it is plain, or salted.
+        Of the prefix cache no position is read that is measured (cached ones have no activations); what is written to
+        it is plain, or salted. A long text goes through in pieces, which find each other there and nothing else.
         """
         slots = self._claim(1, _CLOSED)
         done = False
         try:
-            params = one_pass(seat.pack(slots, damp, len(prompt_ids) - 1, self.readout.uses_draws))
-            prompt = self._salted({"type": "token", "prompt_token_ids": [*prompt_ids, *response_ids]}, damp)
-            async for output in self._engine.generate(prompt, params, request_id):
-                done = output.finished
+            ids, own = [*prompt_ids, *response_ids], secrets.token_hex(16)
+            parts = list(pieces(len(prompt_ids) - 1, len(ids), *self._at_once))
+            for first, end in parts:
+                params = one_pass(seat.pack(slots, damp, first, self.readout.uses_draws))
+                prompt: dict[str, Any] = {"type": "token", "prompt_token_ids": ids[:end]}
+                if len(parts) > 1:
+                    params.skip_reading_prefix_cache, prompt["cache_salt"] = False, own
+                async with self._room.of(end - first):
+                    done = False
+                    async for output in self._engine.generate(
+                        self._salted(prompt, damp), params, self._name(request_id)
+                    ):
+                        done = output.finished
             answer = Answer(0, slots[0], prompt_length=len(prompt_ids), token_ids=list(response_ids))
             return answer.signals(self.ring, 0, len(response_ids))
         finally:

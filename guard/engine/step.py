@@ -10,11 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from guard.engine.measure import log_probability, statistics
+from guard.engine.reading import rows_of_call
 from guard.engine.ring import ScoreRing
 from guard.engine.seat import Seat
-
-# Given text: logits held at once, 32 MiB of them in float32, but never fewer rows than keep a matmul busy.
-_LOGITS, _LEAST_ROWS = 1 << 23, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +180,7 @@ def measure_given(
     not sample.
     """
     measured = []
-    step = max(_LEAST_ROWS, _LOGITS // vocabulary)
+    step = rows_of_call(vocabulary)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         index = torch.from_numpy(rows.row[part]).to(hidden.device, non_blocking=True)

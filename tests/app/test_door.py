@@ -45,10 +45,18 @@ class House:
         self.gate.set()
         self.options: dict[str, Any] = {
             "keys": Keys.parse(keys),
-            "limits": Limits(max_messages=4, max_tokens=100, max_choices=4, max_risk_items=3),
+            "limits": Limits(
+                max_messages=4,
+                max_parts=6,
+                max_tools=2,
+                max_grammar=40,
+                max_tokens=100,
+                max_choices=4,
+                max_risk_items=3,
+            ),
             "admission": self.admission,
             "metrics": DoorMetrics(self.admission, self.registry),
-            "generating": GENERATING,
+            "working": GENERATING,
             "max_body_bytes": 1000,
             "body_seconds": seconds,
         }
@@ -368,6 +376,25 @@ async def test_the_body_arrives_as_it_was_and_then_the_disconnect() -> None:
         {"type": "http.disconnect"},
     ]
     assert house.empty
+
+
+@pytest.mark.parametrize("method", ["DELETE", "PUT", "PATCH", "TRACE", "SEARCH", "GET", "HEAD", "OPTIONS"])
+async def test_no_other_method_s_body_is_read(method: str) -> None:
+    """Nor does it take a place: the house is full."""
+    house, sent = House(requests=1), []
+
+    async def receive() -> Message:
+        raise AssertionError("the body was asked for")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "path": CHAT, "headers": [], "query_string": b"", "state": {}}
+    with house.admission.admit(None):
+        await house.app(scope, receive, send)
+    assert sent[0]["status"] == 405
+    assert dict(sent[0]["headers"])[b"allow"] == b"POST"
+    assert house.seen == []
 
 
 async def test_a_caller_who_hangs_up_while_sending() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -12,9 +13,13 @@ from app.dialects import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from app.limits import RISK, Limits, answers
 from guard.errors import RequestError
 
-LIMITS = Limits(max_messages=3, max_tokens=100, max_choices=4, max_risk_items=2)
+LIMITS = Limits(
+    max_messages=3, max_parts=6, max_tools=2, max_grammar=40, max_tokens=100, max_choices=4, max_risk_items=2
+)
 PATHS = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, *sorted(RISK), "/tokenize")
 HELLO = {"role": "user", "content": "Hello"}
+TEXT = {"type": "text", "text": "Hello"}
+SCHEMA = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(20)}}
 
 
 @pytest.mark.parametrize(
@@ -29,12 +34,18 @@ HELLO = {"role": "user", "content": "Hello"}
         (COMPLETIONS, {"prompt": [[1, 2], [3, 4, 5, 6, 7]], "n": 2}),
         (COMPLETIONS, {"prompt": []}),
         (COMPLETIONS, {"": [0] * 9}),
+        (CHAT, {"messages": [{"content": [TEXT] * 2}] * 3, "tools": [{}, {}]}),
+        (CHAT, {"messages": [HELLO], "tools": "none", "structured_outputs": "none", "documents": "none"}),
+        (CHAT, {"structured_outputs": {"choice": ["a"] * 38}}),
+        (CHAT, {"response_format": {"type": "json_object"}, "text": "x" * 999}),
         (RESPONSES, {"input": [HELLO] * 3, "max_output_tokens": 100}),
         (RESPONSES, {"input": "a" * 999}),
         (MESSAGES, {"messages": [HELLO] * 3, "max_tokens": 100}),
         ("/risk", [{}, {}]),
-        ("/risk", {"messages": [HELLO] * 9}),
-        ("/tokenize", {"messages": [HELLO] * 9, "n": 99}),
+        ("/risk", {"messages": [HELLO] * 3}),
+        ("/risk", [{"messages": [HELLO]}, {"messages": "none"}]),
+        ("/tokenize", {"messages": [HELLO] * 3, "n": 99}),
+        ("/detokenize", {"tokens": [1] * 999}),
     ],
 )
 def test_within_bounds(path: str, body: Any) -> None:
@@ -52,6 +63,26 @@ def test_within_bounds(path: str, body: Any) -> None:
         (CHAT, {"n": 5.0}, "n", 400),
         (CHAT, {"max_tokens": " 101 "}, "max_tokens", 400),
         (CHAT, {"max_tokens": 10**30}, "max_tokens", 400),
+        (CHAT, {"messages": [{"content": [TEXT] * 3}, {"content": ["a"] * 4}]}, "messages", 400),
+        (CHAT, {"messages": [HELLO], "documents": [{"text": ""}] * 7}, "messages", 400),
+        (CHAT, {"messages": [HELLO, {"tool_calls": [{"function": {}}] * 4}]}, "messages", 400),
+        (MESSAGES, {"messages": [{"content": [{"content": [TEXT] * 6}]}]}, "messages", 400),
+        (MESSAGES, {"messages": [HELLO], "system": [TEXT] * 7}, "messages", 400),
+        (RESPONSES, {"input": [{"type": "function_call_output", "output": [TEXT] * 7}]}, "input", 400),
+        (CHAT, {"tools": [{}] * 3}, "tools", 400),
+        (RESPONSES, {"tools": [{}] * 3}, "tools", 400),
+        (MESSAGES, {"tools": [{}] * 3}, "tools", 400),
+        (CHAT, {"tools": [{"function": {"parameters": SCHEMA}}]}, "tools", 400),
+        (MESSAGES, {"tools": [{"input_schema": SCHEMA}]}, "tools", 400),
+        (CHAT, {"structured_outputs": {"json": SCHEMA}}, "structured_outputs", 400),
+        (COMPLETIONS, {"structured_outputs": {"json": json.dumps(SCHEMA)}}, "structured_outputs", 400),
+        (COMPLETIONS, {"structured_outputs": {"choice": ["a"] * 39}}, "structured_outputs", 400),
+        (CHAT, {"structured_outputs": {"regex": "(a|b)*" * 9}}, "structured_outputs", 400),
+        (CHAT, {"structured_outputs": {"grammar": "root ::= " + "a" * 99}}, "structured_outputs", 400),
+        (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}}, "response_format", 400),
+        (RESPONSES, {"text": {"format": {"type": "json_schema", "schema": SCHEMA}}}, "text", 400),
+        (MESSAGES, {"output_config": {"format": {"schema": SCHEMA}}}, "output_config", 400),
+        (CHAT, {"structured_outputs": {"choice": ["a"] * 30}, "tools": [{"a": [0] * 9}]}, "tools", 400),
         (COMPLETIONS, {"max_tokens": 101}, "max_tokens", 400),
         (COMPLETIONS, {"prompt": ["a"] * 5}, "prompt", 400),
         (COMPLETIONS, {"prompt": ["a", "b", "c"], "n": 2}, "n", 400),
@@ -61,6 +92,13 @@ def test_within_bounds(path: str, body: Any) -> None:
         (RESPONSES, {"max_output_tokens": 101}, "max_output_tokens", 400),
         (MESSAGES, {"messages": [HELLO] * 4}, "messages", 400),
         (MESSAGES, {"max_tokens": 101}, "max_tokens", 400),
+        ("/tokenize", {"messages": [HELLO] * 4}, "messages", 400),
+        ("/tokenize", {"messages": [HELLO], "tools": [{}] * 3}, "tools", 400),
+        ("/v1/messages/count_tokens", {"messages": [HELLO] * 4}, "messages", 400),
+        ("/v1/messages/count_tokens", {"messages": [HELLO], "system": [TEXT] * 7}, "messages", 400),
+        ("/risk", {"messages": [HELLO] * 4}, "messages", 400),
+        ("/risk", [{"messages": [HELLO] * 2}] * 2, "messages", 400),
+        ("/v1/risk", {"messages": [{"content": [TEXT] * 7}]}, "messages", 400),
         ("/risk", [{}] * 3, None, 413),
         ("/v1/risk", [{}] * 3, None, 413),
     ],
@@ -89,6 +127,8 @@ def test_beyond(path: str, body: Any, param: str | None, status: int) -> None:
         ("/risk", [{}, {}], 2),
         ("/risk", [], 1),
         (CHAT, None, 1),
+        (CHAT, [{}] * 9, 1),
+        ("/tokenize", [{}] * 9, 1),
     ],
 )
 def test_answers(path: str, body: Any, count: int) -> None:
@@ -97,7 +137,21 @@ def test_answers(path: str, body: Any, count: int) -> None:
 
 SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 ANY_JSON = st.recursive(SCALAR, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
-FIELDS = ("n", "best_of", "prompt", "messages", "input", "max_tokens", "max_completion_tokens", "max_output_tokens")
+FIELDS = (
+    "tools",
+    "system",
+    "documents",
+    "structured_outputs",
+    "response_format",
+    "n",
+    "best_of",
+    "prompt",
+    "messages",
+    "input",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+)
 
 
 @settings(deadline=None)

@@ -12,7 +12,8 @@ import pytest_asyncio
 from starlette.requests import Request
 
 from app import vetting
-from tests.scripted.server import scripted_app
+from guard.engine.vllm_api import make_arg_parser
+from tests.scripted.server import forget_metrics, scripted_app
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -76,9 +77,49 @@ async def test_no_such_route(http: httpx.AsyncClient, path: str, status: int) ->
     assert ("allow" in response.headers) is (status == 405)
 
 
+@pytest.fixture(scope="module")
+def plain() -> httpx.AsyncClient:
+    """vLLM's own routes; what is malformed needs no engine."""
+    from vllm.entrypoints.openai.api_server import build_app
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    forget_metrics()
+    app = build_app(make_arg_parser(FlexibleArgumentParser()).parse_args([]), ("generate",))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://plain")
+
+
+@pytest.mark.parametrize("path", [*GOOD, "/tokenize", "/detokenize", "/v1/messages/count_tokens"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b'{"messages": [}', b'{"a": 1} x', b"[1]", b'"x"', b"null", "{é".encode(), b'{"a": "\n"}']
+)
+async def test_malformed_bodies_are_as_vllm_says(
+    http: httpx.AsyncClient, plain: httpx.AsyncClient, path: str, content: bytes
+) -> None:
+    replies = [await client.post(path, content=content, headers=JSON) for client in (plain, http)]
+    assert [reply.status_code for reply in replies] == [400, 400]
+    vllm, ours = (reply.json()["error"] for reply in replies)
+    assert [ours[field] for field in ("type", "param", "code")] == [vllm[field] for field in ("type", "param", "code")]
+
+
+@pytest.mark.parametrize("content", [b"[" * 50_000, b'{"n": 1' + b"0" * 5000 + b"}", b"\xff\xfe{"])
+async def test_what_is_no_json_at_any_position(http: httpx.AsyncClient, content: bytes) -> None:
+    error = (await http.post(CHAT, content=content, headers=JSON)).json()["error"]
+    assert (error["type"], error["param"], error["code"]) == ("Bad Request", "body", 400)
+
+
+@pytest.mark.parametrize("path", [*GOOD, "/risk", "/tokenize"])
+@pytest.mark.parametrize("method", ["DELETE", "PUT", "PATCH", "TRACE", "PROPFIND", "GET"])
+async def test_other_methods_are_not_allowed(http: httpx.AsyncClient, method: str, path: str) -> None:
+    for content in (b"", b"{", json.dumps(GOOD[CHAT]).encode()):
+        response = await http.request(method, path, content=content, headers=JSON)
+        assert (response.status_code, response.headers["allow"]) == (405, "POST")
+        assert response.json()["error"]["code"] == 405
+
+
 async def test_a_body_that_is_no_text(http: httpx.AsyncClient) -> None:
     response = await http.post("/tokenize", content=b"\xff\xfe{", headers=JSON)
-    assert (response.status_code, response.json()["error"]["type"]) == (400, "BadRequestError")
+    assert (response.status_code, response.json()["error"]["type"]) == (400, "Bad Request")
 
 
 async def test_our_own_faults_stay_errors_of_the_server() -> None:

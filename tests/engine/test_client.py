@@ -33,6 +33,8 @@ class ScriptedEngine:
         self.aborted = 0
         self.drawn = 0  # tokens
         self.ended: list[str] = []
+        self.ahead = False  # whether the last token was fed back before the engine noticed that it is the last
+        self.reasons: tuple[str, str | int | None] = ("length", None)
         self.score: Callable[[int, int, float], float] = lambda at, seat, damp: at
         self.output_processor = SimpleNamespace(external_req_ids={})
 
@@ -65,8 +67,11 @@ class ScriptedEngine:
                 if k:
                     self._activate(slots, at - 1)
                 finished = k == len(words) - 1
+                if finished and self.ahead:
+                    self._activate(slots, at)
+                finish, stop = self.reasons if finished else (None, None)
                 outputs = [
-                    CompletionOutput(i, word, [10 + k], None, None, finish_reason="length" if finished else None)
+                    CompletionOutput(i, word, [10 + k], None, None, finish_reason=finish, stop_reason=stop)
                     for i in range(params.n)
                 ]
                 yield RequestOutput(request_id, None, PROMPT, None, outputs, finished)
@@ -291,10 +296,27 @@ async def test_the_engine_stops_when_an_answer_is_decided(engine: GuardedEngine)
     assert engine.pool.in_use == 0
 
 
+@pytest.mark.parametrize("reasons", [("length", None), ("stop", "by"), ("stop", 13), ("stop", None)])
+async def test_the_last_token_s_own_score_is_left_out_whatever_the_schedule(
+    engine: GuardedEngine, reasons: tuple[str, Any]
+) -> None:
+    """With asynchronous scheduling it may exist: the engine begins a step before it knows of the stop."""
+    engine._engine.reasons = reasons
+    said = []
+    for ahead in (False, True):
+        engine._engine.ahead = ahead
+        _, call = await texts(engine, Policy(Mode.SCORE, 0.5, token_risk_in_stream=True))
+        signals = call.verdicts[0].signals
+        assert signals is not None
+        assert np.isnan(signals.neurons[-1]) == (reasons != ("stop", None)), "before the end of the sequence it exists"
+        said.append((call.verdicts[0].risk, call.verdicts[0].token_risks, call.token_risks[0]))
+    assert said[0] == said[1]
+
+
 async def test_one_of_two_sequences_is_ended_alone(engine: GuardedEngine) -> None:
     engine._engine.score = lambda at, seat, damp: 9.0 if seat == 1 else -9.0
     await texts(engine, Policy(Mode.ABSTAIN, 0.5), n=2, longest=16)
-    assert engine._engine.ended == ["1_r-x"]
+    assert engine._engine.ended == ["1_r-0-x"]
     assert engine._engine.aborted == 0, "the other ran to its end"
 
 

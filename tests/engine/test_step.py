@@ -107,8 +107,8 @@ def test_a_harvest_survives_the_next_step(bundle: Bundle) -> None:
 
 
 def test_given_tokens_are_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guard.engine.step._LOGITS", 16)
-    monkeypatch.setattr("guard.engine.step._LEAST_ROWS", 1)
+    monkeypatch.setattr("guard.engine.reading._LOGITS", 16)
+    monkeypatch.setattr("guard.engine.reading._LEAST_ROWS", 1)
     torch.manual_seed(0)
     hidden, head = torch.randn(7, 5), torch.randn(5, 8)
     pool = SlotPool(1)

@@ -32,7 +32,9 @@ sensible = st.one_of(
     modes.map(str), holds.map(str), units, st.booleans(), st.none(), st.floats(0, 3), st.just("message")
 )
 options = st.dictionaries(st.sampled_from(FIELDS) | texts(max_size=4), sensible | any_json(3), max_size=5)
-LIMITS = Limits(max_messages=3, max_tokens=64, max_choices=4, max_risk_items=2)
+LIMITS = Limits(
+    max_messages=3, max_parts=9, max_tools=2, max_grammar=40, max_tokens=64, max_choices=4, max_risk_items=2
+)
 PATHS = st.sampled_from([*DIALECTS, *RISK])
 
 

@@ -1,0 +1,76 @@
+"""Given text goes to the engine in pieces, so many rows at a time over all callers.
+
+Each of its tokens takes a row of logits, where a prompt takes one in all: on a large vocabulary a long text would be
+hundreds of products with the output matrix inside one step, for which every answer waits. A piece finds what stands
+before it in the prefix cache. Written against vLLM 0.32 (``v1/core/kv_cache_manager.py``; the same in 0.26).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+# Logits held at once, 32 MiB of them in float32, but never fewer rows than keep a matmul busy.
+_LOGITS, _LEAST_ROWS = 1 << 23, 16
+_CALLS = 4  # of ``compute_logits`` for given rows in one step
+
+
+def rows_of_call(vocabulary: int) -> int:
+    """How many rows of logits are computed at once."""
+    return max(_LEAST_ROWS, _LOGITS // vocabulary)
+
+
+def rows_of_step(vllm_config: Any) -> tuple[int, int | None]:
+    """(given rows that the engine may have at once, block of the prefix cache); None where there is no such cache,
+    or one that leaves no row of it out, and so no text in pieces."""
+    cache = vllm_config.cache_config
+    block = cache.block_size if cache.enable_prefix_caching and cache.block_size > 1 else None
+    return _CALLS * rows_of_call(vllm_config.model_config.get_vocab_size()), block
+
+
+def pieces(first: int, length: int, most: int, block: int | None) -> Iterator[tuple[int, int]]:
+    """(first row, end of its tokens) of each piece of a text of ``length`` tokens whose rows count from ``first`` on.
+
+    A piece ends one token into a block: what is cached of it then ends where the next one begins, whose rows must all
+    be computed. That row is read twice, first without the token after it.
+    """
+    while block is not None and length - first > max(most, block):
+        end = max((first + most) // block, first // block + 1) * block + 1
+        if end >= length:
+            break
+        yield first, end
+        first = end - 1
+    yield first, length
+
+
+class Room:
+    """For so many rows; who comes later waits until all before him are in. For one event loop."""
+
+    def __init__(self, rows: int) -> None:
+        self._all = self._free = rows
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def of(self, rows: int) -> AsyncIterator[None]:
+        """Room for ``rows``; all of it for more than there is."""
+        rows = min(rows, self._all)
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((rows, turn))
+        self._admit()
+        try:
+            await turn
+            yield
+        finally:
+            if turn.done() and not turn.cancelled():
+                self._free += rows
+            self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and (self._waiting[0][1].cancelled() or self._waiting[0][0] <= self._free):
+            rows, turn = self._waiting.popleft()
+            if not turn.cancelled():
+                self._free -= rows
+                turn.set_result(None)
