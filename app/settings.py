@@ -90,9 +90,9 @@ class Settings(BaseSettings):
         BEYOND
     )
     compile: Annotated[bool, Field(description="compile the model on CPU: slower start, faster answers")] = False
-    relaxed: Annotated[bool, Field(description="tolerate a chat template or dtype that the probe was not fit on")] = (
-        False
-    )
+    relaxed: Annotated[
+        bool, Field(description="tolerate a chat template, dtype or cache that the probe was not fit on")
+    ] = False
     api_keys: Annotated[
         Keys,
         Field(

@@ -16,7 +16,7 @@ from app.door import PUBLIC
 from app.options import Options
 from app.routes import ALLOWED
 from app.settings import Settings
-from guard.engine import support
+from guard.engine import overrides, support
 from guard.probe.bundle import FILES, LARGEST
 from tests.documents import DOCUMENTS, ROOT, anchors_of, links_of, prose_of
 
@@ -166,6 +166,8 @@ def test_security_names_what_is_refused() -> None:
     text = (ROOT / "docs/security.md").read_text()
     (row,) = (line for line in text.splitlines() if line.startswith("| options of vLLM"))
     assert set(re.findall(r"`(--[\w-]+)`", row)) == {option for option, _, _ in support._REFUSED}
+    (row,) = (line for line in text.splitlines() if line.startswith("| what would serve something else"))
+    assert set(re.findall(r"`(--[\w-]+)`", row.partition(" | ")[0])) == {one.option for one in overrides.REFUSED}
     source = (ROOT / "guard/engine/support.py").read_text()
     variables = set(re.findall(r'environment\.get\("(\w+)"', source))
     assert [name for name in sorted(variables) if f"`{name}`" not in text] == []
