@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
+import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -71,6 +73,7 @@ class GuardedEngine:
         self.pool = SlotPool(ring.slots)
         self.default_policy = default
         self._longest = longest
+        self._secret = secrets.token_bytes(32)  # no caller can name the prefixes of dampened requests
         bare = engine.model_config.skip_tokenizer_init
         self._blank_token = 0 if bare else int(engine.get_tokenizer().eos_token_id or 0)
         self._ends = _ends_of(engine.model_config)
@@ -281,14 +284,17 @@ class GuardedEngine:
         return ahead
 
     def _salted(self, prompt: Any, damp: float) -> Any:
-        """Keep dampened keys and values apart from plain ones in the prefix cache."""
+        """Keep dampened keys and values apart from plain ones in the prefix cache, whatever salt a caller chose.
+
+        A plain request's own salt gets a name space; it stays the same in each process, for caches that several share.
+        """
+        own = (prompt.get("cache_salt") if isinstance(prompt, Mapping) else None) or ""
         if damp == 1:
-            return prompt
-        if not isinstance(prompt, dict):
+            return {**prompt, "cache_salt": f"plain|{own}"} if own else prompt
+        if not isinstance(prompt, Mapping):
             raise TypeError("vLLM's routes pass rendered prompts; a dampened request needs one to salt its cache")
-        own = prompt.get("cache_salt") or ""
-        salt = hashlib.sha256(f"{own}|{self.bundle.card.tensors_sha256}|{damp!r}".encode()).hexdigest()
-        return {**prompt, "cache_salt": salt}
+        of = f"{own}|{self.bundle.card.tensors_sha256}|{damp!r}".encode(errors="surrogatepass")
+        return {**prompt, "cache_salt": f"damp|{hmac.new(self._secret, of, hashlib.sha256).hexdigest()}"}
 
     async def measure(
         self, prompt_ids: Sequence[int], response_ids: Sequence[int], damp: float, request_id: str
