@@ -28,7 +28,7 @@ from guard.engine.outputs import with_completions
 from guard.engine.ring import ScoreRing, Slot, SlotPool
 from guard.engine.thinking import Thinker
 from guard.engine.turn import Turns
-from guard.engine.vetting import require_sendable
+from guard.engine.vetting import require_sendable, require_valid
 from guard.engine.vllm_api import RefusalError
 from guard.errors import RequestError
 from guard.policy import Mode, Policy
@@ -112,6 +112,7 @@ class GuardedEngine:
         Not itself a generator: choice indices are given out in the order of calls, not of first iteration.
         """
         require_sendable(sampling_params, kwargs)
+        require_valid(sampling_params, self._engine)
         call = current_call() or GuardCall(self.default_policy)
         first = call.reserve(sampling_params.n)
         return self._guarded(call, first, prompt, sampling_params, request_id, kwargs)
