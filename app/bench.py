@@ -109,8 +109,9 @@ def _engine(options: argparse.Namespace, extra: list[str], folder: Path) -> tupl
 
     shape = SHAPES[options.shape]
     bundle = write_probe(shape, folder / "probe")
-    own = ["--load-format", "dummy", "--skip-tokenizer-init", *extra]
-    return shape.name, engine_arguments(write_model(shape, folder), shape.name, bundle, options.compiled, own), bundle
+    model = write_model(shape, folder)
+    args = engine_arguments(model, shape.name, bundle, options.compiled, extra, weightless=True)
+    return shape.name, args, bundle
 
 
 def _over_http(options: argparse.Namespace, extra: list[str], load: Options) -> dict[str, Any]:

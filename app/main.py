@@ -67,6 +67,7 @@ def plan(settings: Settings, extra: Sequence[str] = ()) -> Plan:
         highest_threshold=settings.highest_threshold,
         loosest_hold=settings.loosest_hold,
         highest_damp=settings.highest_damp,
+        lowest_damp=settings.lowest_damp,
     )
     own = ["--host", settings.host, "--port", str(settings.port), "--disable-uvicorn-access-log", *extra]
     args = engine_arguments(model, name, bundle, settings.compile, own, settings.relaxed)
@@ -226,6 +227,7 @@ def _effective(plan: Plan, engine: Any, closed: list[str]) -> dict[str, Any]:
             "threshold": plan.defaults.highest_threshold,
             "hold": plan.defaults.loosest_hold,
             "damp": plan.defaults.highest_damp,
+            "lowest_damp": plan.defaults.lowest_damp,
         },
         "settings": plan.settings.model_dump(mode="json", exclude={"model", "probe", "api_keys_file"}),
         "closed_routes": closed,

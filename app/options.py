@@ -58,8 +58,9 @@ class Defaults:
     """The operator's defaults and ceilings, resolved against the bundle once, at start.
 
     foreseen: the threshold of the risk before generation; None where the probe gives none. loosest_mode,
-    highest_threshold, loosest_hold, highest_damp: how far a caller may go below the defaults; stricter is always
-    allowed. Neurons that are made stronger move answers and their scores away from what the probe was calibrated on.
+    highest_threshold, loosest_hold, highest_damp, lowest_damp: how far a caller may go below the defaults; stricter is
+    always allowed. Neurons that are scaled, up or down, move answers and their scores away from what the probe was
+    calibrated on.
     """
 
     mode: Mode
@@ -73,6 +74,7 @@ class Defaults:
     highest_threshold: float = 1.0
     loosest_hold: Hold = Hold.NONE
     highest_damp: float = STRONGEST
+    lowest_damp: float = 0.0
 
     @property
     def policy(self) -> Policy:
@@ -85,6 +87,11 @@ class Defaults:
             hold=self.hold,
             fail=self.fail,
         )
+
+    @property
+    def must_look(self) -> bool:
+        """Whether answers that are withheld are foreseen, whatever a caller asks."""
+        return self.preempt and self.loosest_mode is Mode.ABSTAIN
 
     def at_threshold(self, bundle: Bundle, threshold: float | None, target_fpr: float) -> Defaults:
         """With the thresholds that these make for ``bundle``."""
@@ -107,6 +114,9 @@ def parse(raw: Any, defaults: Defaults, bundle: Bundle, token_risk_in_stream: bo
     _require_possible(options, mode, bundle)
     _require_allowed(options, mode, asked.threshold, defaults)
     wanted = defaults.preempt if options.preempt is None else options.preempt
+    foreseen = asked.foreseen
+    if defaults.must_look and foreseen is not None and defaults.foreseen is not None:
+        foreseen = min(foreseen, defaults.foreseen)  # a threshold for answers must not loosen the look at the prompt
     return Policy(
         mode,
         asked.threshold,
@@ -114,7 +124,7 @@ def parse(raw: Any, defaults: Defaults, bundle: Bundle, token_risk_in_stream: bo
         tokens=options.tokens,
         fallback=options.fallback or defaults.fallback,
         token_risk_in_stream=token_risk_in_stream,
-        preempt=asked.foreseen if wanted and mode is Mode.ABSTAIN else None,
+        preempt=foreseen if wanted and mode is Mode.ABSTAIN else None,
         hold=options.hold or defaults.hold,
         retry=options.retry,
         fail=defaults.fail,
@@ -146,17 +156,20 @@ def _require_allowed(options: Options, mode: Mode, threshold: float, defaults: D
             param=f"{FIELD}.{which}",
         )
     for name, strength in (("damp", options.damp), ("retry", options.retry)):
-        if strength is not None and strength > defaults.highest_damp:
-            raise RequestError(
-                f"this server scales H-neurons by {defaults.highest_damp:g} at most, not by {strength:g}; its operator "
-                "can allow more with HGUARD_HIGHEST_DAMP",
-                param=f"{FIELD}.{name}",
-            )
+        if strength is None or strength == 1 or defaults.lowest_damp <= strength <= defaults.highest_damp:
+            continue
+        over = strength > defaults.highest_damp
+        bound, limit = ("most", defaults.highest_damp) if over else ("least", defaults.lowest_damp)
+        raise RequestError(
+            f"this server scales H-neurons by {limit:g} at {bound}, not by {strength:g}; its operator can allow "
+            f"{'more with HGUARD_HIGHEST_DAMP' if over else 'less with HGUARD_LOWEST_DAMP'}",
+            param=f"{FIELD}.{name}",
+        )
     if mode is not Mode.ABSTAIN:
         return
     if options.hold is not None and _looser(options.hold, defaults.loosest_hold):
         raise _too_loose("hold", options.hold, defaults.loosest_hold)
-    if options.preempt is False and defaults.preempt and defaults.loosest_mode is Mode.ABSTAIN:
+    if options.preempt is False and defaults.must_look:
         raise RequestError("this server looks before it answers; preempt cannot be switched off", f"{FIELD}.preempt")
 
 
@@ -194,6 +207,7 @@ def resolve(
     highest_threshold: float | None = None,
     loosest_hold: Hold | None = None,
     highest_damp: float | None = None,
+    lowest_damp: float | None = None,
 ) -> Defaults:
     """The operator's settings for ``bundle``. A ceiling that is not given is the default itself.
 
@@ -211,6 +225,8 @@ def resolve(
         highest_threshold = defaults.threshold if acts else 1.0
     if highest_damp is None:
         highest_damp = 1.0 if acts else STRONGEST
+    if lowest_damp is None:
+        lowest_damp = 1.0 if acts else 0.0
     if loosest_hold is None:
         loosest_hold = hold if ceiling is Mode.ABSTAIN else Hold.NONE
     for name, asked, limit in (("mode", mode, ceiling), ("hold", hold, loosest_hold)):
@@ -226,4 +242,5 @@ def resolve(
         highest_threshold=highest_threshold,
         loosest_hold=loosest_hold,
         highest_damp=highest_damp,
+        lowest_damp=lowest_damp,
     )

@@ -82,6 +82,15 @@ class Settings(BaseSettings):
             "1, if the server flags or abstains whatever is asked, else 3",
         ),
     ] = None
+    lowest_damp: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="how much a request may weaken the H-neurons (damp, retry); default: not at all, that is 1, if "
+            "the server flags or abstains whatever is asked, else 0",
+        ),
+    ] = None
     risk_seconds: Annotated[
         float, Field(gt=0, description="how long /risk waits for a score before it answers not_scored")
     ] = 30.0
@@ -90,9 +99,9 @@ class Settings(BaseSettings):
         BEYOND
     )
     compile: Annotated[bool, Field(description="compile the model on CPU: slower start, faster answers")] = False
-    relaxed: Annotated[bool, Field(description="tolerate a chat template or dtype that the probe was not fit on")] = (
-        False
-    )
+    relaxed: Annotated[
+        bool, Field(description="tolerate a chat template, dtype or cache that the probe was not fit on")
+    ] = False
     api_keys: Annotated[
         Keys,
         Field(

@@ -16,7 +16,7 @@ from app.door import PUBLIC
 from app.options import Options
 from app.routes import ALLOWED
 from app.settings import Settings
-from guard.engine import support
+from guard.engine import overrides, support
 from guard.probe.bundle import FILES, LARGEST
 from tests.documents import DOCUMENTS, ROOT, anchors_of, links_of, prose_of
 
@@ -166,9 +166,27 @@ def test_security_names_what_is_refused() -> None:
     text = (ROOT / "docs/security.md").read_text()
     (row,) = (line for line in text.splitlines() if line.startswith("| options of vLLM"))
     assert set(re.findall(r"`(--[\w-]+)`", row)) == {option for option, _, _ in support._REFUSED}
+    (row,) = (line for line in text.splitlines() if line.startswith("| what would serve something else"))
+    assert set(re.findall(r"`(--[\w-]+)`", row.partition(" | ")[0])) == {one.option for one in overrides.REFUSED}
     source = (ROOT / "guard/engine/support.py").read_text()
     variables = set(re.findall(r'environment\.get\("(\w+)"', source))
     assert [name for name in sorted(variables) if f"`{name}`" not in text] == []
+
+
+def test_users_find_what_is_refused_where_they_look() -> None:
+    text = (ROOT / "docs/api.md").read_text()
+    named = set(re.findall(r'param="(\w+)"', (ROOT / "app/guarding.py").read_text())) - {"messages"}
+    assert "use_beam_search" in named
+    assert [name for name in sorted(named) if f"| `{name}` |" not in text] == []
+    section = (
+        (ROOT / "docs/deployment.md").read_text().partition("## What vLLM may not be told\n")[2].partition("\n## ")[0]
+    )
+    rows = "\n".join(line for line in section.splitlines() if line.startswith("| `"))
+    refused = {option for option, _, _ in support._REFUSED} | {one.option for one in overrides.REFUSED}
+    for option in ("--enable-lora", "--quantization", "--speculative-config", "--tokenizer", "--model", "--api-key"):
+        assert option in refused
+        assert f"`{option}`" in rows
+    assert "security.md#what-is-open-what-is-closed" in section
 
 
 def test_security_says_what_a_bundle_is() -> None:

@@ -4,7 +4,8 @@
 
 Each replica is a whole server: its own engine, score ring, admission and canary. Ray's proxy spreads the requests over
 them, replaces one that has died, and drains one that leaves. Arguments are settings of ``hguard serve``, besides
-``replicas``, ``cpus`` and ``gpus`` (of each replica) and ``engine`` (arguments for vLLM, as after ``--``).
+``replicas``, ``cpus`` and ``gpus`` (of each replica) and ``engine`` (arguments for vLLM, as after ``--``). Settings are
+read once, where the deployment is bound: a replica has them from there, whatever its own environment says.
 """
 
 from __future__ import annotations
@@ -34,11 +35,17 @@ def require_alive() -> None:
         raise RuntimeError("the engine has died")
 
 
+def require_keys(settings: Settings) -> None:
+    """Raises UnsupportedError where everyone would be let in and nobody said so."""
+    if not (settings.api_keys or settings.allow_unauthenticated):
+        raise UnsupportedError(f"Ray's proxy lets in whoever reaches it, and there are no keys: {keys.REMEDY}")
+
+
 class GuardedServer:
     """The server as an ASGI app that starts its engine when Ray starts the replica (ASGI's lifespan)."""
 
-    def __init__(self, values: dict[str, Any], engine: list[str]) -> None:
-        self._values, self._engine_arguments = values, engine
+    def __init__(self, settings: Settings, engine: list[str]) -> None:
+        self._settings, self._engine_arguments = settings, engine
         self._app: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,7 +67,8 @@ class GuardedServer:
 
         await receive()
         try:
-            prepared = plan(Settings(**self._values), self._engine_arguments)
+            require_keys(self._settings)
+            prepared = plan(self._settings, self._engine_arguments)
             os.environ.pop(keys.VARIABLE, None)  # the engine's processes need no keys
             async with guarded_app(prepared) as app:
                 self._app = app
@@ -78,9 +86,8 @@ def app(arguments: dict[str, str]) -> Application:
     """What ``serve run`` and Ray's configuration files start. Raises UnsupportedError without keys."""
     values: dict[str, Any] = {name: value for name, value in arguments.items() if name not in OWN}
     settings = Settings(**values)
-    if not (settings.api_keys or settings.allow_unauthenticated):
-        raise UnsupportedError(f"Ray's proxy lets in whoever reaches it, and there are no keys: {keys.REMEDY}")
-    server = GuardedServer(values, shlex.split(arguments.get("engine", "")))
+    require_keys(settings)
+    server = GuardedServer(settings, shlex.split(arguments.get("engine", "")))
     # Whom a replica has no room for it refuses itself, in time and with Retry-After; Ray would let them wait.
     most = settings.max_concurrent_requests + 1
 

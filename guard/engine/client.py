@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import itertools
 import secrets
 import time
@@ -30,7 +31,7 @@ from guard.engine.reading import Room, pieces, rows_of_step
 from guard.engine.ring import ScoreRing, Slot, SlotPool
 from guard.engine.thinking import Thinker
 from guard.engine.turn import Turns
-from guard.engine.vetting import require_sendable
+from guard.engine.vetting import require_sendable, require_valid
 from guard.engine.vllm_api import RefusalError
 from guard.errors import RequestError
 from guard.policy import Mode, Policy
@@ -77,6 +78,7 @@ class GuardedEngine:
         self.default_policy = default
         self._longest = longest
         self._started = itertools.count()
+        self._secret = secrets.token_bytes(32)  # no caller can name the prefixes of dampened requests
         bare = engine.model_config.skip_tokenizer_init
         self._blank_token = 0 if bare else int(engine.get_tokenizer().eos_token_id or 0)
         self._ends = _ends_of(engine.model_config)
@@ -123,6 +125,7 @@ class GuardedEngine:
         Not itself a generator: choice indices are given out in the order of calls, not of first iteration.
         """
         require_sendable(sampling_params, kwargs)
+        require_valid(sampling_params, self._engine)
         call = current_call() or GuardCall(self.default_policy)
         first = call.reserve(sampling_params.n)
         return self._guarded(call, first, prompt, sampling_params, request_id, kwargs)
@@ -304,14 +307,17 @@ class GuardedEngine:
         return ahead
 
     def _salted(self, prompt: Any, damp: float) -> Any:
-        """Keep dampened keys and values apart from plain ones in the prefix cache."""
+        """Keep dampened keys and values apart from plain ones in the prefix cache, whatever salt a caller chose.
+
+        A plain request's own salt gets a name space; it stays the same in each process, for caches that several share.
+        """
+        own = (prompt.get("cache_salt") if isinstance(prompt, Mapping) else None) or ""
         if damp == 1:
-            return prompt
-        if not isinstance(prompt, dict):
+            return {**prompt, "cache_salt": f"plain|{own}"} if own else prompt
+        if not isinstance(prompt, Mapping):
             raise TypeError("vLLM's routes pass rendered prompts; a dampened request needs one to salt its cache")
-        own = prompt.get("cache_salt") or ""
-        salt = hashlib.sha256(f"{own}|{self.bundle.card.tensors_sha256}|{damp!r}".encode()).hexdigest()
-        return {**prompt, "cache_salt": salt}
+        of = f"{own}|{self.bundle.card.tensors_sha256}|{damp!r}".encode(errors="surrogatepass")
+        return {**prompt, "cache_salt": f"damp|{hmac.new(self._secret, of, hashlib.sha256).hexdigest()}"}
 
     async def measure(
         self, prompt_ids: Sequence[int], response_ids: Sequence[int], damp: float, request_id: str

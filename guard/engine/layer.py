@@ -8,6 +8,8 @@ no probe is configured, it is the plain layer.
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.linear import RowParallelLinear, UnquantizedLinearMethod
 
 from guard.engine import collector, state
-from guard.errors import UnsupportedError
+from guard.errors import TapError, UnsupportedError
 
 # Vision towers have layers.N.mlp.down_proj too; only the language model's count.
 DOWN_PROJ = re.compile(r"^(?:language_model\.)?model\.layers\.(\d+)\.mlp\.down_proj$")
@@ -27,6 +29,7 @@ class GuardRowParallelLinear(RowParallelLinear):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.tapped = self.collected = False
+        self.hguard_layer: int | None = None  # which layer of the model is read here
         config = get_current_vllm_config()
         taps, collecting = state.current(config), collector.current(config)
         match = DOWN_PROJ.match(kwargs.get("prefix", ""))
@@ -39,7 +42,7 @@ class GuardRowParallelLinear(RowParallelLinear):
             self.hguard_sums, self.hguard_outputs = collecting.add_layer(
                 layer, self.tp_rank * size, size, self.output_size
             )
-            self.collected = True
+            self.collected, self.hguard_layer = True, layer
             return
         if taps is None or layer not in taps.spec.layers:
             return
@@ -53,7 +56,7 @@ class GuardRowParallelLinear(RowParallelLinear):
         self.register_buffer("hguard_mask", mask.to(taps.score.device, self.params_dtype), persistent=False)
         self.register_buffer("hguard_one", torch.ones_like(self.hguard_mask[:1]), persistent=False)
         self.taps = taps
-        self.tapped = True
+        self.tapped, self.hguard_layer = True, layer
         taps.add_layer(self.hguard_folded)
 
     def _require_readable(self, prefix: str) -> None:
@@ -97,6 +100,25 @@ class GuardRowParallelLinear(RowParallelLinear):
     def _dampened(self, input_: torch.Tensor, excess: torch.Tensor) -> torch.Tensor:
         """z (1 + (alpha - 1) mask), where ``excess`` [tokens, 1] is alpha - 1."""
         return input_ * torch.addcmul(self.hguard_one, excess.to(input_.dtype), self.hguard_mask)
+
+
+def require_taps(model: torch.nn.Module, wanted: Collection[int], worker: int) -> None:
+    """Raise TapError unless the loaded ``model`` has one tap at each of the ``wanted`` layers, and no other.
+
+    Counted in what was loaded, not in what was built: vLLM may take another class, or build a layer twice.
+    """
+    found = Counter(module.hguard_layer for module in model.modules() if isinstance(module, GuardRowParallelLinear))
+    del found[None]
+    if missing := sorted(set(wanted) - set(found)):
+        raise TapError(
+            f"worker {worker} tapped {len(set(wanted) & set(found))} of {len(wanted)} layers: the model does not build "
+            "them as RowParallelLinear named model.layers.N.mlp.down_proj, or takes layers from another registry "
+            f"(VLLM_USE_HW_AGNOSTIC); without a tap: {', '.join(map(str, missing))}"
+        )
+    if more := sorted(layer for layer, count in found.items() if count > 1 or layer not in wanted):
+        raise TapError(
+            f"worker {worker} tapped layers {', '.join(map(str, more))} more often than the probe names them"
+        )
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:

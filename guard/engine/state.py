@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +52,11 @@ class Taps:
     def expected_layers(self) -> int:
         """How many layers have H-neurons."""
         return len(self.spec.layers)
+
+    @property
+    def wanted(self) -> Collection[int]:
+        """The layers that have H-neurons."""
+        return self.spec.layers.keys()
 
     @property
     def scores(self) -> bool:

@@ -54,8 +54,19 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "prompt rows that skip layers would be scored as if they had not",
     ),
     ("--diffusion-config", lambda a: a.diffusion_config is not None, "tokens are not drawn one after the other"),
-    ("--speculative-config", lambda a: a.speculative_config is not None, "draft tokens would be scored as answers"),
-    ("--quantization", lambda a: a.quantization is not None, "quantised layers have no parity test yet"),
+    (
+        "--speculative-config",
+        lambda a: any(
+            getattr(a, name, None) is not None
+            for name in ("speculative_config", "spec_method", "spec_model", "spec_tokens")
+        ),
+        "draft tokens would be scored as answers (so with --spec-method, --spec-model, --spec-tokens)",
+    ),
+    (
+        "--quantization",
+        lambda a: a.quantization is not None or getattr(a, "quantization_config", None) is not None,
+        "quantised layers have no parity test yet (so with --quantization-config)",
+    ),
     ("--worker-cls", lambda a: a.worker_cls != "auto", "the guard brings its own worker"),
     (
         "--api-key",
@@ -123,6 +134,11 @@ def require_supported(args: Any, environment: dict[str, str]) -> None:
         raise UnsupportedError(
             "VLLM_API_KEY is not supported: its check covers /v1 only and would leave /risk open; "
             "unset it, and set HGUARD_API_KEYS instead"
+        )
+    if environment.get("VLLM_MODEL_REDIRECT_PATH"):
+        raise UnsupportedError(
+            "VLLM_MODEL_REDIRECT_PATH is not supported: it would have vLLM load another model than the one that was "
+            "compared with the probe; unset it, and name that model"
         )
     plugins = environment.get("VLLM_PLUGINS")
     if plugins is not None and "hguard" not in plugins.split(","):

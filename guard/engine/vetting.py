@@ -1,14 +1,24 @@
-"""What no request may carry to the engine, because it would not arrive."""
+"""What no request may carry to the engine: what would not arrive, and what vLLM refuses too late for a status.
+
+Written against vLLM 0.32 (``v1/engine/input_processor.py``, ``v1/engine/output_processor.py``).
+"""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from guard.engine.vllm_api import RefusalError
+from guard.engine.vllm_api import RefusalError, RequestFault
+
+# What vLLM looks into, wherever a request names it: in a field of its own, or among vllm_xargs, which take any text.
+_OBJECTS = ("kv_transfer_params", "ec_transfer_params")
+_BOUNDS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 
 
 def require_sendable(params: SamplingParams, request: Any) -> None:
@@ -20,4 +30,71 @@ def require_sendable(params: SamplingParams, request: Any) -> None:
     try:
         msgspec.msgpack.encode([params, request.get("priority", 0)])
     except (OverflowError, UnicodeEncodeError, RecursionError) as error:
-        raise RefusalError(f"a value cannot be sent to the engine: {error}", HTTPStatus.BAD_REQUEST) from None
+        raise _refusal(f"a value cannot be sent to the engine: {error}") from None
+
+
+def require_valid(params: SamplingParams, engine: Any) -> None:
+    """Raises RefusalError (400) for what vLLM would refuse after it has begun the stream, or fall over.
+
+    A stream has its status before vLLM checks its parameters, so they are checked here first.
+    """
+    for name in _OBJECTS:
+        value = (params.extra_args or {}).get(name)
+        if value is not None and not isinstance(value, Mapping):
+            raise _refusal(f"{name} must be an object, not {type(value).__name__}")
+    if params.structured_outputs is not None:
+        _require_grammar(params.structured_outputs.json)
+    check = getattr(getattr(engine, "input_processor", None), "_validate_params", None)
+    if check is None or params.output_kind is not RequestOutputKind.DELTA:
+        return
+    try:
+        check(params.clone(), ("generate",))
+    except (RequestFault, ValueError) as error:
+        raise _refusal(str(error)) from None
+
+
+def _require_grammar(given: Any) -> None:
+    """Of a JSON schema, what vLLM's check lets through and the engine's process then cannot compile."""
+    try:
+        schema = json.loads(given) if isinstance(given, str) else given
+    except ValueError:
+        return  # vLLM says so itself
+    for part in _objects(schema):
+        for name in _BOUNDS:
+            bound = part.get(name)
+            if isinstance(bound, int) and bound < 0:
+                raise _refusal(f"the JSON schema's {name} is {bound}; it cannot be negative")
+        patterns = part.get("patternProperties")
+        for pattern in patterns if isinstance(patterns, Mapping) else ():
+            if not _compiles(pattern):
+                raise _refusal(f"the JSON schema's pattern {pattern!r} is no regular expression")
+
+
+def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """All objects of a schema; what stands in ``const``, ``enum`` and the like is data, and no part of it."""
+    left = [schema]
+    while left:
+        part = left.pop()
+        if isinstance(part, Mapping):
+            yield part
+            left += [value for name, value in part.items() if name not in ("const", "enum", "default", "examples")]
+        elif isinstance(part, list):
+            left += part
+
+
+def _compiles(pattern: Any) -> bool:
+    """Whether one of two dialects can read ``pattern``."""
+    import xgrammar
+
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError, RecursionError, OverflowError):
+        try:
+            xgrammar.Grammar.from_regex(pattern)
+        except (RuntimeError, TypeError, ValueError):
+            return False
+    return True
+
+
+def _refusal(message: str) -> RefusalError:
+    return RefusalError(message, HTTPStatus.BAD_REQUEST)

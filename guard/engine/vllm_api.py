@@ -28,10 +28,16 @@ except ImportError:  # 0.26 answers with the status of this exception
             self.message, self.http_status, self.status_code = message, http_status, http_status
 
 
+try:
+    from vllm.renderers.chat_utils import load_chat_template
+except ImportError:  # 0.26
+    from vllm.entrypoints.chat_utils import load_chat_template
+
 __all__ = [
     "RefusalError",
     "RequestFault",
     "create_server_socket",
+    "load_chat_template",
     "make_arg_parser",
     "serve_http",
     "validate_parsed_serve_args",

@@ -11,7 +11,7 @@ from vllm.model_executor.custom_op import op_registry_oot
 
 from guard.engine import collector, state
 from guard.engine.config import KEY
-from guard.engine.layer import GuardRowParallelLinear
+from guard.engine.layer import GuardRowParallelLinear, require_taps
 from guard.engine.ring import PATH_VARIABLE, ScoreRing, refusal_file
 from guard.errors import GuardError, TapError, UnsupportedError
 
@@ -56,6 +56,7 @@ class GuardWorkerMixin:
         adapter = self._adapter(built)
         adapter.prepare(config)
         super().load_model(*args, **kwargs)  # type: ignore[misc]
+        require_taps(runner.get_model(), self.hguard_taps.wanted, self.rank)  # type: ignore[attr-defined]
         adapter(runner, self.hguard_taps, self._ring())
 
     def _ring(self) -> ScoreRing | None:

@@ -164,10 +164,41 @@ def test_what_the_operator_allows_is_allowed(bundle: Bundle) -> None:
         parse({"threshold": 0.81}, allowing, bundle)
 
 
+def test_no_threshold_loosens_a_look_that_cannot_be_switched_off(foreseeing: Bundle) -> None:
+    """The answers' threshold may lie far over the one that the prompt's risk is held to."""
+    assert foreseeing.right_foreseen is not None
+    few = replace(foreseeing, right_foreseen=foreseeing.right_foreseen[:60])
+    strict = resolve(few, mode=Mode.ABSTAIN, threshold=None, target_fpr=0.05, preempt=True)
+    own = strict.policy.preempt
+    assert own is not None
+    assert own < strict.threshold
+    for asked in ({}, {"threshold": strict.threshold}, {"threshold": (own + strict.threshold) / 2}):
+        assert parse(asked, strict, few).preempt == own
+    assert parse({"threshold": own / 2}, strict, few).preempt == own / 2
+    assert parse({"target_fpr": 0.2}, strict, few).preempt < own
+    allowing = resolve(few, mode=Mode.ABSTAIN, threshold=None, target_fpr=0.05, preempt=True, highest_threshold=1.0)
+    assert parse({"threshold": 1.0}, allowing, few).preempt == own, "only answers may be let through"
+    assert parse({"target_fpr": 0.02}, allowing, few).preempt == own
+
+
+@pytest.mark.parametrize("field", ["damp", "retry"])
+def test_weaker_neurons_are_no_way_round_the_operator(bundle: Bundle, field: str) -> None:
+    strict = resolve(bundle, mode=Mode.FLAG, threshold=0.5, target_fpr=0.05)
+    assert parse({field: 1.0, "mode": "abstain"}, strict, bundle)
+    with pytest.raises(RequestError, match=r"by 1 at least, not by 0\.5; .*HGUARD_LOWEST_DAMP") as refused:
+        parse({field: 0.5, "mode": "abstain"}, strict, bundle)
+    assert refused.value.param == f"hallucination.{field}"
+    allowing = resolve(bundle, mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, lowest_damp=0.25)
+    assert parse({field: 0.25}, allowing, bundle)
+    with pytest.raises(RequestError, match=r"by 0\.25 at least, not by 0;"):
+        parse({field: 0.0}, allowing, bundle)
+    free = resolve(bundle, mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, loosest_mode=Mode.SCORE)
+    assert parse({field: 0.0}, free, bundle)
+
+
 @pytest.mark.parametrize("field", ["damp", "retry"])
 def test_stronger_neurons_are_no_way_round_the_operator(bundle: Bundle, field: str) -> None:
     strict = resolve(bundle, mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05)
-    assert parse({field: 0.5}, strict, bundle)
     with pytest.raises(RequestError, match=r"by 1 at most, not by 1\.5; .*HGUARD_HIGHEST_DAMP") as refused:
         parse({field: 1.5}, strict, bundle)
     assert refused.value.param == f"hallucination.{field}"

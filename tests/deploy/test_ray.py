@@ -17,12 +17,15 @@ import pytest
 ray = pytest.importorskip("ray", reason="Ray is not installed: `make test-long` does")
 from ray import serve  # noqa: E402 - only where it is installed
 
-from deploy.ray.replicas import app  # noqa: E402
+from app.settings import Settings  # noqa: E402
+from deploy.ray.replicas import GuardedServer, app  # noqa: E402
 from guard.errors import UnsupportedError  # noqa: E402
 from tests.engine.server import free_port  # noqa: E402
 
 pytestmark = pytest.mark.long
 CLIENTS = 12
+KEY = "of-the-shell"
+HEADERS = {"authorization": f"Bearer {KEY}"}
 BODY = {
     "model": "atlas",
     "messages": [{"role": "user", "content": "Which country is Kandy in?"}],
@@ -38,7 +41,11 @@ def url() -> Iterator[str]:
     os.environ["RAY_AUTH_MODE"] = "disabled"  # a cluster of one machine, for the length of a test
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(app({"replicas": "2", "allow_unauthenticated": "true"}), route_prefix="/")
+    with pytest.MonkeyPatch.context() as shell:  # the cluster runs already, and knows nothing of these
+        shell.setenv("HGUARD_API_KEYS", KEY)
+        shell.setenv("HGUARD_MODE", "abstain")
+        bound = app({"replicas": "2"})
+    serve.run(bound, route_prefix="/")
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
     ray.shutdown()
@@ -48,7 +55,7 @@ async def ask(http: httpx.AsyncClient) -> tuple[str | None, bool]:
     """(the replica that answered, whether it did so to the end, with a verdict)."""
     replica = None
     try:
-        async with http.stream("POST", "/v1/chat/completions", json=BODY) as response:
+        async with http.stream("POST", "/v1/chat/completions", json=BODY, headers=HEADERS) as response:
             replica = response.headers.get("x-hguard-replica")
             text = (await response.aread()).decode()
     except httpx.HTTPError:
@@ -82,6 +89,14 @@ def kill_one() -> None:
     replicas[0].send_signal(signal.SIGKILL)
 
 
+def test_replicas_have_the_settings_of_the_shell_that_bound_them(url: str) -> None:
+    body = {**BODY, "stream": False, "max_tokens": 4}
+    assert httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).status_code == 401
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, headers=HEADERS, timeout=120)
+    assert answer.status_code == 200
+    assert answer.json()["hallucination"]["mode"] == "abstain"
+
+
 async def test_the_other_one_s_requests_are_not_lost(url: str) -> None:
     seen = await load(url, 20, kill_one)
     both = {replica for replica, _ in seen if replica}
@@ -100,3 +115,21 @@ async def test_the_other_one_s_requests_are_not_lost(url: str) -> None:
 def test_nobody_listens_without_keys() -> None:
     with pytest.raises(UnsupportedError, match="there are no keys"):
         app({"replicas": "1"})
+
+
+async def test_a_replica_without_keys_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever bound it, and whatever its own environment holds."""
+    server = GuardedServer(Settings(), [])
+    monkeypatch.setenv("HGUARD_API_KEYS", "of-the-replica")
+    said: list[Any] = []
+
+    async def receive() -> dict[str, str]:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    await server({"type": "lifespan"}, receive, send)
+    (failed,) = said
+    assert failed["type"] == "lifespan.startup.failed"
+    assert "there are no keys" in failed["message"]

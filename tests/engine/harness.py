@@ -68,6 +68,7 @@ class Harness:
         policies: Sequence[Policy] | None = None,
         grammar: Any = None,
         ignore_eos: bool = True,
+        salt: str | None = None,
     ) -> list[Produced]:
         """Greedy sequences for all prompts at once; ``policies`` only for a guarded engine."""
         lengths = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else max_tokens
@@ -76,7 +77,7 @@ class Harness:
             chosen = policies or [SCORE] * len(prompts)
             return await asyncio.gather(
                 *(
-                    self._one(p, n, policy, i, grammar, ignore_eos)
+                    self._one(p, n, policy, i, grammar, ignore_eos, salt)
                     for i, (p, n, policy) in enumerate(zip(prompts, lengths, chosen, strict=True))
                 )
             )
@@ -84,7 +85,14 @@ class Harness:
         return self.run(all_at_once())
 
     async def _one(
-        self, prompt: list[int], max_tokens: int, policy: Policy, number: int, grammar: Any, ignore_eos: bool
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        policy: Policy,
+        number: int,
+        grammar: Any,
+        ignore_eos: bool,
+        salt: str | None,
     ) -> Produced:
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
@@ -98,7 +106,7 @@ class Harness:
         )
         with use_call(GuardCall(policy)) as call:
             last = None
-            request = {"type": "token", "prompt_token_ids": prompt}
+            request = {"type": "token", "prompt_token_ids": prompt, **({} if salt is None else {"cache_salt": salt})}
             async for output in self.engine.generate(request, params, f"test-{number}-{id(call)}"):
                 last = output
         assert last is not None

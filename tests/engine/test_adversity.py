@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -197,6 +198,23 @@ def test_twins_in_the_prefix_cache(crowded: Harness, prompts: list[list[int]], o
         hits.append(cached_tokens())
     assert hits[0] == hits[1] == hits[2], "a twin finds nothing that it may use"
     assert hits[2] < hits[3] < hits[4], "each finds its own"
+
+
+@pytest.mark.parametrize("how", ["as it is stored", "as it was made of what /v1/probe shows"])
+def test_a_plain_request_with_a_dampened_one_s_salt(
+    crowded: Harness, prompts: list[list[int]], atlas_bundle: Bundle, how: str
+) -> None:
+    prompt = max(prompts, key=len)
+    request = {"type": "token", "prompt_token_ids": prompt}
+    wanted = cold(crowded, prompt, 1.0)
+    crowded.run(until_idle(crowded.engine))
+    salt = crowded.engine._salted(request, 0.0)["cache_salt"]
+    if how != "as it is stored":
+        salt = hashlib.sha256(f"|{atlas_bundle.card.tensors_sha256}|{0.0!r}".encode()).hexdigest()
+    crowded.produce([prompt], TOKENS, [damped(0.0)])
+    before = cached_tokens()
+    assert_same(crowded.produce([prompt], TOKENS, salt=salt), [wanted])
+    assert cached_tokens() == before, "it finds nothing of another's"
 
 
 @pytest.mark.parametrize("order", [(0.0, 1.0), (1.0, 0.0)])

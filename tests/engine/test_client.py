@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -200,11 +201,26 @@ async def test_a_client_cannot_choose_its_own_slot(engine: GuardedEngine) -> Non
     assert call.verdicts[0].risk is not None
 
 
-def test_only_damped_requests_are_salted_each_by_its_strength(engine: GuardedEngine) -> None:
-    prompt = {"type": "token", "prompt_token_ids": PROMPT, "cache_salt": "own"}
+def test_damped_requests_are_salted_each_by_its_strength(engine: GuardedEngine) -> None:
+    prompt = {"type": "token", "prompt_token_ids": PROMPT}
     assert engine._salted(prompt, 1.0) is prompt
     salts = {engine._salted({**prompt, "cache_salt": own}, damp)["cache_salt"] for own in "ab" for damp in (0.0, 0.5)}
     assert len(salts) == 4
+
+
+def test_no_salt_of_a_caller_names_a_dampened_prefix(engine: GuardedEngine, bundle: Bundle) -> None:
+    prompt = {"type": "token", "prompt_token_ids": PROMPT}
+    dampened = engine._salted(prompt, 0.5)["cache_salt"]
+    public = hashlib.sha256(f"|{bundle.card.tensors_sha256}|0.5".encode()).hexdigest()  # all of it is in /v1/probe
+    plain = {own: engine._salted({**prompt, "cache_salt": own}, 1.0)["cache_salt"] for own in (dampened, public, "own")}
+    assert dampened not in plain.values()
+    assert public not in (dampened, *plain.values())
+    assert len({*plain.values()}) == 3, "what callers keep apart stays apart"
+    assert engine._salted(prompt, 0.5)["cache_salt"] == dampened, "a dampened prefix is found again"
+    restarted = GuardedEngine(engine._engine, bundle, engine.ring, engine.default_policy)
+    assert restarted._salted(prompt, 0.5)["cache_salt"] != dampened
+    for damp in (0.5, 1.0):
+        assert engine._salted({**prompt, "cache_salt": "\ud800"}, damp)
 
 
 @pytest.fixture

@@ -81,6 +81,7 @@ def test_refused_arguments(name: str, value: Any, says: str) -> None:
         ("VLLM_USE_RUST_FRONTEND", "1"),
         ("VLLM_ENABLE_RESPONSES_API_STORE", "1"),
         ("VLLM_API_KEY", "secret"),
+        ("VLLM_MODEL_REDIRECT_PATH", "redirect.json"),
         ("VLLM_PLUGINS", ""),
         ("VLLM_PLUGINS", "other"),
     ],
