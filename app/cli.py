@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+import guard
 from app import bench, data, evaluate, fit, probe, worker
 from app.settings import Settings
 from guard.engine.launch import prepare_environment, run_engines
@@ -50,7 +51,10 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hguard", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="hguard", description="Serve a language model that notices when an answer is made up, and fit its probe."
+    )
+    parser.add_argument("--version", action="version", version=f"hguard {guard.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser(
         "serve",

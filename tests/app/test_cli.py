@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import guard
 from app.cli import main, settings_from
 from app.settings import ATLAS, Settings
 from guard.errors import GuardError
@@ -33,6 +34,17 @@ def test_nothing_heavy_is_imported_before_the_environment_is_prepared() -> None:
     program = "import sys, app.cli; print({'torch', 'vllm', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ATLAS.parents[1], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, says in (
+        ("--version", f"hguard {guard.__version__}\n"),
+        ("--help", "Serve a language model that notices"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([flag])
+        assert ended.value.code == 0
+        assert says in capsys.readouterr().out
 
 
 def test_every_setting_is_described() -> None:
