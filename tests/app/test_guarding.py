@@ -258,9 +258,9 @@ async def test_stream_abstention(connect: Connect) -> None:
 @pytest.mark.parametrize(
     ("content", "status", "param"),
     [
-        (b"{", 400, "body"),
+        (b"{", 400, "body.1"),
         (b"[]", 400, "body"),
-        (b"\xff\xfe", 400, "body"),
+        (b"\xff\xfe", 400, "body.0"),
         (b"[" * 3000, 400, "body"),
         (json.dumps(body(hallucination={"mode": "x"})).encode(), 400, "hallucination.mode"),
         (json.dumps(body(use_beam_search=True)).encode(), 400, "use_beam_search"),
