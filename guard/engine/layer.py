@@ -107,8 +107,8 @@ def require_taps(model: torch.nn.Module, wanted: Collection[int], worker: int) -
 
     Counted in what was loaded, not in what was built: vLLM may take another class, or build a layer twice.
     """
-    found = Counter(module.hguard_layer for module in model.modules() if isinstance(module, GuardRowParallelLinear))
-    del found[None]
+    tapped = (module.hguard_layer for module in model.modules() if isinstance(module, GuardRowParallelLinear))
+    found = Counter(layer for layer in tapped if layer is not None)
     if missing := sorted(set(wanted) - set(found)):
         raise TapError(
             f"worker {worker} tapped {len(set(wanted) & set(found))} of {len(wanted)} layers: the model does not build "
