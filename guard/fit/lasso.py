@@ -71,9 +71,16 @@ def lasso(columns: Floats, scale: Floats, rows: Rows, penalty: float, start: Mod
     coefficient, intercept = start.coefficient.copy(), start.intercept
     residual = np.zeros(len(rows.weight), np.float32)
     work = np.flatnonzero(coefficient)
+    reached = np.inf
     while True:
         part = columns[np.ix_(used, work)] / scale[work]
         coefficient[work], intercept, residual[used] = _newton(part, inside, penalty, coefficient[work], intercept)
+        decision = (part @ coefficient[work].astype(np.float32)).astype(np.float64) + intercept
+        objective = inside.loss(decision) + penalty * np.abs(coefficient[work]).sum()
+        if objective >= reached * (1 - _ROUNDING):
+            # What single precision tells apart is reached: columns would come and go for ever.
+            return Model(coefficient, intercept)
+        reached = objective
         excess = np.abs(residual @ columns) / scale - penalty
         excess[work] = 0
         if excess.max(initial=0) <= TOLERANCE * penalty:
