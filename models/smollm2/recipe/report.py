@@ -45,8 +45,10 @@ def measure(
     random: int = sparsity.RANDOM,
     draws: int = intervals.DRAWS,
     questions: Path | None = None,
+    folds: bool = True,
 ) -> dict[str, Any]:
-    """All figures of the workspace ``folder``. A part that cannot be measured is null."""
+    """All figures of the workspace ``folder``. A part that cannot be measured is null. ``folds``: fit five times more,
+    for figures over all answers and not the test part alone."""
     answered = load(folder, norms, most, questions)
     kept = folder / "report"
     fits = Fits(answered, kept, say)
@@ -68,17 +70,23 @@ def measure(
         },
     )
     figures["sparse"] = stage("sparse", lambda: sparsity.against_count(answered, fits, shares, random, draws))
-    leads = fits.chosen(parts["train"], leads=True)
-    across = detection.crossed(answered, fits, chosen.C, leads.C)
-    figures["crossed"] = stage("crossed", lambda: detection.by_set(answered, across, np.arange(len(answered)), draws))
-    known = populations()
-    figures["popularity"] = known and stage(
-        "popularity", lambda: sparsity.popularity(answered, across["stack"], known, draws)
-    )
+    figures |= _across(answered, fits, stage, chosen.C, draws) if folds else {"crossed": None, "popularity": None}
     for name, file in ASKED.items():
         there = (folder / file).is_file()
         figures[name] = json.loads((folder / file).read_text(encoding="utf-8")) if there else None
     return finite(figures)
+
+
+def _across(answered: Answered, fits: Fits, stage: _Stages, C: float, draws: int) -> dict[str, Any]:
+    """Figures over all answers, each read by a probe that was fit on other entities."""
+    leads = fits.chosen(answered.parts()["train"], leads=True)
+    across = detection.crossed(answered, fits, C, leads.C)
+    known = populations()
+    return {
+        "crossed": stage("crossed", lambda: detection.by_set(answered, across, np.arange(len(answered)), draws)),
+        "popularity": known
+        and stage("popularity", lambda: sparsity.popularity(answered, across["stack"], known, draws)),
+    }
 
 
 class _Stages:
@@ -154,6 +162,7 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=sparsity.RANDOM, help="draws of random neurons")
     parser.add_argument("--draws", type=int, default=intervals.DRAWS, help="of the bootstrap")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--no-folds", action="store_true", help="spare the five further fits over all answers")
     parser.add_argument("--prose-only", action="store_true", help="take the figures from the JSON that is there")
     given = parser.parse_args()
     began = time.monotonic()
@@ -173,6 +182,7 @@ def main() -> None:
                 random=given.random,
                 draws=given.draws,
                 questions=given.questions,
+                folds=not given.no_folds,
             )
         file.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     figures = json.loads(file.read_text(encoding="utf-8"))
