@@ -89,7 +89,7 @@ def test_a_server_that_is_killed_leaves_nothing_behind(monkeypatch: pytest.Monke
 
 
 async def test_what_is_in_flight_finishes() -> None:
-    running = Server(["--", "--max-num-seqs=8"])
+    running = Server(["--drain-seconds", "120", "--", "--max-num-seqs=8"])  # a busy machine takes its time
     async with connected(running) as http:
         tasks = await streams(http, 7)
         whole = asyncio.create_task(http.post(CHAT, json=LONG))
