@@ -96,7 +96,7 @@ def test_flags_exist(document: Path) -> None:
 def sources() -> str:
     """Everything that may read a variable."""
     kinds = {".py", ".sh", ".yaml"}
-    folders = ("app", "guard", "bench", "deploy", "examples", "tests/fuzz")
+    folders = ("app", "guard", "bench", "deploy", "examples", "models", "tests/fuzz")
     found = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in kinds]
     return "\n".join(path.read_text(encoding="utf-8") for path in [*found, ROOT / "Makefile"])
 
