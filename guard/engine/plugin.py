@@ -7,12 +7,13 @@ def register() -> None:
     """Register the op and the tapped layer, and tie this process to the server; vLLM may call this more than once."""
     from vllm.model_executor.custom_op import PluggableLayer, op_registry_oot
 
-    from guard.engine import failure, op
+    from guard.engine import blocks, failure, op
     from guard.engine.layer import GuardRowParallelLinear
     from guard.engine.orphan import die_with_parent
 
     die_with_parent()
     failure.watch()
+    blocks.clear_float16()
     op.register()
     name = "RowParallelLinear"
     taken = op_registry_oot.get(name)

@@ -68,23 +68,13 @@ def test_what_overflows_is_not_scored_and_its_neighbours_are(
     abstain = Policy(Mode.ABSTAIN, 1.0)
     prompts = [model.over(n) if n in (2, 5) else model.prompts[n] for n in range(12)]
     policies = [abstain if n == 5 else SCORE for n in range(12)]
-    for turn in range(2):
+    for _ in range(4):  # but for the first time in cache memory in which the first overflowed
         produced = serving.produce(prompts, LONGEST, policies)
         for number, action in ((2, Action.PASS), (5, Action.ABSTAINED)):
             verdict = produced[number].verdict
             assert verdict is not None
             assert (verdict.reason, verdict.risk, verdict.decision.action) == (Unscored.NOT_FINITE, None, action)
         others = [n for n in range(12) if n not in (2, 5)]
-        if turn:
-            # vLLM's CPU attention (0.32) lets what overflowed before, in memory that an answer gets after it, into that
-            # answer: its own log-probabilities are NaN. It must not pass as scored.
-            spoilt = {n for n in others if not np.isfinite(produced[n].logprobs).all()}
-            assert len(spoilt) < len(others)
-            for n in spoilt:
-                verdict = produced[n].verdict
-                assert verdict is not None
-                assert (verdict.reason, verdict.risk) == (Unscored.NOT_FINITE, None)
-            others = [n for n in others if n not in spoilt]
         references.hold([produced[n] for n in others], [prompts[n] for n in others])
         serving.run(serving.engine.reset_prefix_cache())
 
