@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import uvicorn
 from fastapi import FastAPI
 
@@ -29,6 +30,11 @@ class ScriptedServer(Server):
     """Started and ready once constructed."""
 
     program = ("-m", "tests.scripted.server")
+
+
+def over(app: FastAPI) -> httpx.AsyncClient:
+    """A client of the app in this process."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://scripted")
 
 
 @asynccontextmanager

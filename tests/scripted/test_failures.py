@@ -14,8 +14,8 @@ from fastapi import FastAPI
 from app.settings import BEYOND, Settings
 from guard.policy import Fail, Mode
 from guard.probe.readout import Readout
-from tests.scripted.server import listening, scripted_app
-from tests.scripted.test_scripted import CHAT, asking, over
+from tests.scripted.server import listening, over, scripted_app
+from tests.scripted.test_scripted import CHAT, asking
 
 RISK = {"model": "atlas", "prompt": "Where is Kandy?", "response": "It is in Japan."}
 

@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from tests.scripted.server import scripted_app
-from tests.scripted.test_scripted import CHAT, asking, over, result
+from tests.scripted.test_scripted import CHAT, asking, result
 
 COMPLETIONS, RESPONSES, MESSAGES = "/v1/completions", "/v1/responses", "/v1/messages"
 SAME = {"x-request-id": "same"}
 ABSTAIN = {"mode": "abstain"}
-
-
-@pytest.fixture
-async def app() -> AsyncIterator[FastAPI]:
-    async with scripted_app() as made:
-        yield made
-        assert made.state.engine_client.pool.in_use == 0
-
-
-@pytest.fixture
-async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    async with over(app) as client:
-        yield client
 
 
 async def ask(http: httpx.AsyncClient, words: str, path: str = CHAT, **more: Any) -> Any:

@@ -9,8 +9,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from tests.scripted.server import scripted_app
-from tests.scripted.test_scripted import CHAT, asking, over
+from tests.scripted.server import over, scripted_app
+from tests.scripted.test_scripted import CHAT, asking
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

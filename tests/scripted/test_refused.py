@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.scripted.server import scripted_app
-from tests.scripted.test_scripted import CHAT, asking, over
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with scripted_app() as app, over(app) as client:
-        yield client
+from tests.scripted.test_scripted import CHAT, asking
 
 
 def schema(**parts: Any) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from fastapi import FastAPI
 
 from app.settings import Settings
 from app.spelling import Speller
-from tests.scripted.server import scripted_app
-from tests.scripted.test_scripted import CHAT, asking, over
+from tests.scripted.server import over, scripted_app
+from tests.scripted.test_scripted import CHAT, asking
 
 TURN = {"role": "user", "content": "Where is Kandy?"}
 RISK = {"model": "atlas", "messages": [TURN], "response": "It is in Japan."}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -14,26 +14,9 @@ from fastapi import FastAPI
 
 from app.settings import Settings
 from tests.scripted.script import HIGH, LOW
-from tests.scripted.server import ScriptedServer, listening, scripted_app
+from tests.scripted.server import ScriptedServer, listening, over, scripted_app
 
 CHAT = "/v1/chat/completions"
-
-
-@pytest.fixture
-async def app() -> AsyncIterator[FastAPI]:
-    async with scripted_app() as made:
-        yield made
-        assert made.state.engine_client.pool.in_use == 0
-
-
-@pytest.fixture
-async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    async with over(app) as client:
-        yield client
-
-
-def over(app: FastAPI) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://scripted")
 
 
 def asking(text: str, **more: Any) -> dict[str, Any]:

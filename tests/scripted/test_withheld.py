@@ -20,8 +20,8 @@ from app.settings import ATLAS, Settings
 from guard.engine.outputs import STEP
 from guard.policy import Mode
 from tests.scripted.script import HIGH, LOW
-from tests.scripted.server import scripted_app
-from tests.scripted.test_scripted import CHAT, ask, asking, over, result, streamed
+from tests.scripted.server import over, scripted_app
+from tests.scripted.test_scripted import CHAT, ask, asking, result, streamed
 
 TOKENS = Tokenizer.from_file(str(ATLAS / "tokenizer.json"))
 COMPLETIONS, RESPONSES = "/v1/completions", "/v1/responses"
@@ -35,19 +35,6 @@ OWN = set(TOKENS.encode(PROMPT.format("safe"), add_special_tokens=False).tokens)
 
 def id_of(text: str) -> int:
     return int(TOKENS.encode(text, add_special_tokens=False).ids[0])
-
-
-@pytest.fixture
-async def app() -> AsyncIterator[FastAPI]:
-    async with scripted_app() as made:
-        yield made
-        assert made.state.engine_client.pool.in_use == 0
-
-
-@pytest.fixture
-async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    async with over(app) as client:
-        yield client
 
 
 @pytest.fixture
