@@ -9,13 +9,10 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-from pydantic import ValidationError
 
 import guard
 from app import bench, data, evaluate, fit, probe, worker
-from app.settings import Settings
+from app.settings import Settings, settings_from
 from guard.engine.launch import prepare_environment, run_engines
 from guard.errors import GuardError
 
@@ -79,15 +76,6 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_parser(commands)
     data.add_parser(commands)
     return parser
-
-
-def settings_from(values: dict[str, Any]) -> Settings:
-    """Settings with these flags on top. Raises GuardError naming each setting that is wrong."""
-    try:
-        return Settings(**values)
-    except ValidationError as error:
-        lines = [": ".join((*map(str, e["loc"]), e["msg"].removeprefix("Value error, "))) for e in error.errors()]
-        raise GuardError("wrong settings: " + "; ".join(lines)) from None
 
 
 def _serve(options: argparse.Namespace, extra: list[str]) -> int:

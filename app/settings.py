@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -14,6 +14,7 @@ from pydantic_settings import (
 )
 
 from app.keys import Keys
+from guard.errors import GuardError
 from guard.policy import Fail, Fallback, Hold, Mode
 
 ATLAS = Path(__file__).parents[1] / "models" / "atlas"
@@ -204,3 +205,12 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def settings_from(values: dict[str, Any]) -> Settings:
+    """Settings with these flags on top. Raises GuardError naming each setting that is wrong."""
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        lines = [": ".join((*map(str, e["loc"]), e["msg"].removeprefix("Value error, "))) for e in error.errors()]
+        raise GuardError("wrong settings: " + "; ".join(lines)) from None

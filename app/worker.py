@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from app.settings import Settings
+from app.settings import Settings, settings_from
 
 SHARED = ("model", "revision", "probe", "served_model_name", "compile", "relaxed")  # must be as the first node has them
 
@@ -32,7 +32,6 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Take part until the engine ends. Raises GuardError for what does not fit together, and when a worker ended."""
-    from app.cli import settings_from
     from app.main import matched
     from guard.engine.launch import engine_arguments
     from guard.engine.nodes import run_workers

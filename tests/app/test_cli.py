@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import guard
-from app.cli import main, settings_from
-from app.settings import ATLAS, Settings
+from app.cli import main
+from app.settings import ATLAS, Settings, settings_from
 from guard.errors import GuardError
 from guard.probe.bundle import Bundle
 

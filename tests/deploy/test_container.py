@@ -16,9 +16,8 @@ import jsonschema
 import pytest
 import yaml
 
-from app.cli import settings_from
 from app.door import PUBLIC
-from app.settings import Settings
+from app.settings import Settings, settings_from
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
