@@ -77,23 +77,24 @@ class Harness:
             chosen = policies or [SCORE] * len(prompts)
             return await asyncio.gather(
                 *(
-                    self._one(p, n, policy, i, grammar, ignore_eos, salt)
+                    self.answer(p, n, policy, i, grammar, ignore_eos, salt)
                     for i, (p, n, policy) in enumerate(zip(prompts, lengths, chosen, strict=True))
                 )
             )
 
         return self.run(all_at_once())
 
-    async def _one(
+    async def answer(
         self,
         prompt: list[int],
         max_tokens: int,
-        policy: Policy,
-        number: int,
-        grammar: Any,
-        ignore_eos: bool,
-        salt: str | None,
+        policy: Policy = SCORE,
+        number: int = 0,
+        grammar: Any = None,
+        ignore_eos: bool = True,
+        salt: str | None = None,
     ) -> Produced:
+        """One greedy sequence, on the engine's loop."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         params = SamplingParams(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import random
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -286,6 +287,46 @@ def read(
         return [signals_of(reading, coefficient) for reading in readings]
 
 
+# -- all of it at once -------------------------------------------------------------------------------------------------
+
+
+def test_each_of_32_clients_gets_the_scores_of_its_answer_alone(crowded: Harness, prompts: list[list[int]]) -> None:
+    """Hang-ups, given texts, prefix hits, preemption and two strengths beside each other."""
+    length, rng = 96, random.Random(7)
+    asked = [*sorted(prompts, key=len)[-6:], *prompts[:6]]
+    wanted = {(i, damp): cold(crowded, asked[i], damp, length) for i in range(len(asked)) for damp in (1.0, 0.5)}
+    read = measure_all(crowded, asked, [wanted[i, 1.0].tokens for i in range(len(asked))], 1.0)
+    crowded.run(until_idle(crowded.engine))
+    before = preemptions(), cached_tokens()
+    wrong: list[str] = []
+    answered = 0
+
+    async def client(number: int) -> None:
+        nonlocal answered
+        for turn in range(3):
+            i, damp, kind = rng.randrange(len(asked)), rng.choice((1.0, 0.5)), rng.random()
+            if kind < 0.25:
+                await leave(crowded.engine, asked[i], rng.randrange(1, 60))
+            elif kind < 0.4:
+                given = await crowded.engine.measure(asked[i], wanted[i, 1.0].tokens, 1.0, f"mixed-{number}-{turn}")
+                wrong.extend(filter(None, [off(given, read[i], length)]))
+            else:
+                got = await crowded.answer(asked[i], length, damped(damp))
+                answered += 1
+                if got.tokens != wanted[i, damp].tokens:
+                    wrong.append(f"{got.tokens} is not {wanted[i, damp].tokens}")
+                wrong.extend(filter(None, [off(signals(got), signals(wanted[i, damp]), length - 1)]))
+
+    async def clients() -> None:
+        await asyncio.gather(*(client(number) for number in range(32)))
+
+    crowded.run(clients())
+    assert wrong == []
+    assert answered >= 32
+    assert preemptions() > before[0], "the cache must be too small for this"
+    assert cached_tokens() > before[1], "and some must find their prefix in it"
+
+
 # -- what is compared --------------------------------------------------------------------------------------------------
 
 
@@ -293,10 +334,10 @@ def damped(damp: float) -> Policy:
     return Policy(Mode.SCORE, 0.5, damp=damp)
 
 
-def cold(harness: Harness, prompt: list[int], damp: float) -> Produced:
+def cold(harness: Harness, prompt: list[int], damp: float, tokens: int = TOKENS) -> Produced:
     """One answer with nothing beside it and nothing cached."""
     harness.run(until_idle(harness.engine))
-    (produced,) = harness.produce([prompt], TOKENS, [damped(damp)])
+    (produced,) = harness.produce([prompt], tokens, [damped(damp)])
     return produced
 
 
