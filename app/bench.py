@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.settings import ATLAS, Settings
+from app.source import label_of
 from guard.bench.shapes import SHAPES, write_chat_model, write_model, write_probe
 from guard.engine.launch import run_engines
 from guard.errors import GuardError
@@ -103,7 +104,7 @@ def _engine(options: argparse.Namespace, extra: list[str], folder: Path) -> tupl
     if options.shape is None:
         from app.main import plan
 
-        prepared = plan(Settings(model=options.model, probe=options.probe, compile=options.compiled), extra)
+        prepared = plan(_settings(options.model, options.probe, options.compiled), extra)
         return prepared.name, prepared.args, prepared.bundle
     from guard.engine.launch import engine_arguments
 
@@ -112,6 +113,11 @@ def _engine(options: argparse.Namespace, extra: list[str], folder: Path) -> tupl
     model = write_model(shape, folder)
     args = engine_arguments(model, shape.name, bundle, options.compiled, extra, weightless=True)
     return shape.name, args, bundle
+
+
+def _settings(model: str, probe: str | None, compiled: bool) -> Settings:
+    """Those of the server. A folder goes by its own name: results are published, and paths are nobody's business."""
+    return Settings(model=model, probe=probe, compile=compiled, served_model_name=label_of(model))
 
 
 def _over_http(options: argparse.Namespace, extra: list[str], load: Options) -> dict[str, Any]:
@@ -127,7 +133,7 @@ def _over_http(options: argparse.Namespace, extra: list[str], load: Options) -> 
         if options.shape is not None:  # it has no tokenizer: atlas's stands in
             folder = Path(scratch, SHAPES[options.shape].name)
             model, probe = str(folder), str(write_chat_model(SHAPES[options.shape], folder, ATLAS).path)
-        settings = Settings(model=model, probe=probe, compile=options.compiled)
+        settings = _settings(model, probe, options.compiled)
         prepared = plan(settings, extra)  # refuses what cannot be guarded, and sets the environment that both inherit
         ports = free_port(), free_port()
         compiled = "--no-compile" if prepared.args.enforce_eager else "--compile"

@@ -10,6 +10,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGE = ROOT / "bench" / "results", ROOT / "docs" / "benchmarks.md"
 SHOWN = 12  # kernels of a profile
+WIDEST = 3.0  # an interval whose ends differ by more than this factor says nothing
 BEGIN, END = "<!-- made by `make benchmarks` from bench/results -->", "<!-- end of what is made -->"
 
 
@@ -55,13 +56,20 @@ def _ratios(result: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "| model | mode | clients | metric | plain | guarded | ratio | 95 % interval |"
     yield "| --- | --- | ---: | --- | ---: | ---: | ---: | --- |"
+    unsure = []
     for row in result["rows"]:
         low, high = row["ratio_ci95"]
+        if high > WIDEST * low:
+            unsure.append(f"{row['mode']}, {row['concurrency']} clients, {row['metric']}")
+            continue
         yield (
             f"| {row['model']} | {row['mode']} | {row['concurrency']} | {row['metric']} | {_number(row['plain'])} "
             f"| {_number(row['guarded'])} | {row['ratio']:.3f} | {low:.3f} to {high:.3f} |"
         )
     yield ""
+    if unsure:
+        yield f"Left out, as the ends of the interval differ by more than a factor of {WIDEST:g}: {'; '.join(unsure)}."
+        yield ""
 
 
 def _kernels(result: dict[str, Any]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import app.bench
 from app.cli import main
 from app.settings import ATLAS
 from bench import operations
@@ -133,6 +135,25 @@ def test_wrong_options(options: list[str], says: str, tmp_path: Path, capsys: py
 def test_the_page_is_what_the_results_say() -> None:
     page = report.PAGE.read_text()
     assert page == report.rendered(page, report.RESULTS), "run `make benchmarks`"
+
+
+def test_a_ratio_that_says_nothing_is_left_out_by_name(tmp_path: Path) -> None:
+    def row(metric: str, low: float, high: float) -> dict[str, Any]:
+        numbers = {"plain": 1.0, "guarded": 1.0, "ratio": 1.0, "ratio_ci95": [low, high]}
+        return {"model": "atlas", "mode": "score", "concurrency": 1, "metric": metric, **numbers}
+
+    load = {"prompt": 1, "output": 1, "requests": 1, "rounds": 8}
+    rows = [row("requests/s", 0.5, 1.5), row("inter-token latency p50, ms", 0.119, 70.769)]
+    (tmp_path / "cpu.json").write_text(json.dumps({"engine": "", "machine": "", "load": load, "rows": rows}))
+    page = report.rendered(f"{report.BEGIN}{report.END}", tmp_path)
+    assert "| requests/s | 1 | 1 | 1.000 | 0.500 to 1.500 |" in page
+    assert "| inter-token" not in page
+    assert "factor of 3: score, 1 clients, inter-token latency p50, ms." in page
+
+
+def test_a_folder_is_measured_under_its_own_name(tmp_path: Path) -> None:
+    assert app.bench._settings(str(tmp_path), None, False).served_model_name == tmp_path.name
+    assert not [path.name for path in report.RESULTS.rglob("*.json") if f'"{tempfile.gettempdir()}' in path.read_text()]
 
 
 def test_operations_say_what_was_measured() -> None:
