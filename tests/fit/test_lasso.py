@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from guard.fit import lasso as solver
 from guard.fit.lasso import TOLERANCE, Model, Rows, chance_of, lasso
 
 Floats = NDArray[np.float32]
@@ -111,3 +114,27 @@ def test_a_column_without_a_scale_is_never_used() -> None:
     model = lasso(columns, scale, rows, 1.0, nothing(columns, rows))
     assert model.coefficient[0] == 0
     assert model.coefficient[1] != 0
+
+
+def test_columns_do_not_come_and_go_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far from zero, single precision sees a gradient that the centred columns of a working set do not have."""
+    rng = np.random.default_rng(0)
+    spread = rng.standard_normal((400, 300))
+    rows = Rows(rng.random(400) < chance_of(spread[:, :5].sum(1)), np.ones(400))
+    far = (1000 + spread).astype(np.float32)
+    rounds = 0
+
+    def counted(*given: Any) -> Any:
+        nonlocal rounds
+        rounds += 1
+        assert rounds < 50, "without an end"
+        return newton(*given)
+
+    newton = solver._newton
+    monkeypatch.setattr(solver, "_newton", counted)
+    penalty, near = 0.1, (far - 1000).astype(np.float32)
+    scale = near.std(0)
+    found = [lasso(columns, scale, rows, penalty, nothing(columns, rows)) for columns in (far, near)]
+    moved = Model(found[0].coefficient, found[0].intercept + 1000 * float(found[0].coefficient @ (1 / scale)))
+    wanted = at(near, scale, rows, found[1], penalty)
+    assert at(near, scale, rows, moved, penalty) == pytest.approx(wanted, rel=0.01)
