@@ -47,8 +47,8 @@ def lowered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
         def uuid(self) -> Any:
             return None  # never from a cache: the pass must run
 
-    config = torch._inductor.config
-    with config.patch(enable_auto_functionalized_v2=False, post_grad_custom_post_pass=Pass(), force_disable_caches=True):
+    changed = {"enable_auto_functionalized_v2": False, "post_grad_custom_post_pass": Pass()}
+    with torch._inductor.config.patch(**changed, force_disable_caches=True):
         torch._dynamo.reset()
         yield graphs
 
