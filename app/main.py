@@ -25,7 +25,7 @@ from app.admission import Admission
 from app.door import Door
 from app.guarding import GUARDED, GuardMiddleware
 from app.limits import RENDERING, RISK, Limits
-from app.metrics import DoorMetrics, Metrics
+from app.metrics import DoorMetrics, Metrics, OwnRequestsMetrics
 from app.options import Defaults, resolve
 from app.routes import close_unguarded
 from app.settings import Settings
@@ -102,6 +102,7 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         metrics = Metrics(bundle, plan.name)
         metrics.slots.set_function(lambda: engine.pool.in_use)
         metrics.all_slots.set(engine.pool.size)
+        OwnRequestsMetrics(engine.own, plan.name)
         tokenizer, template = engine.get_tokenizer(), chat_template(plan.args)
         writer = Writer(bundle, Speller(tokenizer).spell)
         limits = (settings.max_risk_items, settings.risk_seconds)

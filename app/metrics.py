@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from collections.abc import Iterator
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from app.admission import Admission
 from app.errors import Reason
 from guard.engine.call import GuardCall, Unscored, Verdict
+from guard.engine.own import OwnRequests, Purpose
 from guard.policy import Action, Mode
 from guard.probe.bundle import Bundle
 
@@ -155,6 +160,31 @@ def _outcome(verdict: Verdict) -> str:
     if verdict.decision.action is Action.ABSTAINED:
         return "abstained"
     return "not_scored" if verdict.risk is None else verdict.decision.action.value
+
+
+class OwnRequestsMetrics(Collector):
+    """What vLLM's counters hold beside the requests of callers; made once per process."""
+
+    _name = "hguard_engine"
+
+    def __init__(self, own: OwnRequests, model: str, registry: CollectorRegistry = REGISTRY) -> None:
+        self._own, self._model = own, model
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Both counters, of every purpose."""
+        for name, text, counted in (
+            (
+                "requests",
+                "Requests of the guard's own to the engine, which vLLM's counters hold, too",
+                self._own.requests,
+            ),
+            ("prompt_tokens", "Prompt tokens of the guard's own requests", self._own.prompt_tokens),
+        ):
+            family = CounterMetricFamily(f"{self._name}_{name}", text, labels=["model", "purpose"])
+            for purpose in Purpose:
+                family.add_metric([self._model, purpose.value], counted[purpose])
+            yield family
 
 
 class DoorMetrics:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from guard.engine import precision
 from guard.engine.client import GuardedEngine
+from guard.engine.own import Purpose
 from guard.errors import TapError
 
 _LONGEST = 24
@@ -43,5 +44,5 @@ async def require_every_layer(engine: Any) -> None:
 
 async def _scores(engine: GuardedEngine, ids: list[int], damp: float) -> NDArray[np.float32]:
     split = len(ids) // 2
-    signals = await engine.measure(ids[:split], ids[split:], damp, f"hguard-canary-{damp}")
+    signals = await engine.measure(ids[:split], ids[split:], damp, f"hguard-canary-{damp}", Purpose.CANARY)
     return np.append(signals.neurons, np.float32(signals.lead))

@@ -27,6 +27,7 @@ from guard.engine.answer import Answer, refused, unscored, verdict_on
 from guard.engine.call import GuardCall, Unscored, Verdict, current_call, use_call
 from guard.engine.course import Course
 from guard.engine.outputs import with_completions
+from guard.engine.own import OwnRequests, Purpose
 from guard.engine.reading import Room, pieces, rows_of_step
 from guard.engine.ring import ScoreRing, Slot, SlotPool
 from guard.engine.thinking import Thinker
@@ -75,6 +76,7 @@ class GuardedEngine:
         self.readout = bundle.readout
         self.ring = ring
         self.pool = SlotPool(ring.slots)
+        self.own = OwnRequests()
         self.default_policy = default
         self._longest = longest
         self._started = itertools.count()
@@ -294,6 +296,7 @@ class GuardedEngine:
                     done = output.finished
             finally:
                 await inner.aclose()
+            self.own.count(Purpose.LOOK_AHEAD, len(output.prompt_token_ids))
             risk = self.readout.foreseen(preempt.lead_of(output, slots[0], self.ring))
         finally:
             self.pool.release(slots, done)
@@ -320,7 +323,12 @@ class GuardedEngine:
         return {**prompt, "cache_salt": f"damp|{hmac.new(self._secret, of, hashlib.sha256).hexdigest()}"}
 
     async def measure(
-        self, prompt_ids: Sequence[int], response_ids: Sequence[int], damp: float, request_id: str
+        self,
+        prompt_ids: Sequence[int],
+        response_ids: Sequence[int],
+        damp: float,
+        request_id: str,
+        purpose: Purpose = Purpose.RISK,
     ) -> Signals:
         """Measure given text: one forward pass over prompt and response, nothing is generated.
 
@@ -343,6 +351,7 @@ class GuardedEngine:
                         self._salted(prompt, damp), params, self._name(request_id)
                     ):
                         done = output.finished
+                self.own.count(purpose, end)
             answer = Answer(0, slots[0], prompt_length=len(prompt_ids), token_ids=list(response_ids))
             return answer.signals(self.ring, 0, len(response_ids))
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -343,6 +344,7 @@ def test_metrics(http: httpx.Client) -> None:
     for name in ("requests_total", "risk_bucket", "scored_tokens_total", "overhead_seconds_bucket", "probe_info"):
         assert f"\nhguard_{name}{{" in text
     assert "\nhguard_slots_in_use 0.0" in text
+    assert re.search(r'\nhguard_engine_requests_total\{.*purpose="canary"\} 2\.0\n', text)
     assert "\nvllm:" in text
 
 
