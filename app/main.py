@@ -143,8 +143,6 @@ def bind(plan: Plan) -> socket.socket:
 
 async def serve(plan: Plan, sock: socket.socket) -> None:
     """Serve until a signal has ended it; see ``serving``. Raises GuardError when the engine died."""
-    from vllm import envs
-
     # Every connection is a descriptor, and shells allow 1,024 of them.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -161,7 +159,7 @@ async def serve(plan: Plan, sock: socket.socket) -> None:
             engine=app.state.engine_client,
             admission=app.state.admission,
             drain_seconds=plan.settings.drain_seconds,
-            keep_alive_seconds=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+            keep_alive_seconds=plan.settings.keep_alive_seconds,
             ready=lambda: print(ready, flush=True),
         )
 

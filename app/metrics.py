@@ -165,23 +165,18 @@ def _outcome(verdict: Verdict) -> str:
 class OwnRequestsMetrics(Collector):
     """What vLLM's counters hold beside the requests of callers; made once per process."""
 
-    _name = "hguard_engine"
-
     def __init__(self, own: OwnRequests, model: str, registry: CollectorRegistry = REGISTRY) -> None:
         self._own, self._model = own, model
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
         """Both counters, of every purpose."""
-        for name, text, counted in (
-            (
-                "requests",
-                "Requests of the guard's own to the engine, which vLLM's counters hold, too",
-                self._own.requests,
-            ),
-            ("prompt_tokens", "Prompt tokens of the guard's own requests", self._own.prompt_tokens),
+        text = "of the guard's own to the engine, which vLLM's counters hold, too"
+        for name, what, counted in (
+            ("hguard_engine_requests_total", f"Requests {text}", self._own.requests),
+            ("hguard_engine_prompt_tokens_total", f"Prompt tokens of requests {text}", self._own.prompt_tokens),
         ):
-            family = CounterMetricFamily(f"{self._name}_{name}", text, labels=["model", "purpose"])
+            family = CounterMetricFamily(name, what, labels=["model", "purpose"])
             for purpose in Purpose:
                 family.add_metric([self._model, purpose.value], counted[purpose])
             yield family

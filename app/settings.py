@@ -182,6 +182,14 @@ class Settings(BaseSettings):
             description="time for requests in flight to end at SIGTERM: most do in 30 s; supervisors must grant more",
         ),
     ] = 30.0
+    keep_alive_seconds: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="seconds for which an idle connection is kept: more than clients and load balancers do (60), "
+            "or they send a request into one that is just being closed",
+        ),
+    ] = 75
     slots: Annotated[int, Field(ge=1, description="answers that can be guarded at once")] = 1024
 
     @model_validator(mode="before")

@@ -20,6 +20,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import cli
+from app.metrics import OwnRequestsMetrics
 from app.settings import Settings
 from guard.engine.launch import prepare_environment
 from guard.probe.bundle import Bundle
@@ -86,12 +87,15 @@ async def listening(app: FastAPI) -> AsyncIterator[str]:
             await serving
 
 
+OURS = ("hguard_", "http_", "vllm:")
+
+
 def forget_metrics() -> None:
     """Make room in the registry, as vLLM does for its own when an engine starts."""
     from prometheus_client import REGISTRY
 
     for collector in list(REGISTRY._collector_to_names):
-        if getattr(collector, "_name", "").startswith(("hguard_", "http_", "vllm:")):
+        if isinstance(collector, OwnRequestsMetrics) or getattr(collector, "_name", "").startswith(OURS):
             REGISTRY.unregister(collector)
 
 

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from app.settings import BEYOND, Settings
 from guard.policy import Fail, Mode
 from guard.probe.readout import Readout
-from tests.scripted.server import listening, over, scripted_app
+from tests.scripted.server import ScriptedServer, listening, over, scripted_app
 from tests.scripted.test_scripted import CHAT, asking
 
 RISK = {"model": "atlas", "prompt": "Where is Kandy?", "response": "It is in Japan."}
@@ -180,3 +180,22 @@ async def test_refusing_ahead_with_log_probabilities_asked_for(stream: bool) -> 
             reply = await http.post(path, json={**body, "stream": stream, "hallucination": options})
             assert '"preempted":true' in reply.text
             assert '"error":{' not in reply.text
+
+
+async def test_an_idle_connection_outlives_the_clients_own_patience() -> None:
+    """httpx and openai keep idle ones for 5 s, load balancers for 60: who closes first must not be the server."""
+    assert Settings().keep_alive_seconds > 60
+    ask = b"GET /live HTTP/1.1\r\nHost: scripted\r\n\r\n"
+    server = ScriptedServer()
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        for pause in (0, 6):
+            await asyncio.sleep(pause)
+            writer.write(ask)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200"), f"after {pause} s"
+            while await reader.readline() != b"\r\n":
+                pass
+            assert json.loads(await reader.readexactly(17)) == {"status": "live"}
+        writer.close()
+    finally:
+        assert server.stop() == 0
