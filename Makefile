@@ -18,6 +18,7 @@ test: check ## run every check and the whole test suite
 
 test-long: $(VENV)/.tools ## what takes minutes more: lost nodes, replicas behind Ray Serve, the GPU's tests on the CPU
 	$(BIN)/python requirements/install.py requirements/ray.txt
+	$(BIN)/python requirements/install.py requirements/smollm2.txt
 	$(BIN)/python -m pytest -m long --timeout 600
 
 check: $(VENV)/.tools ## formatting, lint, types, import direction

@@ -98,7 +98,7 @@ def _popular(figures: Figures) -> Claim:
 
 
 def _scaled(figures: Figures) -> list[Claim]:
-    said = "alpha 3 makes it give in more than alpha 0, and random neurons do so less"
+    said = "alpha 3 makes it give in more than alpha 0, told apart by its interval, and random neurons do so less"
     one = figures.get("scaling")
     if not one:
         return [("causal for over-compliance", said, [MISSING], MISSING)]
@@ -109,9 +109,8 @@ def _scaled(figures: Figures) -> list[Claim]:
         low, high = (one["h_neurons"][alpha]["sets"][label]["gave_in"] for alpha in ("0", "3"))
         told = [f"alpha 0 {percent(low)}, alpha 3 {percent(high)}"]
         told.append(f"random draws change by {', '.join(f'{100 * other:+.1f} %' for other in others) or MISSING}")
-        found.append(
-            (f"causal for over-compliance: {label}", said, told, _verdict([rise > 0 and all(rise > o for o in others)]))
-        )
+        holds = high["low"] > low["value"] and all(rise > other for other in others)
+        found.append((f"causal for over-compliance: {label}", said, told, _verdict([holds])))
     return found
 
 

@@ -13,6 +13,8 @@ RED, BLUE, GREY, GREEN, BROWN = "#b3362b", "#2f5d8a", "#8a94a0", "#2b7a4b", "#a8
 PARTS = {"stack": RED, "neurons": BLUE, "entropy": GREEN, "logprob": BROWN, "words": GREY}
 _LINE = "#dde3ea"
 
+MARKERS = "o-", "s--"
+
 
 def draw(figures: dict[str, Any], stem: Path) -> None:
     """Write ``stem``-NAME.svg for each plot; what was not measured has none."""
@@ -68,11 +70,12 @@ def _curve(figure: Figure, figures: dict[str, Any]) -> None:
             )
     axes.set(xscale="log", xlabel="training answers", ylabel="AUROC", title="Mean of sets")
     axes.legend(fontsize=8)
-    for name in rows[-1]["sets"]:
-        single.plot(sizes, [row["sets"][name]["stack"]["value"] for row in rows], "o-", ms=3, lw=1, label=name)
+    for number, name in enumerate(rows[-1]["sets"]):
+        values = [row["sets"][name]["stack"]["value"] for row in rows]
+        single.plot(sizes, values, MARKERS[number // 10 % 2], ms=3, lw=1, label=name)  # ten colours
     single.set(xscale="log", xlabel="training answers", title="Stack, by set")
     if rows[-1]["sets"]:
-        single.legend(fontsize=6, ncols=2)
+        single.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _sparse(figure: Figure, figures: dict[str, Any]) -> None:
