@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from guard.fit.lasso import chance_of
 from models.smollm2.recipe import goals, plots, prose, report
+from models.smollm2.recipe.answered import load
+from models.smollm2.recipe.fits import FOLDS, Fits, rotation
 from models.smollm2.recipe.wording import MISSING
 from tests.smollm2 import workspace
 
@@ -54,6 +57,15 @@ def test_the_neurons_that_know_are_found_and_beat_random_ones(figures: dict[str,
     same = figures["crossed"]["sets"]["cities"]["same_text"]
     assert same["neurons"]["value"] > 0.9
     assert same["words"]["value"] < 0.75
+
+
+def test_folds_score_on_one_scale(folder: Path) -> None:
+    """With an intercept that is not penalised, the mean chance of what teaches is its share of wrong answers."""
+    answered = load(folder, workspace.norms())
+    decisions = Fits(answered, folder / "report", print).crossed(0.3)
+    assert decisions.shape == (FOLDS, len(answered))
+    for decision, (learn, _, _) in zip(decisions, rotation(answered), strict=True):
+        assert chance_of(decision[learn]).mean() == pytest.approx(answered.wrong[learn].mean(), abs=1e-3)
 
 
 def test_the_curve_ends_with_all_training_answers_and_shift_leaves_home(figures: dict[str, Any]) -> None:

@@ -42,17 +42,13 @@ def held_out(answered: Answered, fits: Fits) -> tuple[dict[str, Floats], Chosen]
 
 def crossed(answered: Answered, fits: Fits, C: float, C_leads: float) -> dict[str, Floats]:
     """The same of every answer, by fits that have not seen its entity."""
-    neurons = fits.crossed(C)
-    scores = {
-        "stack": np.zeros(len(answered)),
-        "neurons": neurons,
-        "linear": np.zeros(len(answered)),
-        "last prompt token": fits.crossed(C_leads, leads=True),
-        **answered.signals,
-        "words": np.zeros(len(answered)),
-    }
-    for learn, use, test in rotation(answered):
-        scores["stack"][test] = Stacked.fit(answered, neurons, use).risk(answered, neurons)[test]
+    neurons, leads = fits.crossed(C), fits.crossed(C_leads, leads=True)
+    names = ("stack", "neurons", "linear", "last prompt token", "words")
+    scores = {name: np.zeros(len(answered)) for name in names} | answered.signals
+    for number, (learn, use, test) in enumerate(rotation(answered)):
+        scores["stack"][test] = Stacked.fit(answered, neurons[number], use).risk(answered, neurons[number])[test]
+        scores["neurons"][test] = neurons[number][test]
+        scores["last prompt token"][test] = leads[number][test]
         scores["linear"][test] = fits.screened(learn)[test]
         scores["words"][test] = fits.words(learn)[test]
     return scores

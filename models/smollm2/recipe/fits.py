@@ -70,8 +70,10 @@ class Fits:
         kept = self._kept(f"chosen-{'leads' if leads else 'means'}", fit, learn.tolist())
         return Chosen(kept["index"], kept["coefficient"], float(kept["C"]), kept["scores"])
 
-    def crossed(self, C: float, leads: bool = False) -> Floats:
-        """Scores of every answer by a fit at this C on three folds that do not have its entity."""
+    def crossed(self, C: float, leads: bool = False) -> NDArray[np.float64]:
+        """Decisions on every answer, float64 [FOLDS, answers], by fits at this C on the answers that teach in each
+        fold's ``rotation``. With their intercepts: without, CETT's means, which are far from 0, would set folds apart.
+        """
 
         def fit() -> dict[str, NDArray[Any]]:
             own = self._answered
@@ -81,12 +83,9 @@ class Fits:
                 weights[number, learn] = 1
             path = L1Path(every, None, 1.0, own.wrong, weights, self._say)
             fitted = [path.solve(1 / (C / _RATIO**step)) for step in range(_WARM, -1, -1)][-1]
-            scores = np.zeros(len(own))
-            for one, (_, _, test) in zip(fitted, rotation(own), strict=True):
-                scores[test] = (one.decision - one.intercept)[test]
-            return {"scores": scores}
+            return {"decisions": np.stack([one.decision for one in fitted])}
 
-        return self._kept(f"crossed-{'leads' if leads else 'means'}", fit, C)["scores"]
+        return self._kept(f"folds-{'leads' if leads else 'means'}", fit, C)["decisions"]
 
     def screened(self, learn: Index) -> Floats:
         """L2 on the SCREENED neurons whose mean CETT goes most with being wrong, among the answers ``learn``."""
