@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from guard.policy import Decision, Policy
 from guard.probe.readout import Flaw, Peak, Readout, Signals
@@ -46,6 +47,21 @@ _SENTENCES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What the engine generated for one answer, and how its text is made of it.
+
+    token_ids: all of them, with ``start`` thoughts before the answer, and what ended it. params: the request's sampling
+    parameters. text: what left of the whole, thoughts included; a stop string can end it within a token.
+    """
+
+    prompt_ids: Sequence[int]
+    token_ids: Sequence[int]
+    start: int
+    params: Any
+    text: str
+
+
 @dataclass(slots=True)
 class Verdict:
     """The guard's word on one answer. ``reason`` says why it could not be scored; then risk and peak are None.
@@ -54,6 +70,7 @@ class Verdict:
     foreseen: the risk before any text existed, where the probe gives one. preempted: nothing was generated, and
     ``risk`` is what was foreseen. first_risk: that of the first try, where this is the verdict on a second one.
     shown: how many tokens had left before the decision. told: of a withheld answer, how many usage counts.
+    generated: what the text of its tokens is worked out from, where the policy wants them.
     """
 
     index: int
@@ -70,6 +87,7 @@ class Verdict:
     first_risk: float | None = None
     shown: int = 0
     told: int = 0
+    generated: Generated | None = None
 
     @property
     def token_risks(self) -> list[float | None]:

@@ -197,6 +197,7 @@ class GuardedEngine:
             request,
             self._bound(params),
             self._ends,
+            params,
         )
 
     def _bound(self, params: SamplingParams) -> int | None:

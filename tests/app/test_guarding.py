@@ -28,9 +28,9 @@ TEXT = ["It", " is", " Mars"]
 REFUSAL, MESSAGE = "I would rather not say.", "Something else."
 
 
-def spell(ids: Any) -> list[Token]:
+def spell(verdict: Verdict) -> list[Token]:
     tokens, at = [], 0
-    for i in ids:
+    for i in verdict.token_ids:
         tokens.append((TEXT[i], at, at + len(TEXT[i])))
         at += len(TEXT[i])
     return tokens

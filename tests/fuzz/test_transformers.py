@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,8 +100,8 @@ def answers(draw: st.DrawFn, count: int) -> tuple[GuardCall, list[Made]]:
     return call, made
 
 
-def spell(ids: Sequence[int]) -> list[Token]:
-    return [(f"t{i}", 2 * at, 2 * at + 2) for at, i in enumerate(ids)]
+def spell(verdict: Verdict) -> list[Token]:
+    return [(f"t{i}", 2 * at, 2 * at + 2) for at, i in enumerate(verdict.token_ids)]
 
 
 def telling(call: GuardCall, bundle: Bundle) -> Telling:
