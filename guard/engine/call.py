@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -113,16 +114,16 @@ class GuardCall:
     """Filled by the engine client while an answer is produced, read by the API layer when it writes the response.
 
     verdicts: by choice index, once decided. token_risks: by choice index, one for each generated token (thinking has
-    None), as far as known, for streams. uncounted: tokens that were generated but that the outputs do not show (a
-    first try), less those shown that were not generated (what stands in for a refused answer). unshown: the response
-    shows nothing of what is generated, since its caller wants to see the prompt alone.
+    None), as far as known, for streams. uncounted: by choice index, tokens that were generated but that the outputs
+    do not show (a first try), less those shown that were not generated (what stands in for a refused answer).
+    unshown: the response shows nothing of what is generated, since its caller wants to see the prompt alone.
     """
 
     policy: Policy
     choices: int = 0
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     token_risks: dict[int, list[float | None]] = field(default_factory=dict)
-    uncounted: int = 0
+    uncounted: Counter[int] = field(default_factory=Counter)
     overhead_seconds: float = 0.0
     unshown: bool = False
 

@@ -167,7 +167,7 @@ class GuardedEngine:
                     else:
                         yield output
             _remember(call, first_tries)
-            call.uncounted += course.spared_tokens
+            call.uncounted.update(course.spared_tokens)
             seats = [seats[answer.seat] for answer in course.spared]
             if not seats:
                 break
@@ -298,13 +298,13 @@ class GuardedEngine:
             risk = self.readout.foreseen(preempt.lead_of(output, slots[0], self.ring))
         finally:
             self.pool.release(slots, done)
-        call.uncounted += 1
+        call.uncounted[first] += 1
         if risk is None or policy.preempt is None or risk < policy.preempt:
             return None
         ahead = preempt.refused(output, request_id, count, self._blank_token)
         for index in range(count):
             call.verdicts[first + index] = refused(first + index, policy, risk)
-        call.uncounted -= count  # each answer's stand-in counts as a token
+        call.uncounted.subtract(range(first, first + count))  # each answer's stand-in counts as a token
         return ahead
 
     def _salted(self, prompt: Any, damp: float) -> Any:

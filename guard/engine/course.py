@@ -78,9 +78,9 @@ class Course:
         return [answer for answer in self.answers if self._spares(answer)]
 
     @property
-    def spared_tokens(self) -> int:
-        """How many tokens usage is to count of them."""
-        return sum(told_length(len(answer.token_ids), self._longest) for answer in self.spared)
+    def spared_tokens(self) -> dict[int, int]:
+        """How many tokens usage is to count of each, by choice index."""
+        return {answer.index: told_length(len(answer.token_ids), self._longest) for answer in self.spared}
 
     def _spares(self, answer: Answer) -> bool:
         if not self._spare or answer.verdict is None or answer.verdict.risk is None:
