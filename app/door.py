@@ -11,7 +11,7 @@ import contextlib
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import errors
+from app import anthropic_errors, errors
 from app.admission import Admission, Pacer, Permit
 from app.body import PARSED, parse, replay
 from app.errors import Reason, RefusedError
@@ -59,7 +59,8 @@ class Door:
             await self._enter(scope, receive, send)
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path, reply, permit = route_path(scope), _Reply(send), None
+        path, permit = route_path(scope), None
+        reply = _Reply(anthropic_errors.Translated(send) if anthropic_errors.asked(path) else send)
         try:
             self._identify(scope, path)
             if scope["method"] == "POST":  # no route reads the body of any other: they get their 405 without it
