@@ -78,6 +78,7 @@ class GuardMiddleware:
                     raise
                 log.exception("a stream broke")
             finally:
+                await call.aclose()
                 self._metrics.observe(call)
                 log_line(path, call, time.perf_counter() - began)
 

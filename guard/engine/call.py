@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -117,6 +117,7 @@ class GuardCall:
     None), as far as known, for streams. uncounted: by choice index, tokens that were generated but that the outputs
     do not show (a first try), less those shown that were not generated (what stands in for a refused answer).
     unshown: the response shows nothing of what is generated, since its caller wants to see the prompt alone.
+    streams: what the engine client was asked for.
     """
 
     policy: Policy
@@ -126,6 +127,16 @@ class GuardCall:
     uncounted: Counter[int] = field(default_factory=Counter)
     overhead_seconds: float = 0.0
     unshown: bool = False
+    streams: list[AsyncGenerator[Any, None]] = field(default_factory=list)
+
+    async def aclose(self) -> None:
+        """End what the engine still does for this request, which gives its slots back.
+
+        A route of vLLM's may drop a stream halfway, and then it would go on until it is collected as garbage.
+        """
+        for stream in self.streams:
+            with suppress(RuntimeError):  # it runs: whoever reads it ends it
+                await stream.aclose()
 
     def reserve(self, count: int) -> int:
         """The choice index of the first of ``count`` further answers."""

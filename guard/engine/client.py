@@ -128,7 +128,9 @@ class GuardedEngine:
         require_valid(sampling_params, self._engine)
         call = current_call() or GuardCall(self.default_policy)
         first = call.reserve(sampling_params.n)
-        return self._guarded(call, first, prompt, sampling_params, request_id, kwargs)
+        stream = self._guarded(call, first, prompt, sampling_params, request_id, kwargs)
+        call.streams.append(stream)
+        return stream
 
     async def _guarded(
         self,
