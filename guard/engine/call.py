@@ -117,7 +117,7 @@ class GuardCall:
     None), as far as known, for streams. uncounted: by choice index, tokens that were generated but that the outputs
     do not show (a first try), less those shown that were not generated (what stands in for a refused answer).
     unshown: the response shows nothing of what is generated, since its caller wants to see the prompt alone.
-    streams: what the engine client was asked for.
+    streams: what the engine client was asked for. hung_up: the caller did not wait for the end of the response.
     """
 
     policy: Policy
@@ -128,6 +128,12 @@ class GuardCall:
     overhead_seconds: float = 0.0
     unshown: bool = False
     streams: list[AsyncGenerator[Any, None]] = field(default_factory=list)
+    hung_up: bool = False
+
+    @property
+    def left(self) -> bool:
+        """Whether the caller hung up before there was a verdict on each answer."""
+        return self.hung_up and len(self.verdicts) < self.choices
 
     async def aclose(self) -> None:
         """End what the engine still does for this request, which gives its slots back.
