@@ -175,7 +175,9 @@ class _Reply:
 
 
 def _is_public(scope: Scope) -> bool:
-    return scope["method"] in _READING and route_path(scope) in PUBLIC
+    path = route_path(scope)
+    # The router sends who adds a slash to the route without it, and the metrics are there with one, too.
+    return scope["method"] in _READING and (path in PUBLIC or (path.endswith("/") and path[:-1] in PUBLIC - {"/"}))
 
 
 def _uncancel() -> None:

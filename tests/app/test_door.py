@@ -242,8 +242,9 @@ async def test_nothing_but_the_public_list_answers_without_a_key(
                 routed = as_routed(prefix + path, table.root)
                 if status != 401:
                     assert method in ("GET", "HEAD"), (method, prefix + path, status)
-                    assert routed in PUBLIC, (method, prefix + path, status)
-                    public.add(routed)
+                    named = routed if routed == "/" else routed.removesuffix("/")
+                    assert named in PUBLIC, (method, prefix + path, status)
+                    public.add(named)
     assert public == PUBLIC
     assert asked > 1000
 

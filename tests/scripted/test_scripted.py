@@ -160,8 +160,10 @@ async def test_every_request_can_be_scripted() -> None:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ScriptedServer]:
-    running = ScriptedServer(["--mode", "abstain"])
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScriptedServer]:
+    with pytest.MonkeyPatch.context() as patch:  # as some environments have it for their other services
+        patch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path_factory.mktemp("metrics")))
+        running = ScriptedServer(["--mode", "abstain"])
     yield running
     running.stop(signal.SIGKILL)
 
@@ -170,4 +172,9 @@ def test_as_a_server_of_its_own(server: ScriptedServer) -> None:
     with httpx.Client(base_url=server.url, timeout=20) as http:
         reply = http.post(CHAT, json=asking("risky")).json()
         assert reply["choices"][0]["finish_reason"] == "content_filter"
+        metrics = http.get("/metrics").text.splitlines()
+    assert [line for line in metrics if line.startswith("hguard_answers_capacity")] == ["hguard_answers_capacity 256.0"]
+    assert not [line for line in metrics if "pid=" in line], "one process has all metrics"
     assert server.stop(signal.SIGTERM) == 0
+    said = [line for line in server.lines if not line.startswith("{")]
+    assert [line.split(":")[0] for line in said] == ["hguard", "hguard"], "nothing that looks like a fault"
