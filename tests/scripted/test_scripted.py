@@ -111,6 +111,14 @@ async def test_risk(http: httpx.AsyncClient) -> None:
     assert nan["type"] == "not_scored"
 
 
+async def test_null_is_as_good_as_nothing(http: httpx.AsyncClient) -> None:
+    nothing = dict.fromkeys(("mode", "threshold", "damp", "tokens", "hold", "fallback", "preempt", "retry"))
+    assert "tokens" not in result(await ask(http, "safe", hallucination=nothing))
+    given = {**asking("Where is Kandy?"), "response": "That is safe.", "hallucination": nothing}
+    reply = (await http.post("/risk", content=b"\xef\xbb\xbf" + json.dumps(given).encode())).json()
+    assert result(reply)["tokens"], "as where nothing is said; a byte order mark does not matter, either"
+
+
 @pytest.mark.parametrize("word", ["nan", "missing"])
 async def test_a_score_that_is_no_number(http: httpx.AsyncClient, word: str) -> None:
     assert (await ask(http, word))["hallucination"]["type"] == "not_scored"
