@@ -104,9 +104,12 @@ class Door:
             raise RequestError("the path holds a character that no route has", status=404)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The body; None when the caller hangs up. Raises RefusedError (413, 408) for one too large or too slow."""
-        limit = self._max_body_bytes
-        declared = Headers(scope=scope).get("content-length", "")
+        """The body; None when the caller hangs up. Raises RequestError (413, 408, 415) for one that is too
+        large, too slow, or compressed."""
+        limit, headers = self._max_body_bytes, Headers(scope=scope)
+        if (encoding := headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
+            raise RequestError(f"the body is encoded ({encoding[:20]}); send it as it is", "body", 415)
+        declared = headers.get("content-length", "")
         size, parts = int(declared[:18]) if declared.isdecimal() else 0, bytearray()
         try:
             async with asyncio.timeout(self._body_seconds):

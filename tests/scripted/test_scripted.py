@@ -119,6 +119,15 @@ async def test_null_is_as_good_as_nothing(http: httpx.AsyncClient) -> None:
     assert result(reply)["tokens"], "as where nothing is said; a byte order mark does not matter, either"
 
 
+async def test_a_compressed_body_is_415(http: httpx.AsyncClient) -> None:
+    for encoding, status in (("gzip", 415), ("identity", 200)):
+        body = json.dumps(asking("safe")).encode()
+        headers = {"content-encoding": encoding, "content-type": "application/json"}
+        response = await http.post(CHAT, content=body, headers=headers)
+        assert response.status_code == status
+    assert (await http.post(CHAT, json=asking("safe"))).status_code == 200
+
+
 @pytest.mark.parametrize("word", ["nan", "missing"])
 async def test_a_score_that_is_no_number(http: httpx.AsyncClient, word: str) -> None:
     assert (await ask(http, word))["hallucination"]["type"] == "not_scored"
