@@ -11,7 +11,7 @@ import contextlib
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import errors
+from app import anthropic_errors, errors
 from app.admission import Admission, Pacer, Permit
 from app.body import PARSED, parse, replay
 from app.errors import Reason, RefusedError
@@ -59,7 +59,8 @@ class Door:
             await self._enter(scope, receive, send)
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path, reply, permit = route_path(scope), _Reply(send), None
+        path, permit = route_path(scope), None
+        reply = _Reply(anthropic_errors.Translated(send) if anthropic_errors.asked(path) else send)
         try:
             self._identify(scope, path)
             if scope["method"] == "POST":  # no route reads the body of any other: they get their 405 without it
@@ -103,9 +104,12 @@ class Door:
             raise RequestError("the path holds a character that no route has", status=404)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The body; None when the caller hangs up. Raises RefusedError (413, 408) for one too large or too slow."""
-        limit = self._max_body_bytes
-        declared = Headers(scope=scope).get("content-length", "")
+        """The body; None when the caller hangs up. Raises RequestError (413, 408, 415) for one that is too
+        large, too slow, or compressed."""
+        limit, headers = self._max_body_bytes, Headers(scope=scope)
+        if (encoding := headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
+            raise RequestError(f"the body is encoded ({encoding[:20]}); send it as it is", "body", 415)
+        declared = headers.get("content-length", "")
         size, parts = int(declared[:18]) if declared.isdecimal() else 0, bytearray()
         try:
             async with asyncio.timeout(self._body_seconds):
@@ -174,7 +178,9 @@ class _Reply:
 
 
 def _is_public(scope: Scope) -> bool:
-    return scope["method"] in _READING and route_path(scope) in PUBLIC
+    path = route_path(scope)
+    # The router sends who adds a slash to the route without it, and the metrics are there with one, too.
+    return scope["method"] in _READING and (path in PUBLIC or (path.endswith("/") and path[:-1] in PUBLIC - {"/"}))
 
 
 def _uncancel() -> None:

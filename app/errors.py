@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from app import anthropic_errors
 from guard.errors import RequestError
 
 _TYPES = {
@@ -23,7 +24,6 @@ _TYPES = {
     429: "RateLimitError",
     503: "ServiceUnavailableError",
 }
-_ANTHROPIC = "/v1/messages"  # its routes' errors say at the top level, too, that they are errors
 
 
 class Reason(StrEnum):
@@ -79,7 +79,7 @@ def body(
     """The error object as the clients of ``path`` read it; ``code`` is the status, as vLLM's own errors have it."""
     kind = kind or _TYPES.get(status, HTTPStatus(status).phrase.replace(" ", "") + "Error")
     error = {"error": {"message": message, "type": kind, "param": param, "code": status}}
-    return {"type": "error", **error} if _is_anthropic(path) else error
+    return anthropic_errors.written(error["error"], status) if anthropic_errors.asked(path) else error
 
 
 def response(
@@ -113,11 +113,7 @@ async def of_http(request: Request, error: Exception) -> JSONResponse:
 def frame(error: RequestError, path: str = "") -> bytes:
     """The error as the last event of a stream that has begun."""
     data = b"data: " + json.dumps(body(error.status, str(error), error.param, path)).encode() + b"\n\n"
-    return b"event: error\n" + data if _is_anthropic(path) else data
-
-
-def _is_anthropic(path: str) -> bool:
-    return path == _ANTHROPIC or path.startswith(f"{_ANTHROPIC}/")
+    return b"event: error\n" + data if anthropic_errors.asked(path) else data
 
 
 def from_validation(error: ValidationError, prefix: str = "") -> RequestError:

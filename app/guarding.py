@@ -72,12 +72,13 @@ class GuardMiddleware:
             reply = Reply(dialect, Telling(call, self._writer, self._refusal, self._fallback), send)
             began = time.perf_counter()
             try:
-                await self.app(scope, body.replay(raw, receive), reply.send)
+                await self.app(scope, body.replay(raw, _watched(receive, call)), reply.send)
             except Exception as error:
                 if not await reply.broke(error):
                     raise
                 log.exception("a stream broke")
             finally:
+                await call.aclose()
                 self._metrics.observe(call)
                 log_line(path, call, time.perf_counter() - began)
 
@@ -87,6 +88,18 @@ class GuardMiddleware:
         if path != COMPLETIONS and request.get("messages") == []:
             raise RequestError("messages must hold at least one message", param="messages")
         return parse(request.get(FIELD), self._defaults, self._bundle, dialect.wants_token_risk(request))
+
+
+def _watched(receive: Receive, call: GuardCall) -> Receive:
+    """``receive``, which leaves in the call that the caller has hung up."""
+
+    async def watched() -> Message:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            call.hung_up = True
+        return message
+
+    return watched
 
 
 def route_path(scope: Scope) -> str:
@@ -157,10 +170,10 @@ class Reply:
 
 
 def log_line(route: str, call: GuardCall, seconds: float) -> None:
-    """One structured line for each request that was answered."""
+    """One structured line for each request, whose caller waited for the answer or left before."""
     verdicts = [call.verdicts[index] for index in sorted(call.verdicts)]
     line = {
-        "event": "answered",
+        "event": "left" if call.left else "answered",
         "route": route,
         "mode": call.policy.mode.value,
         "damp": call.policy.damp,

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse
 
+from app import errors
 from guard.probe.bundle import Bundle
 
 PAGE = Path(__file__).parent / "page" / "index.html"
@@ -28,7 +30,7 @@ def card(bundle: Bundle) -> dict[str, Any]:
 
 
 def router(bundle: Bundle, settings: dict[str, Any]) -> APIRouter:
-    """The routes ``/``, ``/v1/probe`` and ``/info``."""
+    """The routes ``/``, ``/v1/probe``, ``/info``, and ``/v1/models/{model}``, which vLLM has not."""
     routes = APIRouter(tags=["hallucination"])
 
     @routes.get("/", include_in_schema=False)
@@ -39,6 +41,18 @@ def router(bundle: Bundle, settings: dict[str, Any]) -> APIRouter:
     async def probe() -> JSONResponse:
         """The card of the probe that guards the model."""
         return JSONResponse(card(bundle))
+
+    @routes.get("/v1/models/{model:path}")
+    async def model(request: Request, model: str) -> JSONResponse:
+        """One model, as the list of them has it."""
+        served = (await request.app.state.openai_serving_models.show_available_models()).data
+        if not model:  # who wants the list, and adds a slash
+            return JSONResponse({"object": "list", "data": [one.model_dump() for one in served]})
+        found = next((one for one in served if one.id == model), None)
+        if found is None:
+            known = ", ".join(repr(one.id) for one in served)
+            return errors.response(404, f"the model {model!r} does not exist; this server has {known}", "model")
+        return JSONResponse(found.model_dump())
 
     @routes.get("/info")
     async def info() -> JSONResponse:

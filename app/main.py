@@ -24,6 +24,7 @@ from app import errors, health, info, keys, risk, schema, serving, vetting
 from app.admission import Admission
 from app.door import Door
 from app.guarding import GUARDED, GuardMiddleware
+from app.head import Head
 from app.limits import RENDERING, RISK, Limits
 from app.metrics import DoorMetrics, Metrics, OwnRequestsMetrics
 from app.options import Defaults, resolve
@@ -125,7 +126,7 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
             fallback=settings.fallback_text,
         )
         # Innermost: vLLM's CORS headers are on our errors, and nothing between us and the router changes a path.
-        innermost(app).app = _door(guarding, settings, admission)
+        innermost(app).app = _door(Head(guarding), settings, admission)
         yield app
 
 

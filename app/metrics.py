@@ -15,7 +15,8 @@ from guard.engine.own import OwnRequests, Purpose
 from guard.policy import Action, Mode
 from guard.probe.bundle import Bundle
 
-OUTCOMES = ("pass", "flagged", "abstained", "not_scored", "off")  # mildest first, but for off
+# Mildest first, but for the last two: of those there is no verdict. ``left``: the caller hung up before there was one.
+OUTCOMES = ("pass", "flagged", "abstained", "not_scored", "off", "left")
 _RISK_BUCKETS = tuple(round(0.05 * i, 2) for i in range(1, 21))
 _SECONDS_BUCKETS = (0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -120,7 +121,9 @@ class Metrics:
         """Record a finished request; one that never reached the engine has nothing to record."""
         if call.choices == 0:
             return
-        outcome = "off" if call.policy.mode is Mode.OFF else _severest(list(call.verdicts.values()))
+        outcome = _severest(list(call.verdicts.values()))
+        if call.policy.mode is Mode.OFF or call.left:
+            outcome = "off" if call.policy.mode is Mode.OFF else "left"
         self._requests.labels(self._model, outcome).inc()
         self._overhead.labels(self._model).observe(call.overhead_seconds)
         for verdict in call.verdicts.values():

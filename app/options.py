@@ -104,7 +104,7 @@ class Defaults:
 def parse(raw: Any, defaults: Defaults, bundle: Bundle, token_risk_in_stream: bool = False) -> Policy:
     """The policy of one request. Raises RequestError naming the field that is wrong, or looser than is allowed."""
     try:
-        options = Options.model_validate({} if raw is None else raw)
+        options = Options.model_validate({} if raw is None else said(raw))
     except ValidationError as error:
         raise from_validation(error, FIELD) from None
     asked = defaults
@@ -129,6 +129,11 @@ def parse(raw: Any, defaults: Defaults, bundle: Bundle, token_risk_in_stream: bo
         retry=options.retry,
         fail=defaults.fail,
     )
+
+
+def said(raw: Any) -> Any:
+    """What of the options was said: null is as good as leaving a key out, whatever its kind."""
+    return {name: value for name, value in raw.items() if value is not None} if isinstance(raw, dict) else raw
 
 
 def _require_possible(options: Options, mode: Mode, bundle: Bundle) -> None:

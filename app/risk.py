@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import time
 import uuid
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from starlette.responses import JSONResponse
 from app import body, errors
 from app.guarding import log_line
 from app.metrics import Metrics
-from app.options import Defaults, parse
+from app.options import Defaults, parse, said
 from app.spelling import Speller
 from app.wire import Token, Writer
 from guard.engine.call import GuardCall
@@ -111,7 +112,7 @@ class RiskScorer:
             )
         if (item.messages is None) == (item.prompt is None):
             raise RequestError("give either messages or prompt", param="messages")
-        asked = {"tokens": True, **(item.hallucination or {})}
+        asked = {"tokens": True, **said(item.hallucination or {})}
         if self._defaults.mode is Mode.OFF:
             asked.setdefault("mode", Mode.SCORE)  # who asks here wants a score, whatever chats get by default
         policy = parse(asked, self._defaults, self._engine.bundle)
@@ -188,6 +189,7 @@ def _located(scorer: RiskScorer, item: RiskItem, index: int | None) -> Prepared:
 
 
 def _parse(raw: bytes, max_items: int) -> tuple[list[RiskItem], bool]:
+    raw = raw.removeprefix(codecs.BOM_UTF8)  # which the other routes' parsers take
     try:
         if raw.lstrip()[:1] != b"[":
             return [_ITEM.validate_json(raw)], True

@@ -1,42 +1,51 @@
-"""From token ids to text with offsets, and from messages to token ids, by the model's own tokenizer."""
+"""From tokens to text with offsets, and from text and messages to token ids, by the model's own tokenizer."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
-
 from app.wire import Token
+from guard.engine.call import Verdict
+from guard.engine.detokenization import texts
 from guard.errors import RequestError
 
 
 class Speller:
-    """Wraps a fast Hugging Face tokenizer."""
+    """Wraps the engine's tokenizer; given text needs a fast one, which knows offsets."""
 
     def __init__(self, tokenizer: Any, chat_template: str | None = None) -> None:
         self._tokenizer = tokenizer
         self._chat_template = chat_template
 
-    def spell(self, ids: Sequence[int]) -> list[Token]:
-        """Text and character offsets of generated tokens.
+    def spell(self, verdict: Verdict) -> list[Token]:
+        """Text and character offsets of a generated answer's tokens; joined, they are the text that left of it.
 
-        A token that ends inside a character has no text of its own: the character belongs to the one completing it.
+        A token that ends inside a character has no text of its own: the character belongs to the one completing it. Nor
+        has one of which nothing was shown, because a stop string cut it off.
         """
-        stream = DecodeStream(skip_special_tokens=True)
-        tokens: list[Token] = []
-        at = 0
-        for token_id in ids:
-            text = stream.step(self._tokenizer.backend_tokenizer, token_id) or ""
-            tokens.append((text, at, at + len(text)))
-            at += len(text)
-        return tokens
+        generated = verdict.generated
+        if generated is None:  # nothing was generated
+            return [("", 0, 0)] * len(verdict.token_ids)
+        pieces = list(texts(self._tokenizer, generated))
+        begins = sum(map(len, pieces[: generated.start]))
+        shown = generated.text[begins:]
+        own = pieces[generated.start : generated.start + len(verdict.token_ids)]
+        return _cut(shown, [min(end, len(shown)) for end in itertools.accumulate(map(len, own))])
 
     def response(self, text: str) -> tuple[list[int], list[Token]]:
-        """Token ids of a given answer, with text and offsets."""
+        """Token ids of a given answer, with text and offsets; joined, they are the text.
+
+        A character that several tokens make up belongs to the last of them, as in ``spell``.
+        """
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        tokens = [(text[start:end], start, end) for start, end in encoded["offset_mapping"]]
-        return list(encoded["input_ids"]), tokens
+        ends, end = [], len(text)
+        for first, last in reversed(encoded["offset_mapping"]):
+            ends.append(end)
+            if first < last:  # some tokens stand for nothing in the text
+                end = min(end, first)
+        return list(encoded["input_ids"]), _cut(text, ends[::-1])
 
     def prompt(self, text: str) -> list[int]:
         """Token ids of a plain prompt, as the completions route reads it."""
@@ -53,3 +62,8 @@ class Speller:
         except Exception as error:  # a template may raise anything of its own
             raise RequestError(f"the chat template does not accept these messages: {error}", param="messages") from None
         return list(ids)
+
+
+def _cut(text: str, ends: Sequence[int]) -> list[Token]:
+    """Tokens that end at these characters of the text, each beginning where the one before it ends."""
+    return [(text[start:end], start, end) for start, end in itertools.pairwise([0, *ends])]

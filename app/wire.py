@@ -14,9 +14,9 @@ Token = tuple[str, int, int]  # text, start, end: character offsets into the ans
 
 
 class Writer:
-    """Writes verdicts for one bundle; ``spell`` gives the text and offsets of generated token ids."""
+    """Writes verdicts for one bundle; ``spell`` gives the text and offsets of an answer's tokens."""
 
-    def __init__(self, bundle: Bundle, spell: Callable[[Sequence[int]], list[Token]]) -> None:
+    def __init__(self, bundle: Bundle, spell: Callable[[Verdict], list[Token]]) -> None:
         self._probe = {"id": bundle.card.id, "revision": bundle.revision}
         self._spell = spell
 
@@ -69,7 +69,7 @@ class Writer:
         elif verdict.peak is not None and not withheld:
             result["peak"] = {"start": verdict.peak.start, "end": verdict.peak.end, "risk": verdict.risk}
         if verdict.policy.tokens and not withheld:
-            tokens = self._spell(verdict.token_ids) if spelled is None else spelled
+            tokens = self._spell(verdict) if spelled is None else spelled
             result["tokens"] = [
                 {"token": text, "start": start, "end": end, "risk": risk}
                 for (text, start, end), risk in zip(tokens, verdict.token_risks, strict=True)

@@ -53,13 +53,16 @@ def keep_only(content: dict[str, Any], names: frozenset[str]) -> None:
             content[name] = None
 
 
-def recount(usage: dict[str, Any] | None, call: GuardCall, generated: str, total: str | None = None) -> None:
-    """Count in ``usage`` what was generated, which is not always what the outputs showed."""
-    if usage is None or not call.uncounted:
+def recount(
+    usage: dict[str, Any] | None, call: GuardCall, generated: str, total: str | None = None, index: int | None = None
+) -> None:
+    """Count in ``usage`` what was generated, which is not always what the outputs showed: of all answers, or of one."""
+    if usage is None:
         return
+    uncounted = call.uncounted.total() if index is None else call.uncounted[index]
     for name in (generated, total):
         if name is not None and isinstance(usage.get(name), int):
-            usage[name] += call.uncounted
+            usage[name] += uncounted
 
 
 class Stream(Protocol):

@@ -103,8 +103,10 @@ class ChoiceStream:
             self._marked[index] = mark_tokens(choice, call, self._marked.get(index, 0))
         if ended or any(choice.get("finish_reason") is not None for choice in content.get("choices", [])):
             content[FIELD] = self._telling.block(ended)
-        usage = content.get("usage")
-        if usage and not content.get("choices"):
+        usage, choices = content.get("usage"), content.get("choices")
+        if usage and choices:  # what runs along with an answer counts that one alone
+            recount(usage, call, "completion_tokens", "total_tokens", choices[0]["index"])
+        elif usage:
             usage[FIELD] = self._telling.block(self._telling.verdicts)
             recount(usage, call, "completion_tokens", "total_tokens")
 

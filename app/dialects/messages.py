@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from app import anthropic_errors
 from app.dialects.base import BROKEN, FIELD, Telling, keep_only, recount, refuses, withheld
 from app.sse import frame
 from guard.engine.call import Verdict
@@ -90,5 +91,4 @@ class MessageStream:
         self._blocks += 1
 
     def error(self, message: str, status: int = 500) -> bytes:
-        kind = "api_error" if status >= 500 else "invalid_request_error"
-        return frame({"type": "error", "error": {"type": kind, "message": message}}, "error")
+        return frame(anthropic_errors.written(message, status), "error")

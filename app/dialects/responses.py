@@ -72,7 +72,8 @@ class Responses:
             shown = content["output"] if verdict.shown else []
             keep_only(content, _KEPT)
             content["output"] = [*shown, stand_in(verdict, telling)]
-            end(content, verdict)
+            # As OpenAI's own refusals: clients take an incomplete response for a failure, and some show nothing of it.
+            content["status"], content["incomplete_details"] = "completed", None
         content[FIELD] = telling.block(telling.verdicts)
         usage = content.get("usage")
         recount(usage, telling.call, "output_tokens", "total_tokens")
@@ -105,16 +106,6 @@ def _as_text(part: Any) -> Any:
     return _text(part["refusal"]) if refuses else part
 
 
-def end(response: dict[str, Any], verdict: Verdict) -> None:
-    """The response's status after a withheld answer."""
-    if refuses(verdict):
-        response["status"] = "incomplete"
-        response["incomplete_details"] = {"reason": "content_filter"}
-    else:
-        response["status"] = "completed"
-        response["incomplete_details"] = None
-
-
 class ResponseStream:
     """A stream of events; the verdict stands in the ``response`` of the last one."""
 
@@ -144,8 +135,7 @@ class ResponseStream:
         self._dialect.write(response, self._telling)
         if verdict is not None and withheld(verdict):
             yield from self._item(response["output"][-1])
-            event = "response.incomplete" if refuses(verdict) else "response.completed"
-            content["type"] = event
+            event = content["type"] = "response.completed"
         yield self._numbered(content, event)
 
     def _item(self, item: dict[str, Any]) -> Iterator[bytes]:

@@ -18,7 +18,14 @@ MODEL = 'model=~"$model"'
 ENGINE = 'model_name=~"$model"'
 EVERY = "[$__rate_interval]"
 
-OUTCOMES = {"pass": "green", "flagged": "gold", "abstained": "orange", "not_scored": "red", "off": "gray"}
+OUTCOMES = {
+    "pass": "green",
+    "flagged": "gold",
+    "abstained": "orange",
+    "not_scored": "red",
+    "off": "gray",
+    "left": "blue",
+}
 GREEN_ABOVE: list[tuple[float | None, str]] = [(None, "red"), (1, "green")]
 
 

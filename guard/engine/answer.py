@@ -32,7 +32,8 @@ class Answer:
     index: the choice that it is in the response. seat: the sequence that it is in the engine's request.
     unseated: why it has no slot. thought: where the model thinks first, None once it answers.
     offset: how many tokens are thinking. given: how many tokens of its turn stand in the prompt already, and are scored
-    with it. looked: how many windows of the turn have been scored, each starting a token later.
+    with it. looked: how many windows of the turn have been scored, each starting a token later. texts: the text that it
+    has in the engine, in pieces; kept where its tokens are to be shown.
     """
 
     index: int
@@ -42,6 +43,7 @@ class Answer:
     thought: Thought | None = None
     prompt_length: int = -1
     token_ids: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     offset: int = 0
     given: int = 0
     looked: int = 0
@@ -55,6 +57,11 @@ class Answer:
                 self.offset += 1
                 if self.thought.ended_by(self.token_ids):
                     self.thought = None
+
+    def say(self, text: str, cumulative: bool) -> None:
+        if cumulative:
+            self.texts.clear()
+        self.texts.append(text)
 
     def signals(self, ring: ScoreRing, first: int, last: int) -> Signals:
         """What was measured on tokens first..last-1 of the answer, those that were given having negative numbers; the

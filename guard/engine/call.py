@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from guard.policy import Decision, Policy
 from guard.probe.readout import Flaw, Peak, Readout, Signals
@@ -46,6 +48,21 @@ _SENTENCES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What the engine generated for one answer, and how its text is made of it.
+
+    token_ids: all of them, with ``start`` thoughts before the answer, and what ended it. params: the request's sampling
+    parameters. text: what left of the whole, thoughts included; a stop string can end it within a token.
+    """
+
+    prompt_ids: Sequence[int]
+    token_ids: Sequence[int]
+    start: int
+    params: Any
+    text: str
+
+
 @dataclass(slots=True)
 class Verdict:
     """The guard's word on one answer. ``reason`` says why it could not be scored; then risk and peak are None.
@@ -54,6 +71,7 @@ class Verdict:
     foreseen: the risk before any text existed, where the probe gives one. preempted: nothing was generated, and
     ``risk`` is what was foreseen. first_risk: that of the first try, where this is the verdict on a second one.
     shown: how many tokens had left before the decision. told: of a withheld answer, how many usage counts.
+    generated: what the text of its tokens is worked out from, where the policy wants them.
     """
 
     index: int
@@ -70,6 +88,7 @@ class Verdict:
     first_risk: float | None = None
     shown: int = 0
     told: int = 0
+    generated: Generated | None = None
 
     @property
     def token_risks(self) -> list[float | None]:
@@ -95,18 +114,35 @@ class GuardCall:
     """Filled by the engine client while an answer is produced, read by the API layer when it writes the response.
 
     verdicts: by choice index, once decided. token_risks: by choice index, one for each generated token (thinking has
-    None), as far as known, for streams. uncounted: tokens that were generated but that the outputs do not show (a
-    first try), less those shown that were not generated (what stands in for a refused answer). unshown: the response
-    shows nothing of what is generated, since its caller wants to see the prompt alone.
+    None), as far as known, for streams. uncounted: by choice index, tokens that were generated but that the outputs
+    do not show (a first try), less those shown that were not generated (what stands in for a refused answer).
+    unshown: the response shows nothing of what is generated, since its caller wants to see the prompt alone.
+    streams: what the engine client was asked for. hung_up: the caller did not wait for the end of the response.
     """
 
     policy: Policy
     choices: int = 0
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     token_risks: dict[int, list[float | None]] = field(default_factory=dict)
-    uncounted: int = 0
+    uncounted: Counter[int] = field(default_factory=Counter)
     overhead_seconds: float = 0.0
     unshown: bool = False
+    streams: list[AsyncGenerator[Any, None]] = field(default_factory=list)
+    hung_up: bool = False
+
+    @property
+    def left(self) -> bool:
+        """Whether the caller hung up before there was a verdict on each answer."""
+        return self.hung_up and len(self.verdicts) < self.choices
+
+    async def aclose(self) -> None:
+        """End what the engine still does for this request, which gives its slots back.
+
+        A route of vLLM's may drop a stream halfway, and then it would go on until it is collected as garbage.
+        """
+        for stream in self.streams:
+            with suppress(RuntimeError):  # it runs: whoever reads it ends it
+                await stream.aclose()
 
     def reserve(self, count: int) -> int:
         """The choice index of the first of ``count`` further answers."""

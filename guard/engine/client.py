@@ -130,7 +130,9 @@ class GuardedEngine:
         require_valid(sampling_params, self._engine)
         call = current_call() or GuardCall(self.default_policy)
         first = call.reserve(sampling_params.n)
-        return self._guarded(call, first, prompt, sampling_params, request_id, kwargs)
+        stream = self._guarded(call, first, prompt, sampling_params, request_id, kwargs)
+        call.streams.append(stream)
+        return stream
 
     async def _guarded(
         self,
@@ -169,7 +171,7 @@ class GuardedEngine:
                     else:
                         yield output
             _remember(call, first_tries)
-            call.uncounted += course.spared_tokens
+            call.uncounted.update(course.spared_tokens)
             seats = [seats[answer.seat] for answer in course.spared]
             if not seats:
                 break
@@ -199,6 +201,7 @@ class GuardedEngine:
             request,
             self._bound(params),
             self._ends,
+            params,
         )
 
     def _bound(self, params: SamplingParams) -> int | None:
@@ -300,13 +303,13 @@ class GuardedEngine:
             risk = self.readout.foreseen(preempt.lead_of(output, slots[0], self.ring))
         finally:
             self.pool.release(slots, done)
-        call.uncounted += 1
+        call.uncounted[first] += 1
         if risk is None or policy.preempt is None or risk < policy.preempt:
             return None
         ahead = preempt.refused(output, request_id, count, self._blank_token)
         for index in range(count):
             call.verdicts[first + index] = refused(first + index, policy, risk)
-        call.uncounted -= count  # each answer's stand-in counts as a token
+        call.uncounted.subtract(range(first, first + count))  # each answer's stand-in counts as a token
         return ahead
 
     def _salted(self, prompt: Any, damp: float) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 from vllm.sampling_params import RequestOutputKind
 
 from guard.engine.answer import Answer, risks_so_far, unscored
-from guard.engine.call import GuardCall, Unscored, Verdict
+from guard.engine.call import Generated, GuardCall, Unscored, Verdict
 from guard.engine.outputs import blank, emptied, own, own_output, told_length, with_completions
 from guard.engine.ring import ScoreRing
 from guard.engine.thinking import Thinker
@@ -49,14 +49,16 @@ class Course:
         request: Mapping[str, Any] | None = None,
         longest: int | None = None,
         ends: frozenset[int] = frozenset(),
+        params: Any = None,
     ) -> None:
         """``spare_abstained``: say nothing of answers that are to be withheld; they get a second try. ``longest``: how
-        many tokens an answer may have. ``ends``: further tokens with which the model itself ends a sequence."""
+        many tokens an answer may have. ``ends``: further tokens with which the model itself ends a sequence.
+        ``params``: the request's sampling parameters, which say how tokens become text."""
         self.answers = answers
         self.cut: list[Answer] = []  # to be ended in the engine, since the last output
         self._call, self._ring, self._readout = call, ring, readout
         self._kind, self._blank = kind, blank_token
-        self._longest, self._ends = longest, ends
+        self._longest, self._ends, self._params = longest, ends, params
         self._spare = spare_abstained
         policy = call.policy
         # Where nothing can be withheld or has to wait, outputs pass as they are.
@@ -76,9 +78,9 @@ class Course:
         return [answer for answer in self.answers if self._spares(answer)]
 
     @property
-    def spared_tokens(self) -> int:
-        """How many tokens usage is to count of them."""
-        return sum(told_length(len(answer.token_ids), self._longest) for answer in self.spared)
+    def spared_tokens(self) -> dict[int, int]:
+        """How many tokens usage is to count of each, by choice index."""
+        return {answer.index: told_length(len(answer.token_ids), self._longest) for answer in self.spared}
 
     def _spares(self, answer: Answer) -> bool:
         if not self._spare or answer.verdict is None or answer.verdict.risk is None:
@@ -95,9 +97,13 @@ class Course:
             if answer.prompt_length < 0:
                 self._begin(answer, output.prompt_token_ids)
             answer.extend(completion.token_ids, cumulative)
+            if self._call.policy.tokens:
+                answer.say(completion.text, cumulative)
             answer.verdict = self._decide(answer, completion)
             if answer.verdict is not None:
                 self._call.verdicts[answer.index] = answer.verdict
+                if self._call.policy.tokens:
+                    answer.verdict.generated = self._generated(answer, output.prompt_token_ids)
             if self._free:
                 continue
             self._note_risks(answer)
@@ -112,6 +118,9 @@ class Course:
         answer.prompt_length = len(prompt_ids)
         if self._thinker is not None and answer.slot is not None:
             answer.thought = self._thinker.begin(prompt_ids, self._request)
+
+    def _generated(self, answer: Answer, prompt_ids: Sequence[int]) -> Generated:
+        return Generated(prompt_ids, answer.token_ids, answer.offset, self._params, "".join(answer.texts))
 
     def _decide(self, answer: Answer, completion: Any) -> Verdict | None:
         """The verdict, when the engine has ended the answer or a window of it ends it now."""

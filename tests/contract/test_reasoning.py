@@ -90,7 +90,7 @@ def responses(house: House, question: str, options: dict[str, Any], stream: bool
     return Told(
         "".join(thoughts),
         last.output_text,
-        {"completed": "stop", "incomplete": "content_filter"}[last.status],
+        "content_filter" if refusals else {"completed": "stop"}[last.status],
         refusals[0] if refusals else None,
         last.model_extra["hallucination"],
         str([*events, last]),

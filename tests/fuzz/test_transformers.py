@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,7 +89,8 @@ def verdicts(draw: st.DrawFn, policy: Policy, index: int) -> Verdict:
 
 @st.composite
 def answers(draw: st.DrawFn, count: int) -> tuple[GuardCall, list[Made]]:
-    call = GuardCall(draw(policies()), choices=count, uncounted=draw(st.integers(-2, 9)))
+    uncounted = Counter({index: draw(st.integers(-2, 9)) for index in range(count)})
+    call = GuardCall(draw(policies()), choices=count, uncounted=uncounted)
     made = []
     for index in range(count):
         verdict = draw(verdicts(call.policy, index)) if draw(st.integers(0, 5)) else None
@@ -101,8 +102,8 @@ def answers(draw: st.DrawFn, count: int) -> tuple[GuardCall, list[Made]]:
     return call, made
 
 
-def spell(ids: Sequence[int]) -> list[Token]:
-    return [(f"t{i}", 2 * at, 2 * at + 2) for at, i in enumerate(ids)]
+def spell(verdict: Verdict) -> list[Token]:
+    return [(f"t{i}", 2 * at, 2 * at + 2) for at, i in enumerate(verdict.token_ids)]
 
 
 def telling(call: GuardCall, bundle: Bundle) -> Telling:
@@ -200,7 +201,7 @@ def test_a_stream_of_choices(bundle_once: Bundle, data: st.DataObject, path: str
     for was, now in zip(sent, found, strict=True):
         if not was["choices"]:
             require_block(now["usage"])
-            assert now["usage"]["completion_tokens"] == 3 + call.uncounted
+            assert now["usage"]["completion_tokens"] == 3 + call.uncounted.total()
             continue
         (old,), (new,) = was["choices"], now["choices"]
         one = made[old["index"]]

@@ -24,8 +24,8 @@ async def text_of(http: httpx.AsyncClient, path: str = "/metrics") -> str:
     return (await http.get(path)).text
 
 
-def counted(metrics: str, name: str, reason: str) -> float:
-    line = next(x for x in metrics.splitlines() if x.startswith(f"{name}{{") and f'reason="{reason}"' in x)
+def counted(metrics: str, name: str, label: str, of: str = "reason") -> float:
+    line = next(x for x in metrics.splitlines() if x.startswith(f"{name}{{") and f'{of}="{label}"' in x)
     return float(line.split()[-1])
 
 
@@ -167,6 +167,11 @@ async def test_callers_who_hang_up_leave_no_trace(path: str, caplog: pytest.LogC
         assert app.state.engine_client.pool.in_use == 0
         assert len(app.state.engine_client.engine_core.aborted) == 2
         assert "Exception in ASGI application" not in caplog.text
+        async with httpx.AsyncClient(base_url=url, timeout=20) as http:
+            assert (await http.post(CHAT, json=asking("safe"))).status_code == 200
+            text = await text_of(http)
+        counts = [counted(text, "hguard_requests_total", name, "outcome") for name in ("left", "not_scored", "pass")]
+        assert counts == [2, 0, 1]
 
 
 @pytest.mark.parametrize("stream", [False, True])

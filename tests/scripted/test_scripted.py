@@ -111,6 +111,23 @@ async def test_risk(http: httpx.AsyncClient) -> None:
     assert nan["type"] == "not_scored"
 
 
+async def test_null_is_as_good_as_nothing(http: httpx.AsyncClient) -> None:
+    nothing = dict.fromkeys(("mode", "threshold", "damp", "tokens", "hold", "fallback", "preempt", "retry"))
+    assert "tokens" not in result(await ask(http, "safe", hallucination=nothing))
+    given = {**asking("Where is Kandy?"), "response": "That is safe.", "hallucination": nothing}
+    reply = (await http.post("/risk", content=b"\xef\xbb\xbf" + json.dumps(given).encode())).json()
+    assert result(reply)["tokens"], "as where nothing is said; a byte order mark does not matter, either"
+
+
+async def test_a_compressed_body_is_415(http: httpx.AsyncClient) -> None:
+    for encoding, status in (("gzip", 415), ("identity", 200)):
+        body = json.dumps(asking("safe")).encode()
+        headers = {"content-encoding": encoding, "content-type": "application/json"}
+        response = await http.post(CHAT, content=body, headers=headers)
+        assert response.status_code == status
+    assert (await http.post(CHAT, json=asking("safe"))).status_code == 200
+
+
 @pytest.mark.parametrize("word", ["nan", "missing"])
 async def test_a_score_that_is_no_number(http: httpx.AsyncClient, word: str) -> None:
     assert (await ask(http, word))["hallucination"]["type"] == "not_scored"
@@ -160,8 +177,10 @@ async def test_every_request_can_be_scripted() -> None:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ScriptedServer]:
-    running = ScriptedServer(["--mode", "abstain"])
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScriptedServer]:
+    with pytest.MonkeyPatch.context() as patch:  # as some environments have it for their other services
+        patch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path_factory.mktemp("metrics")))
+        running = ScriptedServer(["--mode", "abstain"])
     yield running
     running.stop(signal.SIGKILL)
 
@@ -170,4 +189,9 @@ def test_as_a_server_of_its_own(server: ScriptedServer) -> None:
     with httpx.Client(base_url=server.url, timeout=20) as http:
         reply = http.post(CHAT, json=asking("risky")).json()
         assert reply["choices"][0]["finish_reason"] == "content_filter"
+        metrics = http.get("/metrics").text.splitlines()
+    assert [line for line in metrics if line.startswith("hguard_answers_capacity")] == ["hguard_answers_capacity 256.0"]
+    assert not [line for line in metrics if "pid=" in line], "one process has all metrics"
     assert server.stop(signal.SIGTERM) == 0
+    said = [line for line in server.lines if not line.startswith("{")]
+    assert [line.split(":")[0] for line in said] == ["hguard", "hguard"], "nothing that looks like a fault"
