@@ -97,7 +97,8 @@ class GuardCall:
     verdicts: by choice index, once decided. token_risks: by choice index, one for each generated token (thinking has
     None), as far as known, for streams. uncounted: tokens that were generated but that the outputs do not show (a
     first try), less those shown that were not generated (what stands in for a refused answer). unshown: the response
-    shows nothing of what is generated, since its caller wants to see the prompt alone.
+    shows nothing of what is generated, since its caller wants to see the prompt alone. as_one: the response shows
+    thoughts and answer as one text, so all of it is scored.
     """
 
     policy: Policy
@@ -107,6 +108,7 @@ class GuardCall:
     uncounted: int = 0
     overhead_seconds: float = 0.0
     unshown: bool = False
+    as_one: bool = False
 
     def reserve(self, count: int) -> int:
         """The choice index of the first of ``count`` further answers."""

@@ -193,11 +193,14 @@ class GuardedEngine:
             params.output_kind,
             self._blank_token,
             spare,
-            self._thinker,
+            self._thinker_of(call),
             request,
             self._bound(params),
             self._ends,
         )
+
+    def _thinker_of(self, call: GuardCall) -> Thinker | None:
+        return None if call.as_one else self._thinker
 
     def _bound(self, params: SamplingParams) -> int | None:
         """How many tokens an answer may have."""
@@ -220,7 +223,7 @@ class GuardedEngine:
         try:
             params = params.clone()
             params.n = len(course.answers)
-            start = self._given(course, prompt) if slots else None
+            start = self._given(course, call, prompt, kwargs) if slots else None
             if start is not None:
                 params.skip_reading_prefix_cache = True  # cached positions have no activations
             params.max_tokens = self._bound(params)
@@ -250,15 +253,17 @@ class GuardedEngine:
         finally:
             self.pool.release(slots, finished)
 
-    def _given(self, course: Course, prompt: Any) -> int | None:
+    def _given(self, course: Course, call: GuardCall, prompt: Any, request: Mapping[str, Any]) -> int | None:
         """Have what the prompt holds of the assistant's turn scored with the answers: the first position to record.
 
-        None where there is nothing of it. A turn that may begin with thoughts is scored from where it goes on.
+        None where there is nothing of it. Of a turn that begins with thoughts what follows them counts.
         """
         ids = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
-        if ids is None or self._thinker is not None:
+        if ids is None:
             return None
         start = self._turns.start(ids)
+        if start < len(ids) and (thinker := self._thinker_of(call)) is not None:
+            start = thinker.answer_start(ids, start, request)
         for answer in course.answers:
             answer.given = len(ids) - start
         return start - 1 if 0 < start < len(ids) else None
