@@ -125,10 +125,10 @@ class GuardedEngine:
         Not itself a generator: choice indices are given out in the order of calls, not of first iteration.
         """
         require_sendable(sampling_params, kwargs)
-        require_valid(sampling_params, self._engine)
+        params = require_valid(sampling_params, self._engine)
         call = current_call() or GuardCall(self.default_policy)
-        first = call.reserve(sampling_params.n)
-        return self._guarded(call, first, prompt, sampling_params, request_id, kwargs)
+        first = call.reserve(params.n)
+        return self._guarded(call, first, prompt, params, request_id, kwargs)
 
     async def _guarded(
         self,

@@ -1,8 +1,8 @@
 """How well a score tells wrong answers from right ones, with bootstrap intervals.
 
-What is drawn is entities, each with all answers about it: answers about one thing are right or wrong together, and drawn
-one by one they would look like more evidence than they are (a cluster bootstrap: Field and Welsh, Journal of the Royal
-Statistical Society B 69, 2007).
+What is drawn is entities, each with all answers about it: answers about one thing are right or wrong together, and
+drawn one by one they would look like more evidence than they are (a cluster bootstrap: Field and Welsh, Journal of the
+Royal Statistical Society B 69, 2007).
 
 Every statistic is read off how many wrong and right answers score at least so high, so a thousand bootstraps are sums
 over a matrix of how often each answer was drawn.
