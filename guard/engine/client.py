@@ -224,12 +224,12 @@ class GuardedEngine:
             params = params.clone()
             params.n = len(course.answers)
             start = self._given(course, call, prompt, kwargs) if slots else None
-            if start is not None:
-                params.skip_reading_prefix_cache = True  # cached positions have no activations
+            if start is not None and not call.unshown:
+                await self._read(prompt, start, slots, damp, request_id)
             params.max_tokens = self._bound(params)
             params.extra_args = {
                 **(params.extra_args or {}),
-                seat.KEY: seat.pack(slots, damp, start, self.readout.uses_draws),
+                seat.KEY: seat.pack(slots, damp, draws=self.readout.uses_draws),
             }
             if call.policy.withholds and params.output_kind is RequestOutputKind.FINAL_ONLY:
                 params.output_kind = RequestOutputKind.CUMULATIVE  # to end it midway, its windows must be seen
@@ -254,7 +254,7 @@ class GuardedEngine:
             self.pool.release(slots, finished)
 
     def _given(self, course: Course, call: GuardCall, prompt: Any, request: Mapping[str, Any]) -> int | None:
-        """Have what the prompt holds of the assistant's turn scored with the answers: the first position to record.
+        """Have what the prompt holds of the assistant's turn scored with the answers: the first position to read.
 
         None where there is nothing of it. Of a turn that begins with thoughts what follows them counts.
         """
@@ -327,31 +327,38 @@ class GuardedEngine:
     async def measure(
         self, prompt_ids: Sequence[int], response_ids: Sequence[int], damp: float, request_id: str
     ) -> Signals:
-        """Measure given text: one forward pass over prompt and response, nothing is generated.
-
-        Of the prefix cache no position is read that is measured (cached ones have no activations); what is written to
-        it is plain, or salted. A long text goes through in pieces, which find each other there and nothing else.
-        """
+        """Measure given text: one forward pass over prompt and response, nothing is generated."""
         slots = self._claim(1, _CLOSED)
         done = False
         try:
-            ids, own = [*prompt_ids, *response_ids], secrets.token_hex(16)
-            parts = list(pieces(len(prompt_ids) - 1, len(ids), *self._at_once))
-            for first, end in parts:
-                params = one_pass(seat.pack(slots, damp, first, self.readout.uses_draws))
-                prompt: dict[str, Any] = {"type": "token", "prompt_token_ids": ids[:end]}
-                if len(parts) > 1:
-                    params.skip_reading_prefix_cache, prompt["cache_salt"] = False, own
-                async with self._room.of(end - first):
-                    done = False
-                    async for output in self._engine.generate(
-                        self._salted(prompt, damp), params, self._name(request_id)
-                    ):
-                        done = output.finished
+            prompt = {"type": "token", "prompt_token_ids": [*prompt_ids, *response_ids]}
+            await self._read(prompt, len(prompt_ids) - 1, slots, damp, request_id)
+            done = True
             answer = Answer(0, slots[0], prompt_length=len(prompt_ids), token_ids=list(response_ids))
             return answer.signals(self.ring, 0, len(response_ids))
         finally:
             self.pool.release(slots, done)
+
+    async def _read(
+        self, prompt: Mapping[str, Any], start: int, slots: Sequence[Slot], damp: float, request_id: str
+    ) -> None:
+        """Leave in each of the slots what is measured on the prompt's tokens from position ``start`` on.
+
+        Of the prefix cache no position is read that is measured (cached ones have no activations); what is written to
+        it is plain, or salted. A long text goes through in pieces, which find each other there and nothing else.
+        """
+        ids, own, (first_slot, *others) = list(prompt["prompt_token_ids"]), secrets.token_hex(16), slots
+        parts = list(pieces(start, len(ids), *self._at_once))
+        for first, end in parts:
+            params = one_pass(seat.pack([first_slot], damp, first, self.readout.uses_draws))
+            piece = {**prompt, "prompt_token_ids": ids[:end]}
+            if len(parts) > 1:
+                params.skip_reading_prefix_cache, piece["cache_salt"] = False, own
+            async with self._room.of(end - first):
+                async for _ in self._engine.generate(self._salted(piece, damp), params, self._name(request_id)):
+                    pass
+        for slot in others:
+            self.ring.copy(first_slot, slot, start, len(ids))
 
     async def answer(self, prompt_ids: Sequence[int], longest: int, request_id: str, damp: float = 1.0) -> Verdict:
         """A greedy answer of at most ``longest`` tokens, and what is to be said of it."""
