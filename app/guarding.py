@@ -68,7 +68,7 @@ class GuardMiddleware:
         if dialect.prepare(request) or FIELD in request:
             request.pop(FIELD, None)
             raw = json.dumps(request).encode()
-        with use_call(GuardCall(policy, unshown=unshown)) as call:
+        with use_call(GuardCall(policy, unshown=unshown, as_one=not dialect.separates_thoughts)) as call:
             reply = Reply(dialect, Telling(call, self._writer, self._refusal, self._fallback), send)
             began = time.perf_counter()
             try:

@@ -55,6 +55,11 @@ def plan(settings: Settings, extra: Sequence[str] = ()) -> Plan:
     """Check model, probe, engine and options. Raises GuardError with a sentence for the operator."""
     model, name, bundle = matched(settings)
     require_calibrated(bundle, settings.model)
+    if bundle.reference is None:
+        complain(
+            f"probe {bundle.card.id} has no reference: config.json and the layers' scores are compared with nothing; "
+            f"`hguard probe reference {settings.model} --probe DIR` makes one"
+        )
     defaults = resolve(
         bundle,
         mode=settings.mode,

@@ -53,6 +53,16 @@ def add_parser(commands: Any) -> None:
     imported.add_argument("--agree", type=float, help="share of a question's answers that must be judged alike")
     imported.add_argument("--seed", type=int)
 
+    reference = actions.add_parser(
+        "reference",
+        help="keep what the model says and does under a bundle beside it, for each later start to compare with",
+        epilog="Nothing is fit anew, and the bundle's revision stays. What follows -- goes to vLLM.",
+    )
+    reference.set_defaults(run=_reference)
+    reference.add_argument("model", help="folder or Hugging Face id of the model that the bundle was made for")
+    reference.add_argument("--probe", required=True, help="folder of the bundle")
+    reference.add_argument("--compiled", action="store_true", help="compile the model on CPU")
+
     push = actions.add_parser("push", help="verify a bundle and push it to the Hugging Face Hub, in one commit")
     push.set_defaults(run=_push)
     push.add_argument("folder", type=Path, help="folder of the bundle")
@@ -92,10 +102,19 @@ def _verify(options: argparse.Namespace, extra: list[str]) -> int:
     )
     on = f"on {len(bundle.right_risks)} right answers" if bundle.calibrated else "none: `hguard calibrate` comes first"
     print(f"calibration  {on}")
+    reference = bundle.reference
+    said = "none: `hguard probe reference` makes one"
+    if reference is not None:
+        said = f"scores of {len(reference.prompt)} tokens by {reference.engine} in {reference.dtype}, and a config.json"
+    print(f"reference    {said}")
     if options.model is not None:
         model, name = find_model(Settings(model=options.model))
         require_model(bundle, model)
-        print(f"model        {name}: layers, neurons, weights and chat template are those that the probe was made for")
+        config = ", config.json" if reference is not None else ""
+        print(
+            f"model        {name}: layers, neurons, weights{config} and chat template are those that the probe was "
+            "made for"
+        )
     return 0
 
 
@@ -146,6 +165,41 @@ def _refit(options: argparse.Namespace, extra: list[str]) -> int:
     given = {name: value for name, value in vars(options).items() if name in own and value is not None}
     name = options.id or f"{Path(find_model(Settings(model=options.model))[1]).name}-imported"
     return fit.run(argparse.Namespace(**{**own, **given, "neurons": options.file, "id": name}), extra)
+
+
+def _reference(options: argparse.Namespace, extra: list[str]) -> int:
+    from dataclasses import replace
+
+    from app.settings import Settings
+    from app.source import find_model, find_probe
+    from guard.engine.launch import engine_arguments, guarded_engine, run_engines
+    from guard.fit.workspace import explained
+    from guard.policy import Mode, Policy
+    from guard.probe.bundle import load_bundle, require_model
+    from guard.probe.reference import FILE, Reference, write_reference
+
+    given = Settings(model=options.model, probe=options.probe)
+    model, name = find_model(given)
+    if options.probe.startswith("hf://"):
+        raise FitError("a reference is written into a folder: `hguard probe pull` makes one of what is on the Hub")
+    # Whatever reference there is does not count: this is how it is replaced.
+    bundle = replace(load_bundle(find_probe(given), with_reference=False), reference=None)
+    require_model(bundle, model)
+    args = engine_arguments(model, name, bundle, options.compiled, extra)
+
+    async def made() -> Reference:
+        from guard.engine.canary import make_reference
+        from guard.engine.launch import canary_prompt
+
+        async with guarded_engine(args, bundle, Policy(Mode.SCORE, 0.5), slots=1) as engine:
+            return await make_reference(engine, canary_prompt(engine))
+
+    reference = run_engines(made())
+    with explained(bundle.path):
+        write_reference(bundle.path, reference)
+    load_bundle(bundle.path)
+    print(f"{bundle.path / FILE} has what {name} does in {len(reference.scores)} layers, in {reference.dtype}")
+    return 0
 
 
 def _push(options: argparse.Namespace, extra: list[str]) -> int:

@@ -82,7 +82,10 @@ class Stream(Protocol):
 
 
 class Dialect(Protocol):
-    """One API's way to ask and to answer."""
+    """One API's way to ask and to answer. separates_thoughts: whether the thoughts of a model that thinks stand apart
+    from its answer in it."""
+
+    separates_thoughts: bool
 
     def prepare(self, body: dict[str, Any]) -> bool:
         """Mend what vLLM would fall over in a valid request; whether there was anything."""

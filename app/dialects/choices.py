@@ -19,6 +19,8 @@ _KEPT = frozenset({"index", "prompt_token_ids", "prompt_logprobs"})
 class Choices:
     """What both have in common."""
 
+    separates_thoughts = True
+
     def prepare(self, body: dict[str, Any]) -> bool:
         return False
 
@@ -63,6 +65,8 @@ class ChatCompletions(Choices):
 
 
 class Completions(Choices):
+    separates_thoughts = False  # vLLM (0.32) parses nothing on this route: what was drawn is the text
+
     def shows_nothing(self, body: dict[str, Any]) -> bool:
         """vLLM (0.32) draws a token nevertheless, and leaves it out of the text."""
         return bool(body.get("echo")) and body.get("max_tokens") == 0

@@ -15,6 +15,8 @@ _KEPT = frozenset({"id", "type", "role", "model", "usage"})
 
 
 class Messages:
+    separates_thoughts = True
+
     def prepare(self, body: dict[str, Any]) -> bool:
         return False
 

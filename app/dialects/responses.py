@@ -40,6 +40,8 @@ _KEPT = frozenset(
 
 
 class Responses:
+    separates_thoughts = True
+
     def prepare(self, body: dict[str, Any]) -> bool:
         """Mend the caller's history where vLLM (0.32) answers 500; whether there was something to mend.
 

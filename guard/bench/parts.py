@@ -51,8 +51,8 @@ def measure(bundle: Bundle, engine: Any, rows: Sequence[int]) -> list[Part]:
         damped = _step(count, 0.5)
         plain = _step(count, 1.0)
 
-        for _ in spec.layers:
-            taps.add_layer(folded)
+        for layer in spec.layers:
+            taps.add_layer(layer, folded)
 
         def taps_of_all_layers(
             z: torch.Tensor = z,

@@ -24,13 +24,18 @@ class Thought(Protocol):
         """Whether the last of these generated tokens ends the thinking."""
         ...
 
+    def followed_by(self, token_ids: list[int]) -> bool:
+        """Whether these tokens, which came after it, say anything."""
+        ...
+
 
 @dataclass(slots=True)
 class Answer:
     """Tokens of one sequence and the slot that holds their measurements.
 
     index: the choice that it is in the response. seat: the sequence that it is in the engine's request.
-    unseated: why it has no slot. thought: where the model thinks first, None once it answers.
+    unseated: why it has no slot. thought: where the model thinks first, None where it answers at once. thinking:
+    whether it still does.
     offset: how many tokens are thinking. given: how many tokens of its turn stand in the prompt already, and are scored
     with it. looked: how many windows of the turn have been scored, each starting a token later. texts: the text that it
     has in the engine, in pieces; kept where its tokens are to be shown.
@@ -41,6 +46,7 @@ class Answer:
     seat: int = 0
     unseated: Unscored = Unscored.OFF
     thought: Thought | None = None
+    thinking: bool = False
     prompt_length: int = -1
     token_ids: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -53,10 +59,13 @@ class Answer:
     def extend(self, tokens: Sequence[int], cumulative: bool) -> None:
         for token in tokens[len(self.token_ids) :] if cumulative else tokens:
             self.token_ids.append(token)
-            if self.thought is not None:
+            if self.thinking and self.thought is not None:
                 self.offset += 1
-                if self.thought.ended_by(self.token_ids):
-                    self.thought = None
+                self.thinking = not self.thought.ended_by(self.token_ids)
+
+    def think(self, thought: Thought) -> None:
+        """What is generated from here on is thinking, until it says that it has ended."""
+        self.thought, self.thinking = thought, True
 
     def say(self, text: str, cumulative: bool) -> None:
         if cumulative:
@@ -73,10 +82,13 @@ class Answer:
         return Signals(float(lead), ring.read_neurons(self.slot, start + first, start + last), entropy, logprob)
 
     def cleared(self, window: int) -> int:
-        """How many generated tokens lie in no window that is still to be scored."""
+        """How many generated tokens lie in no window that is still to be scored.
+
+        Thoughts lie in none, and may hold what a later window is withheld for: they wait for all of the answer.
+        """
         if self.verdict is not None or self.blind:
             return len(self.token_ids)
-        return self.offset + max(self.looked - self.given, 0)
+        return 0 if self.thought is not None else max(self.looked - self.given, 0)
 
     def look(self, ring: ScoreRing, readout: Readout, policy: Policy) -> Verdict | None:
         """Score the windows that are complete by now; the verdict, once one of them ends the answer.
@@ -118,7 +130,7 @@ class Answer:
         count = max(len(self.token_ids) - self.offset - (1 if ended and self.token_ids else 0), 0)
         if self.slot is None:
             return unscored(self.index, policy, self._text(count), self.unseated)
-        if self.thought is not None or (count == 0 and self.offset > 0):
+        if self.thought is not None and (self.thinking or not self.thought.followed_by(self._text(count))):
             return unscored(self.index, policy, [], Unscored.UNFINISHED_THINKING)
         if count == 0:
             return unscored(self.index, policy, [], Unscored.EMPTY)

@@ -117,6 +117,7 @@ class GuardCall:
     None), as far as known, for streams. uncounted: by choice index, tokens that were generated but that the outputs
     do not show (a first try), less those shown that were not generated (what stands in for a refused answer).
     unshown: the response shows nothing of what is generated, since its caller wants to see the prompt alone.
+    as_one: the response shows thoughts and answer as one text, so all of it is scored.
     streams: what the engine client was asked for. hung_up: the caller did not wait for the end of the response.
     """
 
@@ -127,6 +128,7 @@ class GuardCall:
     uncounted: Counter[int] = field(default_factory=Counter)
     overhead_seconds: float = 0.0
     unshown: bool = False
+    as_one: bool = False
     streams: list[AsyncGenerator[Any, None]] = field(default_factory=list)
     hung_up: bool = False
 

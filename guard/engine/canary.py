@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,23 +11,81 @@ from numpy.typing import NDArray
 from guard.engine import precision
 from guard.engine.client import GuardedEngine
 from guard.engine.own import Purpose
+from guard.engine.support import engine_version
 from guard.errors import TapError
+from guard.probe.identity import forward_config
+from guard.probe.reference import Reference
 
 _LONGEST = 24
 
 
 async def require_live_taps(engine: GuardedEngine, prompt_ids: list[int]) -> None:
-    """Raise TapError unless every worker tapped what the bundle names, scores are finite, not 0, and damping acts."""
+    """Raise TapError unless every worker tapped what the bundle names, scores are finite, not 0, and damping acts; and,
+    where the bundle has a reference, unless each layer alone scores its prompt as it did then."""
     await require_every_layer(engine)
-    ids = (prompt_ids * _LONGEST)[:_LONGEST]
+    reference = engine.bundle.reference
+    ids = _prompt(prompt_ids) if reference is None else reference.prompt
     plain = await _scores(engine, ids, 1.0)
+    dtype = precision.name_of(engine.model_config.dtype)
     if np.isinf(plain).any():  # measured, and not finite; NaN is what no tap wrote
-        dtype = precision.name_of(engine.model_config.dtype)
         raise TapError(f"the activations of a probe prompt are not finite in {dtype}: {precision.overflow(dtype)}")
     if not np.isfinite(plain).all() or not np.any(plain != 0):
         raise TapError(f"the taps do not answer: a probe prompt scored {plain[:4].tolist()}; a stale compile cache?")
     if engine.bundle.h_neurons and np.array_equal(plain, await _scores(engine, ids, 0.0)):
         raise TapError("damping has no effect: the scores of a probe prompt do not change when the neurons are off")
+    if reference is None:
+        return
+    found = reference.differences(await scores_by_layer(engine, ids), _coarsest(engine))
+    if found:
+        raise TapError(
+            f"the probe's neurons do not score its reference prompt as they did when probe {engine.bundle.card.id} was "
+            f"made ({reference.engine}, {reference.dtype}): {'; '.join(found[:3])}{'; ...' if len(found) > 3 else ''}. "
+            "Another layer, shard or norm is read, or the model computes otherwise: serve with the engine that the "
+            "probe was made with. Where it is known that this one is right, `hguard probe reference` takes its scores"
+        )
+
+
+async def make_reference(engine: GuardedEngine, prompt_ids: list[int]) -> Reference:
+    """What this engine's checkpoint says and does, to be kept beside its bundle."""
+    ids = _prompt(prompt_ids)
+    scores = await scores_by_layer(engine, ids)
+    return Reference(
+        engine=" ".join(engine_version()),
+        dtype=cast("Any", precision.name_of(engine.model_config.dtype)),
+        config=forward_config(Path(engine.model_config.model)),
+        prompt=ids,
+        scores={layer: [float(f"{value:.7g}") for value in values] for layer, values in scores.items()},
+    )
+
+
+async def scores_by_layer(engine: GuardedEngine, ids: list[int]) -> dict[int, NDArray[np.float32]]:
+    """What each tapped layer alone makes of a prompt, by layer. For an engine that does nothing else meanwhile.
+
+    Raises TapError unless they add up to what all of them make of it, afterwards: an engine goes on with all or not.
+    """
+    found = {}
+    try:
+        for layer in sorted({int(one) for one in engine.bundle.layer}):
+            await engine.collective_rpc("hguard_count", args=(layer,))
+            found[layer] = await _scores(engine, ids, 1.0)
+    finally:
+        await engine.collective_rpc("hguard_count", args=(None,))
+    whole, parts = await _scores(engine, ids, 1.0), np.stack(list(found.values()))
+    # In half precision, too: scores are float32, and the same activations are read each time.
+    if not np.allclose(whole, parts.sum(0), rtol=0, atol=1e-2 * float(np.abs(parts).sum(0).max())):
+        raise TapError("the scores of the tapped layers do not add up to that of all of them")
+    return found
+
+
+def _coarsest(engine: GuardedEngine) -> str:
+    """The precision that scores are held to: a cache of another one than the model's rounds, too."""
+    dtype = precision.name_of(engine.model_config.dtype)
+    cache = str(engine.vllm_config.cache_config.cache_dtype)
+    return dtype if cache in ("auto", dtype) else "bfloat16"
+
+
+def _prompt(ids: list[int]) -> list[int]:
+    return (ids * _LONGEST)[:_LONGEST]
 
 
 async def require_every_layer(engine: Any) -> None:
@@ -45,4 +104,4 @@ async def require_every_layer(engine: Any) -> None:
 async def _scores(engine: GuardedEngine, ids: list[int], damp: float) -> NDArray[np.float32]:
     split = len(ids) // 2
     signals = await engine.measure(ids[:split], ids[split:], damp, f"hguard-canary-{damp}", Purpose.CANARY)
-    return np.append(signals.neurons, np.float32(signals.lead))
+    return np.append(np.float32(signals.lead), signals.neurons)

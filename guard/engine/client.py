@@ -127,10 +127,10 @@ class GuardedEngine:
         Not itself a generator: choice indices are given out in the order of calls, not of first iteration.
         """
         require_sendable(sampling_params, kwargs)
-        require_valid(sampling_params, self._engine)
+        params = require_valid(sampling_params, self._engine)
         call = current_call() or GuardCall(self.default_policy)
-        first = call.reserve(sampling_params.n)
-        stream = self._guarded(call, first, prompt, sampling_params, request_id, kwargs)
+        first = call.reserve(params.n)
+        stream = self._guarded(call, first, prompt, params, request_id, kwargs)
         call.streams.append(stream)
         return stream
 
@@ -197,12 +197,15 @@ class GuardedEngine:
             params.output_kind,
             self._blank_token,
             spare,
-            self._thinker,
+            self._thinker_of(call),
             request,
             self._bound(params),
             self._ends,
             params,
         )
+
+    def _thinker_of(self, call: GuardCall) -> Thinker | None:
+        return None if call.as_one else self._thinker
 
     def _bound(self, params: SamplingParams) -> int | None:
         """How many tokens an answer may have."""
@@ -225,13 +228,13 @@ class GuardedEngine:
         try:
             params = params.clone()
             params.n = len(course.answers)
-            start = self._given(course, prompt) if slots else None
-            if start is not None:
-                params.skip_reading_prefix_cache = True  # cached positions have no activations
+            start = self._given(course, call, prompt, kwargs) if slots else None
+            if start is not None and not call.unshown:
+                await self._read(prompt, start, slots, damp, request_id, Purpose.TURN)
             params.max_tokens = self._bound(params)
             params.extra_args = {
                 **(params.extra_args or {}),
-                seat.KEY: seat.pack(slots, damp, start, self.readout.uses_draws),
+                seat.KEY: seat.pack(slots, damp, draws=self.readout.uses_draws),
             }
             if call.policy.withholds and params.output_kind is RequestOutputKind.FINAL_ONLY:
                 params.output_kind = RequestOutputKind.CUMULATIVE  # to end it midway, its windows must be seen
@@ -255,15 +258,17 @@ class GuardedEngine:
         finally:
             self.pool.release(slots, finished)
 
-    def _given(self, course: Course, prompt: Any) -> int | None:
-        """Have what the prompt holds of the assistant's turn scored with the answers: the first position to record.
+    def _given(self, course: Course, call: GuardCall, prompt: Any, request: Mapping[str, Any]) -> int | None:
+        """Have what the prompt holds of the assistant's turn scored with the answers: the first position to read.
 
-        None where there is nothing of it. A turn that may begin with thoughts is scored from where it goes on.
+        None where there is nothing of it. Of a turn that begins with thoughts what follows them counts.
         """
         ids = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
-        if ids is None or self._thinker is not None:
+        if ids is None:
             return None
         start = self._turns.start(ids)
+        if start < len(ids) and (thinker := self._thinker_of(call)) is not None:
+            start = thinker.answer_start(ids, start, request)
         for answer in course.answers:
             answer.given = len(ids) - start
         return start - 1 if 0 < start < len(ids) else None
@@ -333,32 +338,45 @@ class GuardedEngine:
         request_id: str,
         purpose: Purpose = Purpose.RISK,
     ) -> Signals:
-        """Measure given text: one forward pass over prompt and response, nothing is generated.
-
-        Of the prefix cache no position is read that is measured (cached ones have no activations); what is written to
-        it is plain, or salted. A long text goes through in pieces, which find each other there and nothing else.
-        """
+        """Measure given text: one forward pass over prompt and response, nothing is generated."""
         slots = self._claim(1, _CLOSED)
         done = False
         try:
-            ids, own = [*prompt_ids, *response_ids], secrets.token_hex(16)
-            parts = list(pieces(len(prompt_ids) - 1, len(ids), *self._at_once))
-            for first, end in parts:
-                params = one_pass(seat.pack(slots, damp, first, self.readout.uses_draws))
-                prompt: dict[str, Any] = {"type": "token", "prompt_token_ids": ids[:end]}
-                if len(parts) > 1:
-                    params.skip_reading_prefix_cache, prompt["cache_salt"] = False, own
-                async with self._room.of(end - first):
-                    done = False
-                    async for output in self._engine.generate(
-                        self._salted(prompt, damp), params, self._name(request_id)
-                    ):
-                        done = output.finished
-                self.own.count(purpose, end)
+            prompt = {"type": "token", "prompt_token_ids": [*prompt_ids, *response_ids]}
+            await self._read(prompt, len(prompt_ids) - 1, slots, damp, request_id, purpose)
+            done = True
             answer = Answer(0, slots[0], prompt_length=len(prompt_ids), token_ids=list(response_ids))
             return answer.signals(self.ring, 0, len(response_ids))
         finally:
             self.pool.release(slots, done)
+
+    async def _read(
+        self,
+        prompt: Mapping[str, Any],
+        start: int,
+        slots: Sequence[Slot],
+        damp: float,
+        request_id: str,
+        purpose: Purpose,
+    ) -> None:
+        """Leave in each of the slots what is measured on the prompt's tokens from position ``start`` on.
+
+        Of the prefix cache no position is read that is measured (cached ones have no activations); what is written to
+        it is plain, or salted. A long text goes through in pieces, which find each other there and nothing else.
+        """
+        ids, own, (first_slot, *others) = list(prompt["prompt_token_ids"]), secrets.token_hex(16), slots
+        parts = list(pieces(start, len(ids), *self._at_once))
+        for first, end in parts:
+            params = one_pass(seat.pack([first_slot], damp, first, self.readout.uses_draws))
+            piece = {**prompt, "prompt_token_ids": ids[:end]}
+            if len(parts) > 1:
+                params.skip_reading_prefix_cache, piece["cache_salt"] = False, own
+            async with self._room.of(end - first):
+                async for _ in self._engine.generate(self._salted(piece, damp), params, self._name(request_id)):
+                    pass
+            self.own.count(purpose, end)
+        for slot in others:
+            self.ring.copy(first_slot, slot, start, len(ids))
 
     async def answer(self, prompt_ids: Sequence[int], longest: int, request_id: str, damp: float = 1.0) -> Verdict:
         """A greedy answer of at most ``longest`` tokens, and what is to be said of it."""

@@ -117,7 +117,9 @@ class Course:
     def _begin(self, answer: Answer, prompt_ids: Sequence[int]) -> None:
         answer.prompt_length = len(prompt_ids)
         if self._thinker is not None and answer.slot is not None:
-            answer.thought = self._thinker.begin(prompt_ids, self._request)
+            thought = self._thinker.begin(prompt_ids, self._request)
+            if thought is not None:
+                answer.think(thought)
 
     def _generated(self, answer: Answer, prompt_ids: Sequence[int]) -> Generated:
         return Generated(prompt_ids, answer.token_ids, answer.offset, self._params, "".join(answer.texts))

@@ -185,7 +185,7 @@ async def guarded_engine(
 
     async with _tapped_engine(args, slots) as (engine, ring):
         guarded = GuardedEngine(engine, bundle, ring, default, longest, chat_template(args))
-        await require_live_taps(guarded, _canary_prompt(engine))
+        await require_live_taps(guarded, canary_prompt(engine))
         yield guarded
 
 
@@ -229,7 +229,8 @@ async def _tapped_engine(args: Namespace, slots: int) -> AsyncIterator[tuple[Any
         ring.unlink()
 
 
-def _canary_prompt(engine: Any) -> list[int]:
+def canary_prompt(engine: Any) -> list[int]:
+    """What taps are tried on."""
     if engine.model_config.skip_tokenizer_init:
         return list(range(10, 34))
     prompt: list[int] = engine.get_tokenizer().encode("Which country is this place in?")

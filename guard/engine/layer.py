@@ -57,7 +57,7 @@ class GuardRowParallelLinear(RowParallelLinear):
         self.register_buffer("hguard_one", torch.ones_like(self.hguard_mask[:1]), persistent=False)
         self.taps = taps
         self.tapped, self.hguard_layer = True, layer
-        taps.add_layer(self.hguard_folded)
+        taps.add_layer(layer, self.hguard_folded)
 
     def _require_readable(self, prefix: str) -> None:
         """Raise UnsupportedError where activations would not be what they seem; have them kept as they are."""

@@ -18,6 +18,10 @@ from guard.probe.card import ModelIdentity
 _BEFORE = "name it before --, where it is compared with the probe"
 _LAYERS = "the model would not be built as its own config.json says; fit a probe on a folder whose config.json says it"
 _PROMPTS = "prompts would be made of other tokens than those that the probe was fit on; leave it out"
+_ELSEWHERE = (
+    "answers would go on from states that another process computed, with whatever model, where nothing is scored; "
+    "leave it out"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,9 @@ REFUSED = (
         ("auto", "hf", "safetensors", "fastsafetensors", "instanttensor", "runai_streamer"),
     ),
     Override("--weight-transfer-config", ("weight_transfer_config",), "weights that change are not the probe's"),
+    Override("--kv-transfer-config", ("kv_transfer_config",), _ELSEWHERE),
+    Override("--kv-offloading-backend", ("kv_offloading_backend",), _ELSEWHERE),
+    Override("--ec-transfer-config", ("ec_transfer_config",), _ELSEWHERE),
 )
 
 

@@ -1,4 +1,5 @@
-"""Given text goes to the engine in pieces, so many rows at a time over all callers.
+"""Given text goes to the engine in pieces, so many rows at a time over all callers: what ``/risk`` is given, and what
+a prompt holds of the assistant's turn.
 
 Each of its tokens takes a row of logits, where a prompt takes one in all: on a large vocabulary a long text would be
 hundreds of products with the output matrix inside one step, for which every answer waits. A piece finds what stands

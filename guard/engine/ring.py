@@ -117,6 +117,14 @@ class ScoreRing:
         entry["generation"], entry["entropy"], entry["logprob"] = generations, entropy, logprob
         self.draws[slots, positions] = entry
 
+    def copy(self, source: Slot, target: Slot, start: int, end: int) -> None:
+        """Give ``target`` what ``source`` has at positions start..end-1, and nothing where that has nothing."""
+        for entries in (self.activations, self.draws):
+            copied = entries[source.index, start:end].copy()
+            known = copied["generation"] == source.generation
+            copied["generation"] = np.where(known, target.generation, 0)
+            entries[target.index, start:end] = copied
+
     def read_neurons(self, slot: Slot, start: int, end: int) -> NDArray[np.float32]:
         """Neuron scores of positions start..end-1, float32; NaN where this claim has none, infinite where it is NaN."""
         entry = self.activations[slot.index, start:end]

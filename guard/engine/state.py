@@ -34,12 +34,26 @@ class Taps:
     tapped_layers: int = 0
     _read: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     _folded: list[torch.Tensor] = field(default_factory=list)
+    _layers: list[int] = field(default_factory=list)
+    _weights: list[torch.Tensor] = field(default_factory=list)
     _stacked: torch.Tensor | None = None
 
-    def add_layer(self, folded: torch.Tensor) -> None:
+    def add_layer(self, layer: int, folded: torch.Tensor) -> None:
         """Count a tapped layer; called in the order in which layers are built, which is that in which they run."""
         self.tapped_layers += 1
+        self._layers.append(layer)
         self._folded.append(folded)
+
+    def count_alone(self, layer: int | None) -> None:
+        """From the next step on this layer alone counts in a score; None: all do, as they did at first.
+
+        For the canary. In place: compiled graphs keep the weights' addresses.
+        """
+        if not self._weights:
+            self._weights = [folded.clone() for folded in self._folded]
+        for number, folded, weight in zip(self._layers, self._folded, self._weights, strict=True):
+            folded.copy_(weight if layer in (None, number) else torch.zeros_like(weight))
+        self._stacked = None
 
     def read(self, z: torch.Tensor, h: torch.Tensor, neuron: torch.Tensor) -> None:
         """Eager mode: keep what the score needs of one layer; ``total`` sums over all layers at once.

@@ -33,10 +33,21 @@ def require_sendable(params: SamplingParams, request: Any) -> None:
         raise _refusal(f"a value cannot be sent to the engine: {error}") from None
 
 
-def require_valid(params: SamplingParams, engine: Any) -> None:
+class Checked(SamplingParams, omit_defaults=True, dict=True):  # type: ignore[call-arg, misc]
+    """Parameters whose grammar has been checked, and need not be again: a large one takes as long as many tokens.
+
+    The same fields, so the same message to the engine's process.
+    """
+
+    def _validate_structured_outputs(self, *_: Any) -> None:
+        """Done, and what the check found out (which backend compiles it) is in ``structured_outputs``."""
+
+
+def require_valid(params: SamplingParams, engine: Any) -> SamplingParams:
     """Raises RefusalError (400) for what vLLM would refuse after it has begun the stream, or fall over.
 
-    A stream has its status before vLLM checks its parameters, so they are checked here first.
+    A stream has its status before vLLM checks its parameters, so they are checked here first; what is returned is to
+    be generated with.
     """
     for name in _OBJECTS:
         value = (params.extra_args or {}).get(name)
@@ -46,11 +57,15 @@ def require_valid(params: SamplingParams, engine: Any) -> None:
         _require_grammar(params.structured_outputs.json)
     check = getattr(getattr(engine, "input_processor", None), "_validate_params", None)
     if check is None or params.output_kind is not RequestOutputKind.DELTA:
-        return
+        return params
+    checked = params.clone()
     try:
-        check(params.clone(), ("generate",))
+        check(checked, ("generate",))
     except (RequestFault, ValueError) as error:
         raise _refusal(str(error)) from None
+    if checked.structured_outputs is not None:
+        checked.__class__ = Checked
+    return checked
 
 
 def _require_grammar(given: Any) -> None:

@@ -92,6 +92,11 @@ class GuardWorkerMixin:
             "probe": self.vllm_config.additional_config.get(KEY, {}).get("sha256"),  # type: ignore[attr-defined]
         }
 
+    def hguard_count(self, layer: int | None) -> None:
+        """For the canary: see ``Taps.count_alone``."""
+        assert isinstance(self.hguard_taps, state.Taps)
+        self.hguard_taps.count_alone(layer)
+
     def hguard_write(
         self, path: str, slots: list[int], rows: list[int], outputs: str | None = None, leads: str | None = None
     ) -> tuple[list[int], list[int]]:

@@ -90,12 +90,14 @@ def reports(
         member = np.array([group == "all" or group in question.groups for question in questions])
         if member.sum() < _LEAST or wrong[member].all() or not wrong[member].any():
             continue
-        found[group] = _report(wrong[member], {name: values[member] for name, values in scores.items()}, seed)
+        own = {name: values[member] for name, values in scores.items()}
+        entities = [question.entity for question, is_in in zip(questions, member, strict=True) if is_in]
+        found[group] = _report(wrong[member], own, entities, seed)
     return found
 
 
-def _report(wrong: Bools, scores: dict[str, NDArray[np.floating]], seed: int) -> SetMetrics:
-    measured = {name: metrics.auroc(wrong, values, seed) for name, values in scores.items()}
+def _report(wrong: Bools, scores: dict[str, NDArray[np.floating]], entities: Sequence[str], seed: int) -> SetMetrics:
+    measured = {name: metrics.auroc(wrong, values, entities, seed) for name, values in scores.items()}
     draws = [measured.pop(name) for name in list(measured) if name.startswith("random")]
     if draws:
         measured["random"] = metrics.over(draws)

@@ -113,7 +113,8 @@ def report(
         member = np.array([group == "all" or group in questions[i].groups for i in use], bool)
         if member.sum() >= 20 and wrong[member].any() and not wrong[member].all():
             own = {name: values[..., member] for name, values in parts.items()}
-            sets[group] = _set(wrong[member], own, seed, draws)
+            entities = [questions[i].entity for i, is_in in zip(use, member, strict=True) if is_in]
+            sets[group] = _set(wrong[member], own, entities, seed, draws)
     coverage, error = metrics.risk_coverage(wrong, risk)
     points = np.linspace(0, len(wrong) - 1, min(_POINTS, len(wrong))).astype(int)
     found = {
@@ -131,10 +132,12 @@ def report(
     return found
 
 
-def _set(wrong: NDArray[np.bool_], parts: dict[str, NDArray[np.floating]], seed: int, draws: int) -> dict[str, Any]:
+def _set(
+    wrong: NDArray[np.bool_], parts: dict[str, NDArray[np.floating]], entities: Sequence[str], seed: int, draws: int
+) -> dict[str, Any]:
     table = {}
     for name, score in parts.items():
-        each = [metrics.detection(wrong, one, TARGETS, seed, draws) for one in np.atleast_2d(score)]
+        each = [metrics.detection(wrong, one, entities, TARGETS, seed, draws) for one in np.atleast_2d(score)]
         table[name] = {measure: metrics.over([one[measure] for one in each]).model_dump() for measure in each[0]}
     risk = parts["stack"]
     return {
@@ -151,7 +154,10 @@ def _reachable(bundle: Bundle, target: float) -> bool:
 
 
 def _at(bundle: Bundle, target: float, answers: Sequence[Answered], readout: Readout) -> dict[str, Any]:
-    """What abstaining at one threshold does. What could not be scored is withheld, as the server does."""
+    """What abstaining at one threshold does. What could not be scored is withheld, as the server does.
+
+    A share of answers that were not there is None: nothing was seen, which is not the same as no false alarm.
+    """
     threshold = bundle.threshold(target)
     kept = [
         answer
@@ -164,11 +170,15 @@ def _at(bundle: Bundle, target: float, answers: Sequence[Answered], readout: Rea
     return {
         "target_fpr": target,
         "threshold": threshold,
-        "false_alarms": (right - after["right"]) / max(right, 1),
-        "caught": (wrong - after["wrong"]) / max(wrong, 1),
-        "coverage": (after["right"] + after["wrong"]) / max(right + wrong, 1),
+        "false_alarms": _share(right - after["right"], right),
+        "caught": _share(wrong - after["wrong"], wrong),
+        "coverage": _share(after["right"] + after["wrong"], right + wrong),
         "truthfulness": after["truthfulness"],
     }
+
+
+def _share(some: int, total: int) -> float | None:
+    return some / total if total else None
 
 
 def damped(alpha: float, questions: Sequence[Question], answers: Sequence[Answered]) -> dict[str, Any]:

@@ -1,5 +1,9 @@
 """How well a score tells wrong answers from right ones, with bootstrap intervals.
 
+What is drawn is entities, each with all answers about it: answers about one thing are right or wrong together, and
+drawn one by one they would look like more evidence than they are (a cluster bootstrap: Field and Welsh, Journal of the
+Royal Statistical Society B 69, 2007).
+
 Every statistic is read off how many wrong and right answers score at least so high, so a thousand bootstraps are sums
 over a matrix of how often each answer was drawn.
 """
@@ -7,6 +11,7 @@ over a matrix of how often each answer was drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +27,15 @@ _CELLS = 1 << 21  # draws times answers that are in memory at once
 
 
 def bootstrap(
-    wrong: Bools, score: Floats, statistics: Mapping[str, Statistic], seed: int = 0, draws: int = 1000
+    wrong: Bools,
+    score: Floats,
+    entities: Sequence[str],
+    statistics: Mapping[str, Statistic],
+    seed: int = 0,
+    draws: int = 1000,
 ) -> dict[str, Interval]:
-    """Each statistic with its percentile bootstrap 95 % interval over answers; both kinds must be there."""
+    """Each statistic with its percentile bootstrap 95 % interval over ``entities`` (what each answer is about); both
+    kinds of answers must be there."""
     order = np.argsort(-score, kind="stable")
     is_wrong = wrong[order]
     last = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)  # of those that score the same
@@ -36,7 +47,7 @@ def bootstrap(
 
     whole = counts(np.ones((1, len(wrong)), np.int64))
     values: dict[str, list[Floats]] = {name: [] for name in statistics}
-    for drawn in _resamples(wrong, seed, draws):
+    for drawn in _resamples(wrong, entities, seed, draws):
         at_least = counts(drawn)
         for name, statistic in statistics.items():
             values[name].append(statistic(*at_least))
@@ -47,16 +58,21 @@ def bootstrap(
     return found
 
 
-def _resamples(wrong: Bools, seed: int, draws: int) -> Iterator[NDArray[np.int64]]:
-    """How often each answer was drawn, in blocks of draws that have both kinds: int64 [draws, answers]."""
-    rng, count = np.random.default_rng(seed), len(wrong)
-    block = max(1, _CELLS // count)
+def resamples(entities: Sequence[str], seed: int) -> Iterator[NDArray[np.int64]]:
+    """How often each answer was drawn, int64 [answers], draw after draw without end: as often as its entity."""
+    place: dict[str, int] = {}
+    code = np.array([place.setdefault(entity.casefold(), len(place)) for entity in entities], np.int64)
+    rng, count = np.random.default_rng(seed), len(place)
+    while True:
+        yield np.bincount(rng.integers(0, count, count), minlength=count)[code]
+
+
+def _resamples(wrong: Bools, entities: Sequence[str], seed: int, draws: int) -> Iterator[NDArray[np.int64]]:
+    """``draws`` of them that have both kinds of answers, in blocks: int64 [draws, answers]."""
+    known = (drawn for drawn in resamples(entities, seed) if drawn[wrong].any() and drawn[~wrong].any())
+    block = max(1, _CELLS // len(wrong))
     while draws > 0:
-        rows: list[NDArray[np.int64]] = []
-        while len(rows) < min(draws, block):
-            drawn = np.bincount(rng.integers(0, count, count), minlength=count)
-            if 0 < drawn[wrong].sum() < count:
-                rows.append(drawn)
+        rows = list(islice(known, min(draws, block)))
         draws -= len(rows)
         yield np.stack(rows)
 
@@ -83,27 +99,34 @@ def _recall_at(rate: float) -> Statistic:
     return statistic
 
 
-def auroc(wrong: Bools, score: Floats, seed: int = 0, draws: int = 1000) -> Interval:
+def auroc(wrong: Bools, score: Floats, entities: Sequence[str], seed: int = 0, draws: int = 1000) -> Interval:
     """Area under the ROC curve."""
-    return bootstrap(wrong, score, {"": _auroc}, seed, draws)[""]
+    return bootstrap(wrong, score, entities, {"": _auroc}, seed, draws)[""]
 
 
-def auprc(wrong: Bools, score: Floats, seed: int = 0, draws: int = 1000) -> Interval:
+def auprc(wrong: Bools, score: Floats, entities: Sequence[str], seed: int = 0, draws: int = 1000) -> Interval:
     """Area under the precision-recall curve (average precision); chance is the share of wrong answers."""
-    return bootstrap(wrong, score, {"": _auprc}, seed, draws)[""]
+    return bootstrap(wrong, score, entities, {"": _auprc}, seed, draws)[""]
 
 
-def recall_at(wrong: Bools, score: Floats, rate: float, seed: int = 0, draws: int = 1000) -> Interval:
+def recall_at(
+    wrong: Bools, score: Floats, entities: Sequence[str], rate: float, seed: int = 0, draws: int = 1000
+) -> Interval:
     """Share of wrong answers above the score that at most ``rate`` of the right ones exceed."""
-    return bootstrap(wrong, score, {"": _recall_at(rate)}, seed, draws)[""]
+    return bootstrap(wrong, score, entities, {"": _recall_at(rate)}, seed, draws)[""]
 
 
 def detection(
-    wrong: Bools, score: Floats, rates: Sequence[float], seed: int = 0, draws: int = 1000
+    wrong: Bools,
+    score: Floats,
+    entities: Sequence[str],
+    rates: Sequence[float],
+    seed: int = 0,
+    draws: int = 1000,
 ) -> dict[str, Interval]:
     """All three from the same draws: ``auroc``, ``auprc``, and ``recall_at_0.05`` for each of ``rates``."""
     recalls = {f"recall_at_{rate:.2f}": _recall_at(rate) for rate in rates}
-    return bootstrap(wrong, score, {"auroc": _auroc, "auprc": _auprc, **recalls}, seed, draws)
+    return bootstrap(wrong, score, entities, {"auroc": _auroc, "auprc": _auprc, **recalls}, seed, draws)
 
 
 def over(draws: Sequence[Interval]) -> Interval:

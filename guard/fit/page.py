@@ -25,6 +25,7 @@ _COLOURS = {
     **dict.fromkeys(("entropy", "logprob", "length", "consistency"), FREE),
     **dict.fromkeys(("refit", "linear", "random"), FITTED),
 }
+_UNGUARDED = ("0.0%", "0.0%", "100.0%")  # false alarms, caught, coverage
 _SAYS = {
     "stack": "The guard's risk: neurons, entropy and surprise of the answer's worst window. Read while it answers.",
     "neurons": "The probe's neurons alone, averaged over the answer. Read while it answers.",
@@ -73,7 +74,7 @@ def _summary(result: dict[str, Any]) -> str:
     return (
         f"{result['n']} questions: {result['right']} right, {result['wrong']} wrong, {result['declined']} declined; "
         f"{result['not_scored']} not scored. Truthfulness {result['truthfulness']:.3f} "
-        "<small>(+1 right, 0 declined, -1 wrong, on average)</small>. Intervals are 95 %, by bootstrap."
+        "<small>(+1 right, 0 declined, -1 wrong, on average)</small>. Intervals are 95 %, by bootstrap over entities."
     )
 
 
@@ -119,19 +120,23 @@ def _set(name: str, one: dict[str, Any]) -> str:
 
 def _thresholds(rows: list[dict[str, Any]], without: float) -> str:
     head = ["abstain at", "threshold", "false alarms", "wrong answers caught", "coverage", "truthfulness"]
-    body = [["never (no guard)", "", "0.0%", "0.0%", "100.0%", f"{without:.3f}"]]
+    body = [["never (no guard)", "", *_UNGUARDED, f"{without:.3f}"]]
     body += [
         [
             f"{row['target_fpr']:.0%} false alarms",
             f"{row['threshold']:.3f}",
-            f"{row['false_alarms']:.1%}",
-            f"{row['caught']:.1%}",
-            f"{row['coverage']:.1%}",
+            _share(row["false_alarms"], "no right answer was seen"),
+            _share(row["caught"], "no wrong answer was seen"),
+            _share(row["coverage"], "no answer was judged"),
             f"{row['truthfulness']:.3f}",
         ]
         for row in rows
     ]
     return f"<h3>Abstaining</h3>{_table(head, body)}"
+
+
+def _share(share: float | None, otherwise: str) -> str:
+    return otherwise if share is None else f"{share:.1%}"
 
 
 def _damp(rows: list[dict[str, Any]] | None, random: list[list[dict[str, Any]]]) -> list[str]:

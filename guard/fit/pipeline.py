@@ -34,6 +34,7 @@ from guard.probe import cett
 from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.card import ModelIdentity, ProbeCard, ReadoutParameters, SetMetrics, Span, ThresholdMetrics, Training
 from guard.probe.readout import Signals
+from guard.probe.reference import Reference
 
 # Thresholds come from answers of their own: what the readout was fit on looks better than it is.
 SHARES = ALL_SHARES["fit"]
@@ -127,7 +128,7 @@ class Fit:
         window = self._window(dealt)
         settle = Settle(self._work, dealt, self._judge, options.longest, options.suppress, self._say)
         found, measured = await settle.run(engines, candidates, rough, detailed(dealt, window))
-        return self._calibrate(out, dealt, found, window, measured)
+        return self._calibrate(out, dealt, found, window, measured, settle.reference(found))
 
     def _dealt(self, chosen: Sequence[Chosen]) -> Dealt:
         return Dealt.of(self._questions, chosen, SHARES, self._options.seed)
@@ -190,7 +191,15 @@ class Fit:
         self._work.write_json(FOUND, [evaluate.found_to(one) for one in found])
         return found
 
-    def _calibrate(self, out: Path, dealt: Dealt, found: Found, window: int, measured: dict[int, Signals]) -> Bundle:
+    def _calibrate(
+        self,
+        out: Path,
+        dealt: Dealt,
+        found: Found,
+        window: int,
+        measured: dict[int, Signals],
+        reference: Reference,
+    ) -> Bundle:
         parts, chosen = dealt.parts, dealt.chosen
         wrong = {name: dealt.wrong(name) for name in parts}
         signals = {name: self._signals(dealt, found, parts[name], measured) for name in calibrate.PARTS}
@@ -212,7 +221,7 @@ class Fit:
             self._options.seed,
         )
         return self._bundle(
-            out, dealt, found, made.parameters, made.risks, made.thresholds, made.at_thresholds, reports
+            out, dealt, found, made.parameters, made.risks, made.thresholds, made.at_thresholds, reports, reference
         )
 
     def _signals(
@@ -242,6 +251,7 @@ class Fit:
         thresholds: dict[str, float] | None = None,
         at_thresholds: dict[str, ThresholdMetrics] | None = None,
         reports: dict[str, SetMetrics] | None = None,
+        reference: Reference | None = None,
     ) -> Bundle:
         width = self._norms.shape[1]
         layer, neuron = (found.index // width).astype(np.int32), (found.index % width).astype(np.int32)
@@ -273,4 +283,4 @@ class Fit:
             **risks,
         }
         with explained(out):
-            return save_bundle(out, card, tensors)
+            return save_bundle(out, card, tensors, reference)

@@ -57,7 +57,7 @@ def coverage(points: list[list[float]], thresholds: Rows) -> str:
 
     def draw(axes: Any) -> None:
         axes.plot(*zip(*points, strict=True), color=RED)
-        for row in thresholds:
+        for row in (one for one in thresholds if one["coverage"] is not None):
             axes.axvline(row["coverage"], color=_LINE, linewidth=1, zorder=0)
             at = (row["coverage"], 1)
             label = f" {row['target_fpr']:.0%}"

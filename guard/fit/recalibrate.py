@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from guard.engine.canary import make_reference
+from guard.engine.launch import canary_prompt
 from guard.engine.support import engine_version
 from guard.errors import FitError
 from guard.fit import calibrate, evaluate
@@ -71,10 +73,11 @@ async def recalibrate(
             "metrics": measured,
         }
     )
+    reference = await make_reference(engine, canary_prompt(engine))
     # A risk before generation that the old bundle gave may say nothing of these questions.
     kept_tensors = {name: tensor for name, tensor in bundle.tensors.items() if name != "right_foreseen"}
     with explained(out):
-        return save_bundle(out, card, {**kept_tensors, **made.risks})
+        return save_bundle(out, card, {**kept_tensors, **made.risks}, reference)
 
 
 def unseen(bundle: Bundle, questions: Sequence[Question], say: Callable[[str], None]) -> list[Question]:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from guard.engine import precision
+from guard.engine.canary import make_reference
+from guard.engine.launch import canary_prompt
 from guard.errors import FitError
 from guard.fit import evaluate
 from guard.fit.answers import judge_all
@@ -22,8 +24,9 @@ from guard.fit.train import Found
 from guard.fit.workspace import Workspace
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Flaw, Signals
+from guard.probe.reference import Reference
 
-MEASURED, SUPPRESSED = "measured-{C:g}.jsonl", "suppressed.json"
+MEASURED, SUPPRESSED, REFERENCE = "measured-{C:g}.jsonl", "suppressed.json", "reference-{C:g}.json"
 _AT_ONCE = 64  # fewer than an engine has score slots
 
 
@@ -52,16 +55,28 @@ class Settle:
             for one in candidates:
                 if f"{one.C:g}" not in right:
                     async with engines.guarded(bundles[one.C]) as engine:
+                        await self._refer(engine, one.C)
                         right[f"{one.C:g}"] = await self._right_without(engine)
                         self._work.write_json(SUPPRESSED, right)
             best = self._best(candidates, right)
         name = MEASURED.format(C=best.C)
         known = {row["row"]: evaluate.signals_from(row) for row in self._work.rows(name)}
         open_ = [row for row in rows if row not in known]
-        if open_:
+        if open_ or not self._work.has(REFERENCE.format(C=best.C)):
             async with engines.guarded(bundles[best.C]) as engine:
+                await self._refer(engine, best.C)
                 known |= await self._measure(engine, name, open_)
         return best, {row: known[row] for row in rows}
+
+    def reference(self, found: Found) -> Reference:
+        """What the engine with the candidate's taps was seen to do; for the one that ``run`` gave."""
+        return Reference.model_validate(self._work.read_json(REFERENCE.format(C=found.C)))
+
+    async def _refer(self, engine: Any, C: float) -> None:  # noqa: N803 - its name in the literature
+        name = REFERENCE.format(C=C)
+        if not self._work.has(name):
+            made = await make_reference(engine, canary_prompt(engine))
+            self._work.write_json(name, made.model_dump(mode="json"))
 
     def _best(self, candidates: Sequence[Found], right: dict[str, int]) -> Found:
         accuracy = {one.C: right[f"{one.C:g}"] / len(self._asked) for one in candidates}

@@ -1,4 +1,4 @@
-"""A probe bundle: a folder with ``probe.safetensors`` and ``probe.json``. Never pickle.
+"""A probe bundle: a folder with ``probe.safetensors`` and ``probe.json``, and often ``reference.json``. Never pickle.
 
 Tensors: layer, neuron int32 [k]; coefficient, folded float32 [k]; right_risks float32 [m], ascending, the risks of the
 calibration answers that were right (thresholds for any false-positive rate come from them). Optional: wrong_risks
@@ -13,6 +13,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,9 @@ from guard.errors import BundleError, RequestError
 from guard.probe import conformal, drift
 from guard.probe.card import SCHEMA_VERSION, ProbeCard, StackParameters
 from guard.probe.drift import Bands
-from guard.probe.identity import differences
+from guard.probe.identity import differences, forward_config
 from guard.probe.readout import Readout, Stack
+from guard.probe.reference import Reference, config_differences, read_reference, write_reference
 
 FILES = ("probe.json", "probe.safetensors")
 TENSORS: dict[str, type[np.generic]] = {
@@ -58,6 +60,7 @@ class Bundle:
     right_foreseen: NDArray[np.float32] | None = None
     wrong_risks: NDArray[np.float32] | None = None
     train_questions: NDArray[np.uint64] | None = None
+    reference: Reference | None = None
 
     @property
     def revision(self) -> str:
@@ -126,7 +129,7 @@ def _stack(p: StackParameters) -> Stack:
     return Stack(p.mean, p.scale, p.weight, p.bias)
 
 
-def load_bundle(path: str | Path) -> Bundle:
+def load_bundle(path: str | Path, with_reference: bool = True) -> Bundle:
     """Read and verify a bundle. Raises BundleError with the cause and the remedy."""
     folder = Path(path)
     for name in FILES:
@@ -146,10 +149,15 @@ def load_bundle(path: str | Path) -> Bundle:
     except (SafetensorError, ValueError, KeyError) as error:
         raise BundleError(f"{folder / 'probe.safetensors'} is not a readable safetensors file: {error}") from None
     _check_tensors(folder, card, tensors)
-    return Bundle(folder, card, **{name: tensors[name] for name in (*TENSORS, *OPTIONAL) if name in tensors})
+    found: dict[str, Any] = {name: tensors[name] for name in (*TENSORS, *OPTIONAL) if name in tensors}
+    if with_reference:
+        found["reference"] = read_reference(folder, set(tensors["layer"].tolist()))
+    return Bundle(folder, card, **found)
 
 
-def save_bundle(folder: Path, card: ProbeCard, tensors: dict[str, NDArray[np.generic]]) -> Bundle:
+def save_bundle(
+    folder: Path, card: ProbeCard, tensors: dict[str, NDArray[np.generic]], reference: Reference | None = None
+) -> Bundle:
     """Write a bundle (its card's hash is filled in here) and read it back verified."""
     kept = {name: dtype for name, dtype in (TENSORS | OPTIONAL).items() if name in TENSORS or name in tensors}
     raw = save({name: np.ascontiguousarray(tensors[name], dtype=dtype) for name, dtype in kept.items()})
@@ -158,6 +166,7 @@ def save_bundle(folder: Path, card: ProbeCard, tensors: dict[str, NDArray[np.gen
     (folder / "probe.safetensors").write_bytes(raw)
     text = json.dumps(card.as_json(), indent=1, ensure_ascii=False)
     (folder / "probe.json").write_text(text + "\n", encoding="utf-8")
+    write_reference(folder, reference)
     return load_bundle(folder)
 
 
@@ -168,6 +177,8 @@ def require_model(bundle: Bundle, model: str | Path, relaxed: bool = False) -> l
     Raises BundleError naming every difference that is not tolerated.
     """
     fatal, tolerable = differences(bundle.card.model, Path(model))
+    if bundle.reference is not None:
+        fatal += config_differences(bundle.reference.config, forward_config(Path(model)))
     if fatal or (tolerable and not relaxed):
         listed = "; ".join(fatal + tolerable)
         raise BundleError(f"probe {bundle.card.id} was not fit on this model: {listed}. Fit a probe for this model.")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, snapshot_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, snapshot_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
     GatedRepoError,
     HfHubHTTPError,
@@ -23,6 +23,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 from guard.errors import BundleError, GuardError
 from guard.probe.bundle import FILES, Bundle, load_bundle
 from guard.probe.readme import readme
+from guard.probe.reference import FILE as REFERENCE
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ADDRESS = re.compile(rf"hf://(?P<repo>{HUB_ID.pattern})(?:@(?P<revision>[\w./-]+))?")
@@ -57,7 +58,7 @@ def snapshot(repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
 def fetch(address: Address) -> Path:
     """The folder of the bundle's files, named by its commit; not verified. Raises BundleError."""
     with explained(f"the probe {address} could not be fetched"):
-        folder = snapshot(address.repo, address.revision, FILES)
+        folder = snapshot(address.repo, address.revision, (*FILES, REFERENCE))
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise BundleError(f"{address} holds no probe bundle: it has no {' and no '.join(missing)}")
     return folder
@@ -76,10 +77,13 @@ def pull(address: Address, out: Path) -> tuple[Bundle, str]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".pull-") as staged:
-            for name in FILES:
+            names = [name for name in (*FILES, REFERENCE) if (folder / name).is_file()]
+            for name in names:
                 (Path(staged) / name).write_bytes((folder / name).read_bytes())
-            for name in FILES:
+            for name in names:
                 (Path(staged) / name).replace(out / name)
+            if REFERENCE not in names:
+                (out / REFERENCE).unlink(missing_ok=True)  # of another bundle, which was here before
     except OSError as error:
         raise BundleError(f"{out} cannot be written: {error.strerror}") from None
     return load_bundle(out), folder.name
@@ -102,9 +106,14 @@ def push(folder: Path, address: Address, private: bool = False, message: str | N
             api.create_branch(address.repo, branch=address.revision, exist_ok=True)
         contents = {name: (folder / name).read_bytes() for name in FILES}
         contents["README.md"] = readme(bundle, str(address), base).encode()
+        changes: list[CommitOperationAdd | CommitOperationDelete] = []
+        if bundle.reference is not None:
+            contents[REFERENCE] = (folder / REFERENCE).read_bytes()
+        elif api.file_exists(address.repo, REFERENCE, revision=address.revision):
+            changes.append(CommitOperationDelete(REFERENCE))  # of the bundle that this one replaces
         commit = api.create_commit(
             address.repo,
-            [CommitOperationAdd(name, content) for name, content in contents.items()],
+            [*(CommitOperationAdd(name, content) for name, content in contents.items()), *changes],
             commit_message=message or f"Probe {bundle.card.id}, revision {bundle.revision}",
             revision=address.revision,
         )

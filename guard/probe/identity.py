@@ -63,6 +63,32 @@ def model_config(folder: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", config)
 
 
+# What changes nothing of the forward pass: where the model comes from, how it was trained, which tokens end what.
+_INERT = frozenset(
+    {"_name_or_path", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache", "pretraining_tp"}
+    | {"bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id"}
+    | {"initializer_range", "attention_dropout", "hidden_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop"}
+    | {"id2label", "label2id", "problem_type", "finetuning_task", "task_specific_params"}
+    | {"return_dict", "output_attentions", "output_hidden_states", "quantization_config"}
+)
+_OF_ROPE = ("rope_parameters", "rope_scaling", "rope_theta")
+
+
+def forward_config(folder: Path) -> dict[str, Any]:
+    """What ``config.json`` says of the text model's forward pass; how it spells rotary embeddings does not count.
+
+    Whatever is not known to change nothing is in it. Raises BundleError as ``model_config`` does.
+    """
+    config = model_config(folder)
+    kept = {name: value for name, value in config.items() if name not in {*_INERT, *_OF_ROPE} and value is not None}
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if isinstance(rope, dict):
+        rope = {"rope_type" if name == "type" else name: value for name, value in rope.items()}
+        theta = {} if config.get("rope_theta") is None else {"rope_theta": config["rope_theta"]}
+        rope = {"rope_type": "default", **theta, **rope}
+    return {**kept, "rope": rope}
+
+
 def _stored(config: dict[str, Any]) -> str:
     """The precision that a model's configuration names; float32, which saves without a word, where it names none."""
     return str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")

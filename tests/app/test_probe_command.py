@@ -198,12 +198,13 @@ def test_a_bundle_cannot_be_called_anything(capsys: pytest.CaptureFixture[str]) 
 def test_verify(imported: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "verify", PROBE, "--model", "atlas"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["files", "card", "tensors", "calibration", "model"]
+    assert [line.split()[0] for line in lines] == ["files", "card", "tensors", "calibration", "reference", "model"]
     assert load_bundle(PROBE).revision in lines[1]
     assert main(["probe", "verify", "imported"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["files", "card", "tensors", "calibration"]
+    assert [line.split()[0] for line in lines] == ["files", "card", "tensors", "calibration", "reference"]
     assert "none: `hguard calibrate` comes first" in lines[3]
+    assert "none: `hguard probe reference` makes one" in lines[4]
 
 
 def test_verify_against_another_model(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

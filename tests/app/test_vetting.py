@@ -10,9 +10,12 @@ import httpx
 import pytest
 import pytest_asyncio
 from starlette.requests import Request
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from app import vetting
 from guard.engine.vllm_api import make_arg_parser
+from tests.scripted.engine import ScriptedCore
 from tests.scripted.server import forget_metrics, scripted_app
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -138,3 +141,35 @@ async def test_characters_of_two_halves_pass(http: httpx.AsyncClient) -> None:
 async def test_the_app_serves_on(http: httpx.AsyncClient) -> None:
     for path, body in GOOD.items():
         assert (await http.post(path, json=body)).status_code == 200
+
+
+@pytest.mark.parametrize("more", [{}, {"n": 2, "temperature": 1}, {"hallucination": {"mode": "abstain", "retry": 0}}])
+async def test_a_stream_s_grammar_is_checked_once(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    """However many engine requests it makes; and it arrives, with the backend that the check chose."""
+    from vllm.v1.structured_output import backend_xgrammar
+
+    checked, sent = [], []
+    check, add = backend_xgrammar.validate_xgrammar_grammar, ScriptedCore.add_request_async
+
+    def counted(params: Any) -> None:
+        checked.append(params)
+        check(params)
+
+    async def noted(self: ScriptedCore, request: Any) -> None:
+        sent.append(MsgpackDecoder(EngineCoreRequest).decode(MsgpackEncoder().encode(request)).sampling_params)
+        await add(self, request)
+
+    monkeypatch.setattr(backend_xgrammar, "validate_xgrammar_grammar", counted)
+    monkeypatch.setattr(ScriptedCore, "add_request_async", noted)
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}}
+    turn = {"role": "user", "content": "risky"}
+    asked = {"model": "atlas", "messages": [turn], "stream": True, "structured_outputs": {"json": schema}, **more}
+    response = await http.post(CHAT, json=asked)
+    assert response.status_code == 200
+    assert "error" not in response.text
+    assert len(checked) == 1
+    assert len(sent) == (1 if not more else 2)
+    assert {params.structured_outputs._backend for params in sent} == {"xgrammar"}
+    assert all(params.structured_outputs.json == schema for params in sent)

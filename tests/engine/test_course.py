@@ -247,10 +247,10 @@ def test_without_a_slot_text_is_not_held(stage: Stage) -> None:
 
 
 class Thinker:
-    """Thinks until token 103 has been said."""
+    """Thinks until token 103 has been said; 104 says nothing."""
 
     def begin(self, prompt_ids: Sequence[int], request: Any) -> Any:
-        return SimpleNamespace(ended_by=lambda ids: ids[-1] == 103)
+        return SimpleNamespace(ended_by=lambda ids: ids[-1] == 103, followed_by=lambda ids: set(ids) > {104})
 
 
 def test_thoughts_are_not_scored(stage: Stage) -> None:
@@ -263,6 +263,9 @@ def test_thoughts_are_not_scored(stage: Stage) -> None:
     assert risks[:4] == [None] * 4
     assert None not in risks[4:11]
     assert texts(played) == [f"w{k} " for k in range(12)]
+    assert {step for step, _ in played.out} == {11}, "thoughts wait for all of the answer, and it for them"
+    flowing = stage.play(policy(Hold.NONE), thinking, thinker=Thinker())
+    assert [step for step, _ in flowing.out] == list(range(12))
     alone = stage.play(policy(), Play([SAFE] * 8)).verdicts[0]
     assert verdict.risk == pytest.approx(alone.risk), "the same tokens after the same lead have the same risk"
 
@@ -270,8 +273,19 @@ def test_thoughts_are_not_scored(stage: Stage) -> None:
 def test_thinking_that_never_ends_has_no_answer(stage: Stage) -> None:
     played = stage.play(Policy(Mode.SCORE, 0.5), Play([SAFE] * 3), thinker=Thinker())
     assert played.verdicts[0].reason is Unscored.UNFINISHED_THINKING
-    closed = stage.play(policy(), Play([SAFE] * 3), thinker=Thinker())
-    assert texts(closed) == [""]
+    for hold in (Hold.WINDOW, Hold.ANSWER):
+        for tokens in (3, 4, 5):  # in the midst of the thoughts, at their end, after what says nothing
+            closed = stage.play(policy(hold), Play([SAFE] * tokens), thinker=Thinker())
+            assert closed.verdicts[0].reason is Unscored.UNFINISHED_THINKING
+            assert texts(closed) == [""]
+    assert texts(stage.play(policy(), Play([SAFE] * 6), thinker=Thinker())) == [f"w{k} " for k in range(6)]
+
+
+def test_a_later_window_keeps_the_thoughts_back(stage: Stage) -> None:
+    late = Play([SAFE] * 12 + [RISKY] * 4 + [SAFE] * 8)
+    played = stage.play(policy(Hold.WINDOW), late, thinker=Thinker())
+    assert texts(played) == [""]
+    assert played.verdicts[0].shown == 0
 
 
 def test_what_was_given_of_a_turn_is_scored_with_it(stage: Stage) -> None:

@@ -16,6 +16,7 @@ import transformers
 from transformers import AutoTokenizer
 
 from app.settings import ATLAS
+from guard.engine.canary import make_reference
 from guard.fit.reader import Reader
 from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.cett import fold
@@ -113,3 +114,21 @@ def test_family(family: tuple[Harness, Reader, Reader | None, Bundle], prompts: 
         for p, a in zip(short, answers, strict=True)
     ]
     references.hold_signals(given, short, answers)
+
+
+def test_each_layer_alone_scores_as_transformers_does(
+    family: tuple[Harness, Reader, Reader | None, Bundle], prompts: list[list[int]]
+) -> None:
+    """Within what a reference allows in the precision: transformers in float32 is another engine, and then some."""
+    harness, reader, _, bundle = family
+    made = harness.run(make_reference(harness.engine, prompts[0]))
+    half = len(made.prompt) // 2
+    (reading,) = reader.read([made.prompt[:half]], [made.prompt[half:]], (bundle.layer, bundle.neuron))
+    own = {
+        layer: reading.tokens[:, bundle.layer == layer] @ bundle.coefficient[bundle.layer == layer]
+        for layer in made.scores
+    }
+    assert made.dtype == bundle.card.model.dtype
+    assert made.differences(own, made.dtype) == []
+    first, *_ = own
+    assert made.differences({**own, first: 1.5 * own[first]}, made.dtype)

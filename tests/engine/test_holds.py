@@ -106,7 +106,8 @@ def test_what_left_before_an_abstention_lies_in_no_window_that_was_risky(
         thinking = len(plain[0]) - len(told[0].token_ids)
         assert verdict.decision.action is Action.ABSTAINED
         assert verdict.peak.start == rises[0]
-        assert verdict.shown == thinking + rises[0]
+        # Thoughts wait for the whole answer, and it stands behind them.
+        assert verdict.shown == (0 if thinking else rises[0])
         assert left[0][: verdict.shown] == plain[0][: verdict.shown]
     assert seen >= 3
 

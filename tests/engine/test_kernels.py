@@ -77,7 +77,7 @@ def test_tap_of_what_overflows_is_not_finite(kernels: ModuleType, path: str, fla
     score = torch.zeros(3, device=DEVICE)
     if path == "eager":
         taps = Taps(spec_of(bundle), score, torch.ones(3, device=DEVICE))
-        taps.add_layer(folded)
+        taps.add_layer(0, folded)
         taps.read(z, h, neuron)
         score = taps.total(3)
     elif path == "triton":
@@ -154,7 +154,7 @@ def test_layers_are_summed_as_taps_would_sum_them(bundle: Bundle) -> None:
             for tap in spec.layers.values():
                 neuron, folded = torch.from_numpy(tap.neuron), torch.from_numpy(tap.folded)
                 if eager.tapped_layers < len(spec.layers):
-                    eager.add_layer(folded)
+                    eager.add_layer(tap.layer, folded)
                 z, h = torch.randn(5, 64).to(dtype), torch.randn(5, 8).to(dtype)
                 eager.read(z, h, neuron)
                 op.tap(z, h, neuron, folded, compiled.score)

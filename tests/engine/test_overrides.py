@@ -43,6 +43,15 @@ def other(tmp_path: Path) -> Path:
         (["--runner", "pooling"], "--runner after --"),
         (["--convert", "embed"], "--convert after --"),
         (["--weight-transfer-config", '{"backend": "nccl"}'], "--weight-transfer-config after --"),
+        (
+            ["--kv-transfer-config", '{"kv_connector": "NixlConnector", "kv_role": "kv_both"}'],
+            "--kv-transfer-config after -- is not supported: answers would go on from states that another process",
+        ),
+        (["--kv-offloading-backend", "lmcache", "--kv-offloading-size", "1"], "--kv-offloading-backend after --"),
+        (
+            ["--ec-transfer-config", '{"ec_connector": "ECExampleConnector", "ec_role": "ec_consumer"}'],
+            "--ec-transfer-config after --",
+        ),
         (["--spec-method", "ngram", "--spec-tokens", "3"], "--speculative-config is not supported"),
         (["--quantization-config", '{"ignore": ["a"]}'], "--quantization is not supported"),
         (["--kv-cache-dtype", "fp8"], "--kv-cache-dtype fp8 is not float32"),
@@ -79,6 +88,7 @@ def test_a_file_of_vllms_arguments_says_no_more_than_the_line(
         ["--kv-cache-dtype", "auto", "--hf-overrides", "{}", "--config-format", "hf", "--runner", "generate"],
         ["--chat-template", str(ATLAS / "chat_template.jinja")],
         ["--max-num-seqs", "8", "--seed", "3"],
+        ["--kv-offloading-size", "1"],
     ],
 )
 def test_what_serves_the_same_passes(arguments: list[str], atlas_bundle: Bundle) -> None:

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from vllm.sampling_params import SamplingParams
 
 from guard.engine import reading
+from guard.engine.call import GuardCall, use_call
 from guard.engine.reading import Room, pieces, rows_of_call
+from guard.policy import Mode, Policy
 from guard.probe.readout import Signals
 from tests.engine.harness import Harness
 
@@ -112,3 +115,53 @@ def test_the_same_as_in_one_pass(
     assert len(asked) > 2 * len(texts)
     assert all(end - start <= 65 for start, end in asked), "rows whose logits are computed, in whatever step"
     assert tight.engine.pool.in_use == 0
+
+
+@pytest.mark.parametrize("damp", [1.0, 0.5])
+def test_a_turn_that_goes_on_is_read_as_given_text_is(
+    tight: Harness, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, damp: float
+) -> None:
+    """So many rows at once, whatever a caller puts into the assistant's mouth, and for each of n answers."""
+    said = [token for prompt in prompts[1:9] for token in prompt if token > 10][:150]
+    kept = tight.engine.readout
+    longest = Noting(kept)
+    monkeypatch.setattr(tight.engine, "readout", longest)
+
+    async def go_on(n: int) -> tuple[list[list[int]], list[float]]:
+        params = SamplingParams(n=n, max_tokens=6, temperature=1.0, seed=3, ignore_eos=True)
+        answers: dict[int, list[int]] = {}
+        with use_call(GuardCall(Policy(Mode.SCORE, 0.5, damp))) as call:
+            request = {"type": "token", "prompt_token_ids": [*prompts[0], *said]}
+            async for output in tight.engine.generate(request, params, f"goes-on-{n}"):
+                answers |= {one.index: list(one.token_ids) for one in output.outputs}
+        return [answers[i] for i in range(n)], [call.verdicts[i].risk for i in range(n)]  # type: ignore[misc]
+
+    asked = in_pieces(tight, monkeypatch, 64)
+    for n in (1, 3):
+        asked.clear()
+        answers, risks = tight.run(go_on(n))
+        assert longest.length == len(said) + 6, "the turn is scored as a whole"
+        starts = [(start, end) for start, end in asked if start is not None]
+        assert len(starts) > 2
+        assert starts[0][0] == len(prompts[0]) - 1
+        assert all(end - start <= 65 for start, end in starts)
+        assert [start for start, _ in asked].count(None) == 1, "the answers themselves"
+        for answer, risk in zip(answers, risks, strict=True):
+            signals = measured(tight, [(prompts[0], [*said, *answer])], damp)[0]
+            signals.neurons[-1] = np.nan  # of an answer that was cut
+            assert risk == pytest.approx(kept.risk(signals)[0], rel=1e-3)
+    assert tight.engine.pool.in_use == 0
+
+
+class Noting:
+    """A readout that notes how many tokens it was last asked about."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.length = inner, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def risk(self, signals: Signals, before: int = 0) -> Any:
+        self.length = len(signals)
+        return self.inner.risk(signals, before)

@@ -33,6 +33,18 @@ def test_the_other_side_sees_what_was_written(ring: ScoreRing) -> None:
     assert (entropy[0], logprob[0]) == (1.5, -1.5)
 
 
+def test_a_copy_has_what_was_written_and_nothing_else(ring: ScoreRing) -> None:
+    source, target = Slot(1, 3), Slot(2, 9)
+    write(ring, source, 4, 1.5)
+    write(ring, Slot(1, 2), 5, 2.5)  # of an older claim
+    for position in (3, 4, 5, 6):
+        write(ring, target, position, 7.0)
+    ring.copy(source, target, 4, 6)
+    np.testing.assert_array_equal(ring.read_neurons(target, 3, 7), [7.0, 1.5, np.nan, 7.0])
+    entropy, logprob = ring.read_draws(target, 4, 6)
+    np.testing.assert_array_equal([entropy, logprob], [[1.5, np.nan], [-1.5, np.nan]])
+
+
 def test_an_older_claim_is_not_read(ring: ScoreRing) -> None:
     write(ring, Slot(1, 3), 0, 1.0)
     assert np.isnan(ring.read_neurons(Slot(1, 4), 0, 1)).all()

@@ -32,12 +32,14 @@ def fitted(method: calibrate.Method) -> tuple[Readout, list[Signals], np.ndarray
 def test_risks_are_probabilities_on_fresh_answers(method: calibrate.Method) -> None:
     readout, fresh, wrong = fitted(method)
     risk = np.array([readout.risk(one)[0] for one in fresh])
+    entities = [str(i) for i in range(len(fresh))]
     assert metrics.ece(wrong, risk) < 0.03
-    assert metrics.auroc(wrong, risk, draws=20).value > 0.9
+    assert metrics.auroc(wrong, risk, entities, draws=20).value > 0.9
     foreseen = np.array([readout.foreseen(one.lead) for one in fresh])
     # Without the entropy, the truth is no logistic function of the lead score any more.
     assert metrics.ece(wrong, foreseen) < 0.05
-    assert 0.6 < metrics.auroc(wrong, foreseen, draws=20).value < metrics.auroc(wrong, risk, draws=20).value
+    ahead = metrics.auroc(wrong, foreseen, entities, draws=20).value
+    assert 0.6 < ahead < metrics.auroc(wrong, risk, entities, draws=20).value
 
 
 def test_isotonic_follows_what_no_sigmoid_can() -> None:

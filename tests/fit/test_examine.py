@@ -12,11 +12,12 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from app.cli import main
 from guard.fit import metrics
 from guard.fit.baselines import Baselines, cost
+from guard.fit.evaluate import reports
 from guard.fit.examine import Answered, damped, report, scored
 from guard.fit.page import render
 from guard.fit.questions import Question
 from guard.probe.bundle import Bundle
-from guard.probe.readout import Signals
+from guard.probe.readout import Readout, Signals
 
 
 def answered(score: float, right: bool | None) -> Answered:
@@ -34,6 +35,11 @@ def answers() -> list[Answered]:
 
 def questions(count: int) -> list[Question]:
     return [Question(str(i), ("x",), str(i), ("odd",) if i % 2 else ()) for i in range(count)]
+
+
+def own(count: int) -> list[str]:
+    """An entity for each answer."""
+    return [str(i) for i in range(count)]
 
 
 def test_report(bundle: Bundle, answers: list[Answered]) -> None:
@@ -91,7 +97,7 @@ def test_baselines_stand_in_the_same_table(bundle: Bundle, answers: list[Answere
     assert next(iter(parts)) == "stack"
     assert list(parts)[-2:] == ["consistency", "random"]
     assert parts["consistency"]["auprc"]["value"] == 1
-    each = [metrics.auroc(wrong, one, draws=20) for one in draws]
+    each = [metrics.auroc(wrong, one, own(len(wrong)), draws=20) for one in draws]
     random = parts["random"]["auroc"]
     assert random["value"] == pytest.approx(np.mean([one.value for one in each]))
     assert (random["low"], random["high"]) == (min(one.low for one in each), max(one.high for one in each))
@@ -122,7 +128,7 @@ def test_intervals_are_those_of_resampled_answers(ties: bool) -> None:
     wrong = rng.random(80) < 0.2
     score = rng.normal(size=80) + wrong
     score = np.round(score) if ties else score
-    found = metrics.detection(wrong, score, (0.1,), seed=3, draws=50)
+    found = metrics.detection(wrong, score, own(80), (0.1,), seed=3, draws=50)
     rng = np.random.default_rng(3)
     drawn = [rng.integers(0, 80, 80) for _ in range(50)]
     for name, statistic in (("auroc", roc_auc_score), ("auprc", average_precision_score)):
@@ -130,16 +136,57 @@ def test_intervals_are_those_of_resampled_answers(ties: bool) -> None:
         low, high = np.percentile(values, [2.5, 97.5])
         assert found[name].value == pytest.approx(statistic(wrong, score))
         assert (found[name].low, found[name].high) == (pytest.approx(low), pytest.approx(high))
-    assert found["recall_at_0.10"] == metrics.recall_at(wrong, score, 0.1, seed=3, draws=50)
+    assert found["recall_at_0.10"] == metrics.recall_at(wrong, score, own(80), 0.1, seed=3, draws=50)
+
+
+def test_answers_about_one_entity_are_drawn_together() -> None:
+    """Ten copies of each answer are no more evidence than one of each, whatever the entity's name is written like."""
+    rng = np.random.default_rng(4)
+    wrong = rng.random(60) < 0.3
+    score = rng.normal(size=60) + wrong
+    once = metrics.detection(wrong, score, [f"Place {i}" for i in range(60)], (0.1,), seed=5, draws=200)
+    names = [f"{'Place' if i % 2 else 'PLACE'} {i // 10}" for i in range(600)]
+    copied = metrics.detection(wrong.repeat(10), score.repeat(10), names, (0.1,), seed=5, draws=200)
+    for name in ("auroc", "auprc"):
+        assert copied[name].model_dump() == pytest.approx(once[name].model_dump())
+    apart = metrics.auroc(wrong.repeat(10), score.repeat(10), own(600), seed=5, draws=200)
+    assert apart.high - apart.low < (once["auroc"].high - once["auroc"].low) / 2
+
+
+def test_reports_draw_entities(bundle: Bundle, answers: list[Answered]) -> None:
+    """Questions about one thing make intervals as wide as one of them does."""
+    widths = {}
+    for each in (1, 10):
+        asked = [Question(str(i), ("x",), f"entity {i // each}", ()) for i in range(each * len(answers))]
+        given = [answer for answer in answers for _ in range(each)]
+        blurred = Readout(4, bundle.readout.answer, (0.1, 0.0), bundle.readout.token)
+        found = report(bundle, blurred, asked, given, draws=200)["sets"]["all"]["parts"]["stack"]["auroc"]
+        use = [i for i, one in enumerate(given) if one.right is not None and one.signals is not None]
+        wrong = np.array([not given[i].right for i in use])
+        signals = [given[i].signals for i in use]
+        card = reports([asked[i] for i in use], wrong, signals, blurred, None, 0)["all"].auroc["stack"]
+        widths[each] = (found["high"] - found["low"], card.high - card.low)
+    assert widths[10] == pytest.approx(widths[1], rel=0.2)
+
+
+def test_a_rate_of_what_was_not_seen_is_none(bundle: Bundle, answers: list[Answered]) -> None:
+    for right, told, said in ((False, "false_alarms", "no right"), (True, "caught", "no wrong")):
+        some = [answer for answer in answers if answer.right is right]
+        result = report(bundle, bundle.readout, questions(len(some)), some, draws=20)
+        assert all(row[told] is None for row in result["thresholds"])
+        other = "caught" if told == "false_alarms" else "false_alarms"
+        assert all(0 <= row[other] <= 1 for row in result["thresholds"])
+        page = render({"model": "m", **json.loads(json.dumps(result))})
+        assert page.count(f"{said} answer was seen") == len(result["thresholds"]) > 0
 
 
 def test_metrics_of_a_perfect_and_of_a_useless_score() -> None:
     wrong = np.array([False] * 80 + [True] * 20)
     perfect, useless = wrong.astype(float), np.zeros(100)
-    assert metrics.auprc(wrong, perfect, draws=20).value == 1
-    assert metrics.auprc(wrong, useless, draws=20).value == pytest.approx(0.2)
-    assert metrics.recall_at(wrong, perfect, 0.05, draws=20).value == 1
-    assert metrics.recall_at(wrong, useless, 0.05, draws=20).value == 0
+    assert metrics.auprc(wrong, perfect, own(100), draws=20).value == 1
+    assert metrics.auprc(wrong, useless, own(100), draws=20).value == pytest.approx(0.2)
+    assert metrics.recall_at(wrong, perfect, own(100), 0.05, draws=20).value == 1
+    assert metrics.recall_at(wrong, useless, own(100), 0.05, draws=20).value == 0
     coverage, error = metrics.risk_coverage(wrong, perfect)
     assert error[coverage <= 0.8].max() == 0
     assert error[-1] == 0.2
@@ -152,7 +199,9 @@ def test_recall_at_a_rate_keeps_the_rate() -> None:
     right = np.sort(score[~wrong])
     limit = right[int(np.ceil(len(right) * 0.9)) - 1]
     assert (score[~wrong] > limit).mean() <= 0.1
-    assert metrics.recall_at(wrong, score, 0.1, draws=20).value == pytest.approx((score[wrong] > limit).mean())
+    assert metrics.recall_at(wrong, score, own(2000), 0.1, draws=20).value == pytest.approx(
+        (score[wrong] > limit).mean()
+    )
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_entities_never_overlap_between_splits() -> None:
 
 def test_metrics_on_known_cases() -> None:
     wrong = np.array([False, False, True, True])
-    assert metrics.auroc(wrong, np.array([0.1, 0.2, 0.3, 0.4]), draws=50).value == 1.0
+    assert metrics.auroc(wrong, np.array([0.1, 0.2, 0.3, 0.4]), list("abcd"), draws=50).value == 1.0
     assert metrics.ece(wrong, np.array([0.0, 0.0, 1.0, 1.0])) == 0.0
     assert metrics.ece(wrong, np.array([0.5, 0.5, 0.5, 0.5])) == 0.0
     assert metrics.ece(wrong, np.array([0.9, 0.9, 0.9, 0.9])) == pytest.approx(0.4)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,9 +31,11 @@ class Repo:
     commits: dict[str, tuple[str, dict[str, bytes]]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
 
-    def commit(self, message: str, files: dict[str, bytes], branch: str = "main") -> str:
+    def commit(self, message: str, changes: Mapping[str, bytes | None], branch: str = "main") -> str:
+        """None deletes a file."""
         parent = self.refs.get(branch)
-        files = {**(self.commits[parent][1] if parent else {}), **files}
+        kept = {**(self.commits[parent][1] if parent else {}), **changes}
+        files = {name: content for name, content in kept.items() if content is not None}
         listed = "".join(f"{name} {hashlib.sha1(files[name]).hexdigest()}\n" for name in sorted(files))
         sha = hashlib.sha1(f"{parent} {message}\n{listed}".encode()).hexdigest()
         self.commits[sha] = (message, files)
@@ -210,7 +212,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._may_write()
         held = self._repo(repo)
         self._at(repo, revision)
-        message, files = "", {}
+        message = ""
+        files: dict[str, bytes | None] = {}
         for line in self.body.decode().splitlines():
             entry = json.loads(line)
             value = entry["value"]
@@ -218,6 +221,8 @@ class _Handler(BaseHTTPRequestHandler):
                 message = value["summary"]
             elif entry["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "deletedFile":
+                files[value["path"]] = None
             else:
                 assert entry["key"] == "lfsFile", entry["key"]
                 files[value["path"]] = self.hub.objects[value["oid"]]

@@ -9,10 +9,12 @@ import pytest
 from huggingface_hub import constants
 
 from guard.errors import BundleError, UnsupportedError
-from guard.probe.bundle import FILES, Bundle, save_bundle
+from guard.probe.bundle import FILES, Bundle, load_bundle, save_bundle
 from guard.probe.hub import Address, explained, fetch, pull, push, snapshot
+from guard.probe.reference import FILE, write_reference
 from tests.conftest import make_card, make_tensors
 from tests.probe.stand_in import Hub, stand_in
+from tests.probe.test_reference import made
 
 ADDRESS = Address("owner/name")
 Get = Callable[[Address], object]
@@ -70,6 +72,18 @@ def test_pull_gives_back_what_was_pushed(hub: Hub, bundle: Bundle, tmp_path: Pat
     assert sorted(path.name for path in pulled.path.iterdir()) == sorted(FILES)
     for name in FILES:
         assert (pulled.path / name).read_bytes() == (bundle.path / name).read_bytes()
+
+
+def test_a_reference_goes_with_its_bundle(hub: Hub, bundle: Bundle, other: Bundle, tmp_path: Path) -> None:
+    write_reference(bundle.path, made())
+    first = push(bundle.path, ADDRESS)
+    out = tmp_path / "out"
+    assert pull(ADDRESS, out)[0].reference == made()
+    assert load_bundle(fetch(ADDRESS)).reference == made()
+    second = push(other.path, ADDRESS)
+    assert [FILE in hub.repos["owner/name"].commits[commit][1] for commit in (first, second)] == [True, False]
+    assert pull(ADDRESS, out)[0].reference is None, "nothing of the bundle that was there before"
+    assert not (out / FILE).exists()
 
 
 def test_pull_of_an_older_revision(hub: Hub, bundle: Bundle, other: Bundle, tmp_path: Path) -> None:

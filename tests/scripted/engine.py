@@ -71,6 +71,7 @@ class Part:
     answer: list[int]
     seat: seat.Seat
     choice: int
+    canary: bool
 
     @property
     def lead(self) -> int:
@@ -109,7 +110,9 @@ class ScriptedCore(EngineCoreClient):
         taps = TapConfig.find(vllm_config.additional_config)
         assert taps is not None, "only guarded engines are scripted"
         self._layers = len(taps.layers)
-        self._levels = Levels(load_bundle(Path(taps.bundle)).readout)
+        bundle = load_bundle(Path(taps.bundle))
+        self._levels, self._reference = Levels(bundle.readout), bundle.reference
+        self._counted: int | None = None  # the layer that counts alone
         self._ring = ScoreRing(Path(os.environ[PATH_VARIABLE]))
         vllm_config.cache_config.num_gpu_blocks = 256
         self._loop = asyncio.get_running_loop()
@@ -147,7 +150,10 @@ class ScriptedCore(EngineCoreClient):
     async def get_supported_tasks_async(self) -> tuple[str, ...]:
         return ("generate",)
 
-    async def collective_rpc_async(self, method: str, *_: Any) -> list[Any]:
+    async def collective_rpc_async(self, method: str, *rest: Any) -> list[Any]:
+        if method == "hguard_count":
+            (_, (self._counted, *_), *_) = rest
+            return [None]
         if method != "hguard_report":
             raise NotImplementedError(method)
         return [{"tapped": self._layers, "expected": self._layers, "runner": "scripted", "probe": "scripted"}]
@@ -216,13 +222,14 @@ class ScriptedCore(EngineCoreClient):
         asked = str(self._tokenizer.decode(sent.prompt_token_ids)).rpartition("<|user|>")[2]
         named = sent.external_req_id or sent.request_id
         script = Script()
-        if not named.startswith(CANARY):
+        canary = named.startswith(CANARY)
+        if not canary:
             script = self._choose(Asked(asked, named, choice, taken.damp, taken.forced))
         answer = script.tokens(lambda text: list(self._tokenizer.encode(text, add_special_tokens=False)))
         assert request.prefill_stats is not None
         request.prefill_stats.set(request.num_prompt_tokens, 0, 0)
         request.record_event(EngineCoreEventType.QUEUED)
-        return Part(request, script, answer, taken, choice)
+        return Part(request, script, answer, taken, choice, canary)
 
     async def _play(self, part: Part) -> None:
         request, script = part.request, part.script
@@ -272,12 +279,19 @@ class ScriptedCore(EngineCoreClient):
         for position in fed:
             own = position - part.lead - 1  # the token at this position; -1 for the last of the prompt
             if own < 0 or own != part.script.missing_at:
-                value = np.nan if own >= 0 and own == part.script.nan_at else self._signal(part, own).neurons
+                value = np.nan if own >= 0 and own == part.script.nan_at else self._neurons(part, own)
                 self._ring.write_activations(*key, np.array([position]), np.array([value], np.float32))
             if taken.draws and position + 1 < self._ring.positions:
                 drawn = self._signal(part, own + 1)
                 values = np.array([drawn.entropy], np.float32), np.array([drawn.logprob], np.float32)
                 self._ring.write_draws(*key, np.array([position + 1]), *values)
+
+    def _neurons(self, part: Part, own: int) -> float:
+        """To the canary, what a reference says."""
+        if self._reference is None or not part.canary:
+            return self._signal(part, own).neurons
+        chosen = self._reference.scores if self._counted is None else {0: self._reference.scores[self._counted]}
+        return sum(scores[own + 1] for scores in chosen.values()) * part.seat.damp
 
     def _signal(self, part: Part, token: int) -> Signal:
         return self._levels.at(part.script.risky(token, part.choice), part.seat.damp)

@@ -92,10 +92,11 @@ def sets(fitted: Fitted, seed: int) -> dict[str, dict[str, Any]]:
     for name, report in reports.items():
         member = np.array([name == "all" or name in question.groups for question in questions])
         own = {part: score[member] for part, score in parts.items()}
+        entities = [question.entity for question, is_in in zip(questions, member, strict=True) if is_in]
         found[name] = {
             **report.model_dump(mode="json"),
-            "stack_minus_entropy": _difference(wrong[member], own["stack"], own["entropy"][None], seed),
-            "neurons_minus_random": _difference(wrong[member], own["neurons"], random[:, member], seed),
+            "stack_minus_entropy": _difference(wrong[member], own["stack"], own["entropy"][None], entities, seed),
+            "neurons_minus_random": _difference(wrong[member], own["neurons"], random[:, member], entities, seed),
         }
     return found
 
@@ -108,21 +109,27 @@ def _with_luck(question: Question, wrong: bool) -> Question:
 
 
 def _difference(
-    wrong: NDArray[np.bool_], one: NDArray[np.floating], others: NDArray[np.floating], seed: int
+    wrong: NDArray[np.bool_],
+    one: NDArray[np.floating],
+    others: NDArray[np.floating],
+    entities: Sequence[str],
+    seed: int,
 ) -> dict[str, float]:
-    """AUROC of ``one`` less the mean of ``others`` [draws, answers], with a paired bootstrap 95 % interval."""
+    """AUROC of ``one`` less the mean of ``others`` [draws, answers], with a paired bootstrap 95 % interval over
+    entities."""
     both = np.concatenate([one[None], others])
 
     def ahead(rows: NDArray[np.int64]) -> float:
         first, *rest = (float(roc_auc_score(wrong[rows], score[rows])) for score in both)
         return first - sum(rest) / len(rest)
 
-    rng = np.random.default_rng(seed)
     values: list[float] = []
-    while len(values) < _PAIRED:
-        rows = rng.integers(0, len(wrong), len(wrong))
+    for drawn in metrics.resamples(entities, seed):
+        rows = np.arange(len(wrong)).repeat(drawn)
         if wrong[rows].any() and not wrong[rows].all():
             values.append(ahead(rows))
+        if len(values) == _PAIRED:
+            break
     low, high = np.percentile(values, [2.5, 97.5])
     return {"value": ahead(np.arange(len(wrong))), "low": float(low), "high": float(high)}
 
@@ -161,10 +168,14 @@ def transfer(base: Fitted, chat: Fitted, seed: int) -> dict[str, Any]:
     members = {
         group: np.array([group == "all" or group in chat.dealt.question(i).groups for i in test]) for group in groups
     }
+    entities = {
+        group: [chat.dealt.question(i).entity for i, is_in in zip(test, member, strict=True) if is_in]
+        for group, member in members.items()
+    }
     return {
         "auroc": {
             name: {
-                group: metrics.auroc(wrong[member], score[member], seed, _DRAWS).model_dump()
+                group: metrics.auroc(wrong[member], score[member], entities[group], seed, _DRAWS).model_dump()
                 for group, member in members.items()
             }
             for name, score in scores.items()
@@ -200,8 +211,12 @@ def elsewhere(fitted: Fitted, reader: Reader, asked: Sequence[Trial], seed: int)
         anew = calibrate.fit_readout([signals[i] for i in use], truth["use"], spans, bundle.card.readout.window)
         for name, readout in (("as it is", bundle.readout), ("calibrated anew", anew)):
             parts = evaluate.parts_of([signals[i] for i in test], readout)
+            entities = [asked[i].question.entity for i in test]
             one[name] = {
-                "auroc": {k: metrics.auroc(truth["test"], v, seed, _DRAWS).model_dump() for k, v in parts.items()},
+                "auroc": {
+                    part: metrics.auroc(truth["test"], score, entities, seed, _DRAWS).model_dump()
+                    for part, score in parts.items()
+                },
                 "ece": metrics.ece(truth["test"], parts["stack"]),
             }
         found[label] = one
