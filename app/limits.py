@@ -60,6 +60,9 @@ class Limits:
         if isinstance(turns, list):
             self._check_messages(conversation, turns, {field: body.get(field) for field in _BESIDE})
         self._check_grammars(body)
+        if path == RESPONSES and body.get("background") is True:
+            # vLLM would name a variable that stores responses, with which no server starts here.
+            raise _too_much("background", "no responses are allowed in the background: stream, or wait for the answer")
         for field in _LENGTHS.get(path, ()):
             asked = _integer(body.get(field))
             if asked is not None and asked > self.max_tokens:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -29,10 +29,21 @@ from guard.policy import Mode, Policy
 
 
 class Part(BaseModel):
-    """A text part of a message; other kinds cannot be scored."""
+    """A text part of a message; but for refusals, other kinds cannot be scored."""
 
-    type: Annotated[str, Field(pattern="^text$")]
+    type: Literal["text"]
     text: str
+
+
+class RefusalPart(BaseModel):
+    """What an assistant refused with, as chat completions have it; a text like any other here."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        return self.refusal
 
 
 class ChatMessage(BaseModel):
@@ -41,7 +52,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Annotated[str, Field(min_length=1)]
-    content: str | list[Part] | None = None
+    content: str | list[Annotated[Part | RefusalPart, Field(discriminator="type")]] | None = None
 
     def plain(self) -> dict[str, Any]:
         """With the parts of its content in one string, a line each, as vLLM's chat route joins them."""
@@ -55,7 +66,7 @@ class RiskItem(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: Annotated[str, Field(description="the served model's name")]
+    model: Annotated[str | None, Field(description="the served model's name; the only one, if left out")] = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
     prompt: Annotated[str, Field(min_length=1)] | None = None
     response: Annotated[str, Field(min_length=1, description="the answer to score")]
@@ -106,7 +117,7 @@ class RiskScorer:
 
     def prepare(self, item: RiskItem) -> Prepared:
         """Check one item and turn it into tokens. Raises RequestError naming the field."""
-        if item.model != self._model:
+        if item.model not in (None, self._model):
             raise RequestError(
                 f"the model {item.model!r} does not exist; this server has {self._model!r}", "model", 404
             )

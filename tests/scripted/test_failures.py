@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.settings import BEYOND, Settings
+from guard.engine.own import Purpose
 from guard.policy import Fail, Mode
 from guard.probe.readout import Readout
 from tests.scripted.server import ScriptedServer, listening, over, scripted_app
@@ -79,7 +80,8 @@ async def test_no_slot_left(fail: Fail) -> None:
         if fail is Fail.CLOSED:
             assert response.status_code == 503
             assert "score slots" in response.json()["error"]["message"]
-            assert app.state.engine_client.engine_core.drawn <= 4, "nothing was generated but by the canary"
+            engine = app.state.engine_client
+            assert engine.engine_core.drawn == engine.own.requests[Purpose.CANARY], "by the canary alone"
         else:
             assert response.json()["hallucination"]["reason"] == "no_slot"
             assert response.json()["choices"][0]["message"]["content"] == "It is in Sri Lanka."

@@ -39,6 +39,7 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
         (COMPLETIONS, {"structured_outputs": {"choice": [f"c{i}" for i in range(100_000)]}}, "structured_outputs"),
         (RESPONSES, {"text": {"format": {"type": "json_schema", "name": "s", "schema": SCHEMA}}}, "text"),
         (RESPONSES, {"tools": [{"type": "function", **FUNCTION}] * 129}, "tools"),
+        (RESPONSES, {"background": True}, "background"),
         (MESSAGES, {"tools": [{"name": "f", "input_schema": SCHEMA}]}, "tools"),
     ],
 )

@@ -20,7 +20,7 @@ async def counted(http: httpx.AsyncClient) -> dict[str, float]:
 
 async def test_own_requests_are_told_apart(http: httpx.AsyncClient) -> None:
     start = await counted(http)
-    for purpose in ("canary", "risk", "look_ahead"):
+    for purpose in ("canary", "risk", "turn", "look_ahead"):
         assert f"hguard_engine_requests_total {purpose}" in start, "at zero before the first"
     prompts = [(await ask(http, text))["usage"]["prompt_tokens"] for text in ("one", "two and more")]
     given = {**asking("one"), "response": "It is in Japan."}
@@ -35,7 +35,7 @@ async def test_own_requests_are_told_apart(http: httpx.AsyncClient) -> None:
     assert more["hguard_engine_requests_total risk"] == 3
     assert more["hguard_engine_requests_total look_ahead"] == 1
     assert more["hguard_engine_prompt_tokens_total look_ahead"] == prompts[0]
-    own = [f"{purpose}" for purpose in ("canary", "risk", "look_ahead")]
+    own = ("canary", "risk", "turn", "look_ahead")
     requests = sum(more[f"hguard_engine_requests_total {one}"] for one in own)
     tokens = sum(more[f"hguard_engine_prompt_tokens_total {one}"] for one in own)
     assert more["vllm:request_success_total"] - requests == len(prompts)

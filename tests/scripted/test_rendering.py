@@ -97,3 +97,19 @@ async def test_many_at_once(http: httpx.AsyncClient) -> None:
 async def test_the_item_that_is_wrong_is_named(http: httpx.AsyncClient) -> None:
     response = await http.post("/risk", json=[RISK, {**RISK, "model": "other"}])
     assert (response.status_code, response.json()["error"]["param"]) == (404, "1.model")
+
+
+async def test_risk_takes_what_chat_takes(http: httpx.AsyncClient) -> None:
+    """No model, where there is one only; and the refusals of earlier turns as clients send them back."""
+    part = {"type": "refusal", "refusal": "I do not know that."}
+    turns = [TURN, {"role": "assistant", "content": [part]}, TURN]
+    plain = [TURN, {"role": "assistant", "content": part["refusal"]}, TURN]
+    risks = []
+    for messages in (turns, plain):
+        reply = await http.post("/risk", json={"messages": messages, "response": RISK["response"]})
+        assert reply.status_code == 200, reply.text
+        risks.append(reply.json()["hallucination"]["results"][0]["risk"])
+    assert risks[0] == risks[1]
+    wrong = {**TURN, "content": [{"type": "image_url", "image_url": {"url": "http://x/"}}]}
+    reply = await http.post("/risk", json={"messages": [wrong], "response": "x"})
+    assert reply.status_code == 400
