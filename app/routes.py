@@ -26,7 +26,7 @@ HARMLESS = frozenset(
 )
 ALLOWED = GUARDED | HARMLESS
 # Our own, beside them.
-OWN = frozenset({"/", "/live", "/ready", "/risk", "/v1/risk", "/v1/probe", "/info"})
+OWN = frozenset({"/", "/live", "/ready", "/risk", "/v1/risk", "/v1/probe", "/v1/models/{model}", "/info"})
 
 
 def close_unguarded(app: FastAPI) -> list[str]:

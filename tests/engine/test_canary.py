@@ -11,6 +11,7 @@ import torch
 
 from guard.engine.canary import require_live_taps
 from guard.engine.client import GuardedEngine
+from guard.engine.own import Purpose
 from guard.errors import TapError
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
@@ -30,7 +31,10 @@ class ScriptedTaps:
         assert method == "hguard_report"
         return self._reports
 
-    async def measure(self, prompt: list[int], response: list[int], damp: float, request_id: str) -> Signals:
+    async def measure(
+        self, prompt: list[int], response: list[int], damp: float, request_id: str, purpose: Purpose
+    ) -> Signals:
+        assert purpose is Purpose.CANARY
         value = np.full(len(response), self._scores[damp], np.float32)
         return Signals(self._scores[damp], value, value, value)
 

@@ -65,6 +65,13 @@ async def ended(running: Server, seconds: float) -> int:
     return running.stop()
 
 
+async def until_in_flight(http: httpx.AsyncClient, count: int) -> None:
+    """So many requests have their places; a busy machine may take a while to give them."""
+    async with asyncio.timeout(30):
+        while f"\nhguard_requests_in_flight {count}.0\n" not in (await http.get("/metrics")).text:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
 def nothing_is_left(running: Server) -> None:
     deadline = time.monotonic() + 20
     while running.descendants() and time.monotonic() < deadline:
@@ -93,7 +100,7 @@ async def test_what_is_in_flight_finishes() -> None:
     async with connected(running) as http:
         tasks = await streams(http, 7)
         whole = asyncio.create_task(http.post(CHAT, json=LONG))
-        await asyncio.sleep(0.5)
+        await until_in_flight(http, 8)
         running.process.send_signal(signal.SIGTERM)
         await asyncio.sleep(0.2)
         ready = await http.get("/ready")
@@ -120,7 +127,7 @@ async def test_what_is_unfinished_is_cut_short_with_a_word(hastened: bool) -> No
     async with connected(running) as http:
         tasks = await streams(http, 2)
         whole = asyncio.create_task(http.post(CHAT, json=LONG))
-        await asyncio.sleep(0.2)
+        await until_in_flight(http, 3)
         began = time.monotonic()
         running.process.send_signal(signal.SIGINT)
         if hastened:
@@ -153,7 +160,7 @@ async def test_the_engine_dies(victim: Callable[[Server], int]) -> None:
         assert (await http.get("/ready")).json() == {"status": "ready"}
         tasks = await streams(http, 3)
         whole = asyncio.create_task(http.post(CHAT, json=LONG))
-        await asyncio.sleep(0.2)
+        await until_in_flight(http, 4)
         began = time.monotonic()
         os.kill(victim(running), signal.SIGKILL)
         seen = {"/health": 200, "/ready": 200}

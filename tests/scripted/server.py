@@ -20,7 +20,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import cli
-from app.metrics import OwnRequestsMetrics
 from app.settings import Settings
 from guard.engine.launch import prepare_environment
 from guard.probe.bundle import Bundle
@@ -93,6 +92,8 @@ OURS = ("hguard_", "http_", "vllm:")
 def forget_metrics() -> None:
     """Make room in the registry, as vLLM does for its own when an engine starts."""
     from prometheus_client import REGISTRY
+
+    from app.metrics import OwnRequestsMetrics
 
     for collector in list(REGISTRY._collector_to_names):
         if isinstance(collector, OwnRequestsMetrics) or getattr(collector, "_name", "").startswith(OURS):
