@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from app import sizes
 from app.dialects import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from app.errors import Reason, RefusedError
+from guard.errors import RequestError
 
 RISK = frozenset({"/risk", "/v1/risk"})
 TOKENIZE, COUNT_TOKENS = "/tokenize", "/v1/messages/count_tokens"
@@ -62,7 +63,8 @@ class Limits:
         self._check_grammars(body)
         if path == RESPONSES and body.get("background") is True:
             # vLLM would name a variable that stores responses, with which no server starts here.
-            raise _too_much("background", "no responses are allowed in the background: stream, or wait for the answer")
+            message = "no responses are allowed in the background: stream, or wait for the answer"
+            raise RequestError(message, "background")
         for field in _LENGTHS.get(path, ()):
             asked = _integer(body.get(field))
             if asked is not None and asked > self.max_tokens:

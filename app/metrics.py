@@ -121,9 +121,10 @@ class Metrics:
         """Record a finished request; one that never reached the engine has nothing to record."""
         if call.choices == 0:
             return
-        outcome = _severest(list(call.verdicts.values()))
-        if call.policy.mode is Mode.OFF or call.left:
-            outcome = "off" if call.policy.mode is Mode.OFF else "left"
+        if call.policy.mode is Mode.OFF:
+            outcome = "off"
+        else:
+            outcome = "left" if call.left else _severest(list(call.verdicts.values()))
         self._requests.labels(self._model, outcome).inc()
         self._overhead.labels(self._model).observe(call.overhead_seconds)
         for verdict in call.verdicts.values():

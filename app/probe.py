@@ -168,8 +168,6 @@ def _refit(options: argparse.Namespace, extra: list[str]) -> int:
 
 
 def _reference(options: argparse.Namespace, extra: list[str]) -> int:
-    from dataclasses import replace
-
     from app.settings import Settings
     from app.source import find_model, find_probe
     from guard.engine.launch import engine_arguments, guarded_engine, run_engines
@@ -183,7 +181,7 @@ def _reference(options: argparse.Namespace, extra: list[str]) -> int:
     if options.probe.startswith("hf://"):
         raise FitError("a reference is written into a folder: `hguard probe pull` makes one of what is on the Hub")
     # Whatever reference there is does not count: this is how it is replaced.
-    bundle = replace(load_bundle(find_probe(given), with_reference=False), reference=None)
+    bundle = load_bundle(find_probe(given), with_reference=False)
     require_model(bundle, model)
     args = engine_arguments(model, name, bundle, options.compiled, extra)
 

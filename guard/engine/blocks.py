@@ -15,18 +15,11 @@ def clear_float16() -> None:
     """Have every scheduler and worker of this process clear new blocks of float16; vLLM 0.26 never does."""
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
-    needed = getattr(KVCacheConfig, "needs_kv_cache_zeroing", None)
-    if not isinstance(needed, property) or needed.fget is None or needed.fget is _needed:
+    needed: Any = getattr(KVCacheConfig, "needs_kv_cache_zeroing", None)
+    if not isinstance(needed, property) or getattr(needed.fget, "__module__", None) == __name__:
         return
-    _own.append(needed.fget)
-    KVCacheConfig.needs_kv_cache_zeroing = property(_needed)
-
-
-_own: list[Any] = []
-
-
-def _needed(config: Any) -> bool:
-    return bool(_own[0](config)) or _holds_float16(config)
+    own: Any = needed.fget
+    KVCacheConfig.needs_kv_cache_zeroing = property(lambda config: bool(own(config)) or _holds_float16(config))
 
 
 def _holds_float16(config: Any) -> bool:
