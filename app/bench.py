@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from app.settings import ATLAS, Settings
 from app.source import label_of
 from guard.bench.shapes import SHAPES, write_chat_model, write_model, write_probe
-from guard.engine.launch import run_engines
 from guard.errors import GuardError
+from guard.launch.engines import run_engines
 from guard.probe.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _engine(options: argparse.Namespace, extra: list[str], folder: Path) -> tupl
 
         prepared = plan(_settings(options.model, options.probe, options.compiled), extra)
         return prepared.name, prepared.args, prepared.bundle
-    from guard.engine.launch import engine_arguments
+    from guard.launch.engines import engine_arguments
 
     shape = SHAPES[options.shape]
     bundle = write_probe(shape, folder / "probe")

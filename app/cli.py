@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 import guard
 from app import bench, data, evaluate, fit, probe, worker
 from app.settings import Settings, settings_from
-from guard.engine.launch import prepare_environment, run_engines
 from guard.errors import GuardError
+from guard.launch.engines import prepare_environment, run_engines
 
 _POSITIONAL = "model"
 _WITHOUT_ENGINE = ("probe", "data")

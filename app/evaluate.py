@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from app.extra import require_extra
 from app.fit import add_asking, digest, judge_of, stopped
-from guard.engine.launch import run_engines
 from guard.errors import FitError
 from guard.fit.questions import Question
+from guard.launch.engines import run_engines
 
 if TYPE_CHECKING:  # it brings numpy and what the extra brings
     from guard.fit.examine import Answered

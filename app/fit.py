@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from app.extra import require_extra
-from guard.engine.launch import run_engines
 from guard.errors import FitError
 from guard.fit.judge import RemoteJudge
 from guard.fit.questions import Question
 from guard.fit.workspace import Workspace
+from guard.launch.engines import run_engines
 from guard.probe import conformal
 from guard.probe.bundle import Bundle
 from guard.probe.identity import DTYPES
@@ -120,13 +120,13 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     require_extra("fit")
     from app.settings import Settings
     from app.source import find_model, label_of
-    from guard.engine.support import engine_version
     from guard.fit.engines import RealEngines
     from guard.fit.imported import listed
     from guard.fit.pipeline import Fit, Options
     from guard.fit.questions import load_questions
     from guard.fit.weights import norms_of
     from guard.probe.identity import identify
+    from guard.versions import engine_version
 
     judge = judge_of(options)
     if not (0 < options.agree <= 1 and 0 < options.cap <= 1 and options.temperature >= 0):

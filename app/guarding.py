@@ -22,7 +22,7 @@ from app.options import FIELD, Defaults, parse
 from app.sse import FrameEditor
 from app.vetting import fault_of
 from app.wire import Writer
-from guard.engine.call import GuardCall, use_call
+from guard.engine.context import GuardCall, use_call
 from guard.errors import RequestError
 from guard.policy import Policy
 from guard.probe.bundle import Bundle

@@ -33,10 +33,11 @@ from app.settings import Settings
 from app.source import find_model, find_probe
 from app.spelling import Speller
 from app.wire import Writer
-from guard.engine import support
-from guard.engine.launch import chat_template, complain, engine_arguments, guarded_engine
 from guard.errors import UnsupportedError
+from guard.launch import support
+from guard.launch.engines import chat_template, complain, engine_arguments, guarded_engine
 from guard.probe.bundle import Bundle, load_bundle, require_calibrated, require_model
+from guard.versions import engine_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ def bind(plan: Plan) -> socket.socket:
     settings = plan.settings
     if not (settings.api_keys or settings.allow_unauthenticated or keys.is_loopback(settings.host)):
         raise UnsupportedError(f"--host {settings.host} lets other machines in, and there are no keys: {keys.REMEDY}")
-    from guard.engine.vllm_api import create_server_socket
+    from guard.compat import create_server_socket
 
     sock: socket.socket = create_server_socket((plan.settings.host, plan.settings.port), reuse_port=False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted connections inherit it: a token must not wait
@@ -216,7 +217,7 @@ def _host_in_url(host: str) -> str:
 
 
 def _effective(plan: Plan, engine: Any, closed: list[str]) -> dict[str, Any]:
-    distribution, version = support.engine_version()
+    distribution, version = engine_version()
     return {
         "version": guard.__version__,
         "engine": {"distribution": distribution, "version": version, "compiled": not plan.args.enforce_eager},

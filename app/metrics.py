@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from app.admission import Admission
 from app.errors import Reason
-from guard.engine.call import GuardCall, Unscored, Verdict
+from guard.engine.context import GuardCall, Unscored, Verdict
 from guard.engine.own import OwnRequests, Purpose
 from guard.policy import Action, Mode
 from guard.probe.bundle import Bundle

@@ -170,8 +170,8 @@ def _refit(options: argparse.Namespace, extra: list[str]) -> int:
 def _reference(options: argparse.Namespace, extra: list[str]) -> int:
     from app.settings import Settings
     from app.source import find_model, find_probe
-    from guard.engine.launch import engine_arguments, guarded_engine, run_engines
     from guard.fit.workspace import explained
+    from guard.launch.engines import engine_arguments, guarded_engine, run_engines
     from guard.policy import Mode, Policy
     from guard.probe.bundle import load_bundle, require_model
     from guard.probe.reference import FILE, Reference, write_reference
@@ -186,8 +186,8 @@ def _reference(options: argparse.Namespace, extra: list[str]) -> int:
     args = engine_arguments(model, name, bundle, options.compiled, extra)
 
     async def made() -> Reference:
-        from guard.engine.canary import make_reference
-        from guard.engine.launch import canary_prompt
+        from guard.launch.engines import canary_prompt
+        from guard.launch.self_test import make_reference
 
         async with guarded_engine(args, bundle, Policy(Mode.SCORE, 0.5), slots=1) as engine:
             return await make_reference(engine, canary_prompt(engine))

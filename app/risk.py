@@ -21,9 +21,9 @@ from app.metrics import Metrics
 from app.options import Defaults, parse, said
 from app.spelling import Speller
 from app.wire import Token, Writer
-from guard.engine.call import GuardCall
+from guard.compat import RefusalError
 from guard.engine.client import GuardedEngine
-from guard.engine.vllm_api import RefusalError
+from guard.engine.context import GuardCall
 from guard.errors import RequestError
 from guard.policy import Mode, Policy
 

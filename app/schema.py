@@ -17,7 +17,7 @@ from app.door import PUBLIC
 from app.limits import RISK
 from app.options import FIELD, Options
 from app.risk import RiskItem
-from guard.engine.call import Unscored
+from guard.engine.context import Unscored
 from guard.policy import Action, Mode
 
 _EXACT = ConfigDict(extra="forbid")

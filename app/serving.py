@@ -19,8 +19,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.admission import DRAINING, ENGINE_DEAD, Admission
-from guard.engine.launch import complain
 from guard.errors import GuardError
+from guard.launch.engines import complain
 
 _POLL_SECONDS = 0.05
 _LINGER_SECONDS = 2  # what is cut short gets this long to say so

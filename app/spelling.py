@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.wire import Token
-from guard.engine.call import Verdict
+from guard.engine.context import Verdict
 from guard.engine.detokenization import texts
 from guard.errors import RequestError
 

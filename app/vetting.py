@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from app import errors
-from guard.engine.vllm_api import RefusalError, RequestFault
+from guard.compat import RefusalError, RequestFault
 from guard.errors import RequestError
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from guard.engine.call import Verdict
+from guard.engine.context import Verdict
 from guard.policy import Action
 from guard.probe.bundle import Bundle
 

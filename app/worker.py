@@ -33,8 +33,8 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Take part until the engine ends. Raises GuardError for what does not fit together, and when a worker ended."""
     from app.main import matched
-    from guard.engine.launch import engine_arguments
-    from guard.engine.nodes import run_workers
+    from guard.launch.engines import engine_arguments
+    from guard.launch.multinode import run_workers
 
     settings = settings_from({name: value for name, value in vars(options).items() if name in SHARED})
     model, name, bundle = matched(settings)

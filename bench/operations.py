@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ def rendered(page: str, results: Path) -> str:
         path = results / f"{name}.json"
         made = "\n".join(lines(json.loads(path.read_text(encoding="utf-8")))) + "\n\n" if path.is_file() else ""
         begin, end = f"<!-- made by `make benchmarks`: {name} -->\n", f"<!-- end: {name} -->"
-        page = re.sub(
-            f"({re.escape(begin)}).*?({end})", lambda m, made=made: f"{m[1]}\n{made}{m[2]}", page, flags=re.DOTALL
-        )
+        before, _, rest = page.partition(begin)
+        page = f"{before}{begin}\n{made}{end}{rest.partition(end)[2]}" if rest else page
     return page
 
 

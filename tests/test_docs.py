@@ -16,7 +16,7 @@ from app.door import PUBLIC
 from app.options import Options
 from app.routes import ALLOWED
 from app.settings import Settings
-from guard.engine import overrides, support
+from guard.launch import overrides, support
 from guard.probe.bundle import FILES, LARGEST
 from tests.documents import DOCUMENTS, ROOT, anchors_of, links_of, prose_of
 
@@ -129,7 +129,7 @@ def flags_of(command: str) -> set[str]:
 def every_flag() -> set[str]:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from guard.engine.vllm_api import make_arg_parser
+    from guard.compat import make_arg_parser
 
     engine = set(make_arg_parser(FlexibleArgumentParser())._option_string_actions)
     return engine.union(*(parser._option_string_actions for _, parser in parsers()), *OTHERS.values())
@@ -168,7 +168,7 @@ def test_security_names_what_is_refused() -> None:
     assert set(re.findall(r"`(--[\w-]+)`", row)) == {option for option, _, _ in support._REFUSED}
     (row,) = (line for line in text.splitlines() if line.startswith("| what would serve something else"))
     assert set(re.findall(r"`(--[\w-]+)`", row.partition(" | ")[0])) == {one.option for one in overrides.REFUSED}
-    source = (ROOT / "guard/engine/support.py").read_text()
+    source = (ROOT / "guard/launch/support.py").read_text()
     variables = set(re.findall(r'environment\.get\("(\w+)"', source))
     assert [name for name in sorted(variables) if f"`{name}`" not in text] == []
 

@@ -150,7 +150,7 @@ def hguard(arguments: list[str]) -> None:
 def engine_parser() -> argparse.ArgumentParser:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from guard.engine.vllm_api import make_arg_parser
+    from guard.compat import make_arg_parser
 
     parser: argparse.ArgumentParser = make_arg_parser(FlexibleArgumentParser())
     return parser

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from app.wire import Writer
-from guard.engine.call import GuardCall, Verdict
+from guard.engine.context import GuardCall, Verdict
 from guard.policy import Action, Fallback
 
 FIELD = "hallucination"

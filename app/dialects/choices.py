@@ -8,7 +8,7 @@ from typing import Any
 from app import errors
 from app.dialects.base import FIELD, Telling, keep_only, recount, refuses, withheld
 from app.sse import DONE, frame
-from guard.engine.call import GuardCall, Verdict
+from guard.engine.context import GuardCall, Verdict
 
 _RUNNING = b'"finish_reason":null'
 # What of a choice may stay when its answer is withheld: the caller's own prompt, of which the engine client lets go no

@@ -8,7 +8,7 @@ from typing import Any
 from app import anthropic_errors
 from app.dialects.base import BROKEN, FIELD, Telling, keep_only, recount, refuses, withheld
 from app.sse import frame
-from guard.engine.call import Verdict
+from guard.engine.context import Verdict
 
 # What of a message may stay when its answer is withheld.
 _KEPT = frozenset({"id", "type", "role", "model", "usage"})

@@ -8,7 +8,7 @@ from typing import Any
 
 from app.dialects.base import FIELD, Telling, keep_only, recount, refuses, withheld
 from app.sse import frame
-from guard.engine.call import Verdict
+from guard.engine.context import Verdict
 
 # What of a response may stay when its answer is withheld: what it says of itself, and what its caller asked.
 _KEPT = frozenset(

@@ -21,9 +21,9 @@ from guard.bench.load import Measured
 from guard.bench.pair import PLAIN, Row, Run, compare
 from guard.bench.run import Options, machine
 from guard.bench.servers import Command, Server, serving
-from guard.engine.launch import complain
-from guard.engine.support import engine_version
 from guard.errors import GuardError
+from guard.launch.engines import complain
+from guard.versions import engine_version
 
 ROUTE = "/v1/chat/completions"
 LEAST = 16  # requests of one run: of a handful, the slowest in a hundred is only the slowest

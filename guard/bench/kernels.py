@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from guard.bench.run import machine
-from guard.engine.support import engine_version
 from guard.probe.cett import EPSILON
+from guard.versions import engine_version
 
 # hidden, intermediate: one layer of Llama's 1B, 8B and 70B.
 LAYERS = {"1B": (2048, 8192), "8B": (4096, 14336), "70B": (8192, 28672)}
@@ -65,7 +65,7 @@ def bench(
 
 
 def _tap(layer: str, width: int, rows: int, device: torch.device) -> Case:
-    from guard.engine import kernels
+    from guard.worker import kernels
 
     hidden, intermediate = LAYERS[layer]
     z = torch.randn(rows, intermediate, device=device).bfloat16()
@@ -83,7 +83,7 @@ def _tap(layer: str, width: int, rows: int, device: torch.device) -> Case:
 
 
 def _statistics(rows: int, device: torch.device) -> Case:
-    from guard.engine import kernels
+    from guard.worker import kernels
 
     logits = (3 * torch.randn(rows, VOCABULARY, device=device)).bfloat16()
     entropy, normaliser = kernels.row_statistics(logits)

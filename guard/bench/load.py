@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from guard.engine.call import GuardCall, use_call
+from guard.engine.context import GuardCall, use_call
 from guard.policy import Mode, Policy
 
 PLAIN = Policy(Mode.OFF, 0.5)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from guard.engine import op
-from guard.engine.config import spec_of
-from guard.engine.measure import Drawn, log_probability, statistics
-from guard.engine.ring import ScoreRing
-from guard.engine.seat import Seat
-from guard.engine.state import Taps
-from guard.engine.step import Harvest, Roster, Step
+from guard.ipc.capture import Seat
+from guard.ipc.score_table import ScoreRing
+from guard.ipc.taps import spec_of
 from guard.probe.bundle import Bundle
+from guard.worker import ops
+from guard.worker.batch import Harvest, Roster, Step
+from guard.worker.buffers import Taps
+from guard.worker.statistics import Drawn, log_probability, statistics
 
 _SECONDS = 0.3
 
@@ -64,7 +64,7 @@ def measure(bundle: Bundle, engine: Any, rows: Sequence[int]) -> list[Part]:
         ) -> None:
             if z.is_cuda:  # in the graph
                 for _ in spec.layers:
-                    op.tap(z, h, neuron, folded, taps.score)
+                    ops.tap(z, h, neuron, folded, taps.score)
                 return
             taps.begin(plain)
             for _ in spec.layers:

@@ -18,12 +18,12 @@ from typing import Any
 
 from guard.bench.load import PLAIN, Work
 from guard.bench.run import SCORE, machine
-from guard.engine.call import GuardCall, use_call
-from guard.engine.launch import guarded_engine, plain_arguments, plain_engine
-from guard.engine.support import engine_version
+from guard.engine.context import GuardCall, use_call
 from guard.errors import GuardError
+from guard.launch.engines import guarded_engine, plain_arguments, plain_engine
 from guard.policy import Policy
 from guard.probe.bundle import Bundle
+from guard.versions import engine_version
 
 STEPS = 16  # recorded at least, under each load
 _LONGEST = 256  # tokens of an answer: many sequences must still decode when the last has begun

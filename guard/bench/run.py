@@ -17,11 +17,11 @@ import psutil
 from guard.bench import load, parts
 from guard.bench.load import Measured, Work
 from guard.bench.pair import PLAIN, Row, Run, compare
-from guard.engine.launch import complain, guarded_engine, plain_arguments, plain_engine
-from guard.engine.support import engine_version
+from guard.launch.engines import complain, guarded_engine, plain_arguments, plain_engine
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Readout
+from guard.versions import engine_version
 
 SCORE = Policy(Mode.SCORE, 0.5)
 MODES = ("score", "score+entropy", "damp", "risk")

@@ -1,1 +1,1 @@
-"""Everything that knows vLLM. Internals are used as of the versions in ``support.SUPPORTED``; each file says which."""
+"""Everything that knows vLLM. Internals are used as of the versions in ``guard.versions``; each file says which."""

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from guard.engine.call import Unscored, Verdict
-from guard.engine.ring import ScoreRing, Slot
+from guard.engine.context import Unscored, Verdict
+from guard.ipc.score_table import ScoreRing, Slot
 from guard.policy import PASSED, Action, Decision, Policy, decide
 from guard.probe.readout import Peak, Readout, Signals
 

@@ -22,19 +22,21 @@ from typing import Any
 
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from guard.engine import preempt, seat
+from guard.compat import RefusalError
+from guard.engine import prompt_check
 from guard.engine.answer import Answer, refused, unscored, verdict_on
-from guard.engine.call import GuardCall, Unscored, Verdict, current_call, use_call
-from guard.engine.course import Course
+from guard.engine.context import GuardCall, Unscored, Verdict, current_call, use_call
+from guard.engine.gate import Course
 from guard.engine.outputs import with_completions
 from guard.engine.own import OwnRequests, Purpose
-from guard.engine.reading import Room, pieces, rows_of_step
-from guard.engine.ring import ScoreRing, Slot, SlotPool
-from guard.engine.thinking import Thinker
+from guard.engine.reading import Room, pieces
+from guard.engine.reasoning import Thinker
 from guard.engine.turn import Turns
-from guard.engine.vetting import require_sendable, require_valid
-from guard.engine.vllm_api import RefusalError
+from guard.engine.validation import require_sendable, require_valid
 from guard.errors import RequestError
+from guard.ipc import capture
+from guard.ipc.rows import rows_of_step
+from guard.ipc.score_table import ScoreRing, Slot, SlotPool
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
@@ -53,7 +55,7 @@ def one_pass(packed: dict[str, Any]) -> SamplingParams:
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
         skip_reading_prefix_cache=True,
-        extra_args={seat.KEY: packed},
+        extra_args={capture.KEY: packed},
     )
 
 
@@ -234,7 +236,7 @@ class GuardedEngine:
             params.max_tokens = self._bound(params)
             params.extra_args = {
                 **(params.extra_args or {}),
-                seat.KEY: seat.pack(slots, damp, draws=self.readout.uses_draws),
+                capture.KEY: capture.pack(slots, damp, draws=self.readout.uses_draws),
             }
             if call.policy.withholds and params.output_kind is RequestOutputKind.FINAL_ONLY:
                 params.output_kind = RequestOutputKind.CUMULATIVE  # to end it midway, its windows must be seen
@@ -296,7 +298,7 @@ class GuardedEngine:
             return None
         done = False
         try:
-            looking = preempt.parameters(slots[0], policy.damp, params)
+            looking = prompt_check.parameters(slots[0], policy.damp, params)
             salted = self._salted(prompt, policy.damp)
             inner = self._engine.generate(salted, looking, self._name(request_id), **kwargs)
             try:
@@ -305,13 +307,13 @@ class GuardedEngine:
             finally:
                 await inner.aclose()
             self.own.count(Purpose.LOOK_AHEAD, len(output.prompt_token_ids))
-            risk = self.readout.foreseen(preempt.lead_of(output, slots[0], self.ring))
+            risk = self.readout.foreseen(prompt_check.lead_of(output, slots[0], self.ring))
         finally:
             self.pool.release(slots, done)
         call.uncounted[first] += 1
         if risk is None or policy.preempt is None or risk < policy.preempt:
             return None
-        ahead = preempt.refused(output, request_id, count, self._blank_token)
+        ahead = prompt_check.refused(output, request_id, count, self._blank_token)
         for index in range(count):
             call.verdicts[first + index] = refused(first + index, policy, risk)
         call.uncounted.subtract(range(first, first + count))  # each answer's stand-in counts as a token
@@ -367,7 +369,7 @@ class GuardedEngine:
         ids, own, (first_slot, *others) = list(prompt["prompt_token_ids"]), secrets.token_hex(16), slots
         parts = list(pieces(start, len(ids), *self._at_once))
         for first, end in parts:
-            params = one_pass(seat.pack([first_slot], damp, first, self.readout.uses_draws))
+            params = one_pass(capture.pack([first_slot], damp, first, self.readout.uses_draws))
             piece = {**prompt, "prompt_token_ids": ids[:end]}
             if len(parts) > 1:
                 params.skip_reading_prefix_cache, piece["cache_salt"] = False, own

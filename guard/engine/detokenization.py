@@ -13,7 +13,7 @@ from typing import Any
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
-from guard.engine.call import Generated
+from guard.engine.context import Generated
 
 
 def texts(tokenizer: Any, generated: Generated) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from guard.engine import precision
-from guard.engine.call import Unscored
+from guard.engine.context import Unscored
 from guard.fit.calibrate import unit_readout
 from guard.fit.evaluate import signals_to
 from guard.fit.progress import Progress

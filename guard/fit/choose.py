@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.engine.collecting import CollectingEngine, new_means
+from guard.engine.activations import CollectingEngine, new_means
 from guard.errors import FitError
 from guard.fit.answers import Chosen, consistent, judge_all
 from guard.fit.collected import LEADS, MEANS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from guard.engine.collecting import CollectingEngine, Span, new_means
+from guard.engine.activations import CollectingEngine, Span, new_means
 from guard.fit.answers import Chosen
 from guard.fit.progress import Progress
 from guard.fit.workspace import Workspace, explained

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from guard.engine.collecting import CollectingEngine
-from guard.engine.launch import collecting_arguments, collecting_engine, engine_arguments, guarded_engine
+from guard.engine.activations import CollectingEngine
+from guard.launch.engines import collecting_arguments, collecting_engine, engine_arguments, guarded_engine
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 

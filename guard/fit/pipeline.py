@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.engine.collecting import CollectingEngine
+from guard.engine.activations import CollectingEngine
 from guard.errors import FitError
 from guard.fit import calibrate, evaluate
 from guard.fit.answers import Chosen

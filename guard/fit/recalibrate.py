@@ -8,9 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from guard.engine.canary import make_reference
-from guard.engine.launch import canary_prompt
-from guard.engine.support import engine_version
 from guard.errors import FitError
 from guard.fit import calibrate, evaluate
 from guard.fit.answers import judge_all
@@ -21,7 +18,10 @@ from guard.fit.questions import SHARES as ALL_SHARES
 from guard.fit.questions import Question, split
 from guard.fit.span import find_span, token_offsets, tokens_of
 from guard.fit.workspace import Workspace, explained
+from guard.launch.engines import canary_prompt
+from guard.launch.self_test import make_reference
 from guard.probe.bundle import Bundle, save_bundle
+from guard.versions import engine_version
 
 SHARES = ALL_SHARES["calibrate"]
 

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from guard.engine import precision
-from guard.engine.canary import make_reference
-from guard.engine.launch import canary_prompt
 from guard.errors import FitError
 from guard.fit import evaluate
 from guard.fit.answers import judge_all
@@ -22,6 +20,8 @@ from guard.fit.progress import Progress
 from guard.fit.questions import prompt_of
 from guard.fit.train import Found
 from guard.fit.workspace import Workspace
+from guard.launch.engines import canary_prompt
+from guard.launch.self_test import make_reference
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Flaw, Signals
 from guard.probe.reference import Reference

@@ -122,7 +122,7 @@ class Table:
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
         from app.routes import close_unguarded
-        from guard.engine.vllm_api import make_arg_parser
+        from guard.compat import make_arg_parser
 
         args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--root-path", root] if root else [])
         app: FastAPI = build_app(args, ("generate",))

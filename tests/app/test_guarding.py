@@ -18,7 +18,7 @@ from app.guarding import CHAT, COMPLETIONS, GuardMiddleware
 from app.metrics import OUTCOMES, Metrics
 from app.options import Defaults
 from app.wire import Token, Writer
-from guard.engine.call import GuardCall, Unscored, Verdict, current_call
+from guard.engine.context import GuardCall, Unscored, Verdict, current_call
 from guard.policy import Mode, decide
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Peak, Readout, Signals

@@ -189,7 +189,7 @@ def test_a_server_that_may_listen(monkeypatch: pytest.MonkeyPatch, more: dict[st
         taken.append(address)
         return socket.socket()
 
-    monkeypatch.setattr("guard.engine.vllm_api.create_server_socket", take)
+    monkeypatch.setattr("guard.compat.create_server_socket", take)
     with bind(planned(**{"host": "0.0.0.0", **more})):
         assert len(taken) == 1
 

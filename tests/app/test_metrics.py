@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from app.metrics import Metrics
 from app.wire import Writer
-from guard.engine.call import GuardCall, Verdict
+from guard.engine.context import GuardCall, Verdict
 from guard.policy import Mode, Policy, decide
 from guard.probe.bundle import Bundle
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from vllm.sampling_params import SamplingParams
 
 from app.spelling import Speller
-from guard.engine.call import Generated, Verdict
+from guard.engine.context import Generated, Verdict
 from guard.policy import PASSED, Mode, Policy
 
 PIECES = ["▁", *"IitsnJap.Q", "▁i", "▁is", "▁in", "It", "▁It"]

@@ -14,7 +14,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from app import vetting
-from guard.engine.vllm_api import make_arg_parser
+from guard.compat import make_arg_parser
 from tests.scripted.engine import ScriptedCore
 from tests.scripted.server import forget_metrics, scripted_app
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from guard.engine.call import GuardCall, Verdict, use_call
 from guard.engine.client import GuardedEngine
-from guard.engine.launch import engine_arguments, guarded_engine, plain_arguments, plain_engine
+from guard.engine.context import GuardCall, Verdict, use_call
+from guard.launch.engines import engine_arguments, guarded_engine, plain_arguments, plain_engine
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 

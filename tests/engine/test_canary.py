@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from guard.engine.canary import require_live_taps
 from guard.engine.client import GuardedEngine
 from guard.engine.own import Purpose
 from guard.errors import TapError
+from guard.launch.self_test import require_live_taps
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
 

@@ -14,10 +14,10 @@ from vllm.exceptions import GracefulHTTPError
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from guard.engine import seat
-from guard.engine.call import GuardCall, Unscored, use_call
 from guard.engine.client import GuardedEngine
-from guard.engine.ring import ScoreRing
+from guard.engine.context import GuardCall, Unscored, use_call
+from guard.ipc import capture
+from guard.ipc.score_table import ScoreRing
 from guard.policy import Action, Fail, Hold, Mode, Policy
 from guard.probe.bundle import Bundle
 
@@ -53,7 +53,7 @@ class ScriptedEngine:
         self.admitted.append(n)
 
     async def generate(self, prompt: Any, params: SamplingParams, request_id: str, **more: Any) -> AsyncIterator[Any]:
-        told = params.extra_args[seat.KEY]  # type: ignore[index]
+        told = params.extra_args[capture.KEY]  # type: ignore[index]
         slots, self._damp = told["slots"], told["damp"]
         self.output_processor.external_req_ids[request_id] = [f"{i}_{request_id}-x" for i in range(params.n)]
         self._activate(slots, len(PROMPT) - 1)
@@ -193,7 +193,7 @@ async def test_without_a_call_the_operators_default_applies(engine: GuardedEngin
 
 async def test_a_client_cannot_choose_its_own_slot(engine: GuardedEngine) -> None:
     params = SamplingParams(
-        max_tokens=8, output_kind=RequestOutputKind.DELTA, extra_args={seat.KEY: {"slots": [[9, 9]]}}
+        max_tokens=8, output_kind=RequestOutputKind.DELTA, extra_args={capture.KEY: {"slots": [[9, 9]]}}
     )
     with use_call(GuardCall(Policy(Mode.SCORE, 0.5))) as call:
         async for _ in engine.generate({"type": "token", "prompt_token_ids": PROMPT}, params, "r"):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from guard.engine import op
-from guard.engine.collecting import new_means
-from guard.engine.collector import Collector
-from guard.engine.seat import EMPTY, Seat
-from guard.engine.step import Roster, Step
+from guard.engine.activations import new_means
+from guard.ipc.capture import EMPTY, Seat
+from guard.worker import ops
+from guard.worker.activations import Collector
+from guard.worker.batch import Roster, Step
 
 TOKENS, NEURONS, HIDDEN = 6, 8, 4
 
@@ -26,8 +26,8 @@ def test_rows_that_do_not_count_may_hold_anything(dtype: torch.dtype) -> None:
     weight = torch.zeros(3, TOKENS + 2)
     weight[0, 1:3] = weight[2, 3] = 1
     sums, outputs = torch.ones(3, NEURONS), torch.ones(3, HIDDEN)
-    op.collect(z, h, weight, sums)
-    op.collect_outputs(h, weight, outputs)
+    ops.collect(z, h, weight, sums)
+    ops.collect_outputs(h, weight, outputs)
     shares = z[:4].float().abs() / h[:4].float().norm(dim=-1, keepdim=True)
     torch.testing.assert_close(sums, 1 + torch.stack([shares[1:3].sum(0), shares[0] * 0, shares[3]]))
     torch.testing.assert_close(outputs, 1 + torch.stack([h[1:3].float().sum(0), h[0].float() * 0, h[3].float()]))
@@ -42,11 +42,11 @@ def test_a_row_that_overflows_marks_its_own_sequence_only(dtype: torch.dtype) ->
     weight = torch.zeros(4, TOKENS)
     weight[0, :2] = weight[1, 2] = weight[2, 3:5] = 1
     sums, outputs = torch.zeros(4, NEURONS), torch.zeros(4, HIDDEN)
-    op.collect(z, h, weight, sums)
-    op.collect_outputs(h, weight, outputs)
+    ops.collect(z, h, weight, sums)
+    ops.collect_outputs(h, weight, outputs)
     for made in (sums, outputs):
         assert made[:, 0].isnan().tolist() == [True, True, False, False]
-        op.collect(z, h, torch.zeros(4, TOKENS), sums)
+        ops.collect(z, h, torch.zeros(4, TOKENS), sums)
         assert made[0, 0].isnan(), "later steps do not clear the mark"
     shares = z[3:5].float().abs() / h[3:5].float().norm(dim=-1, keepdim=True)
     torch.testing.assert_close(sums[2], shares.sum(0))
@@ -80,8 +80,8 @@ def test_a_sequence_that_overflowed_is_told_at_the_write_and_leaves_nothing_behi
             if overflow:
                 out[2] = torch.nan  # slot 1, in every layer
                 out[5, 0] = torch.inf if layer == 1 else 0  # slot 2, in the second one
-            op.collect(z, out, made.weight, sums)
-            op.collect_outputs(out, made.weight[:3], outputs)
+            ops.collect(z, out, made.weight, sums)
+            ops.collect_outputs(out, made.weight[:3], outputs)
 
     for name, width in (("means.npy", NEURONS), ("leads.npy", NEURONS), ("outputs.npy", HIDDEN)):
         new_means(tmp_path / name, 3, 2, width)
@@ -107,7 +107,7 @@ def test_what_a_sequence_left_that_was_given_up_is_not_the_next_ones(tmp_path: P
     def run(generation: int, start: int, end: int, rows: slice) -> None:
         roster = Roster.of([EMPTY, Seat(0, generation, 1.0, 2)], [1, TOKENS])
         made.begin(Step(roster, np.array([0, start]), np.array([1, end - start])))
-        op.collect(torch.cat([z[:1], z[rows]]), torch.cat([h[:1], h[rows]]), made.weight, sums)
+        ops.collect(torch.cat([z[:1], z[rows]]), torch.cat([h[:1], h[rows]]), made.weight, sums)
 
     new_means(tmp_path / "means.npy", 1, 1, NEURONS)
     run(1, 0, 4, slice(1, 5))  # two positions count, and it is given up
@@ -131,8 +131,8 @@ def test_two_ranks_write_one_array_each_of_means_and_one_of_them_outputs(tmp_pat
             rank.begin(Step(roster, np.array([0, start]), np.array([1, end - start])))
             rows = torch.cat([torch.full((1, NEURONS), torch.nan), z[start:end]])
             hidden = torch.cat([torch.full((1, HIDDEN), torch.nan), h[start:end]])
-            op.collect(rows[:, number * shard : (number + 1) * shard], hidden, rank.weight, sums)
-            op.collect_outputs(hidden, rank.weight[:2], outputs)
+            ops.collect(rows[:, number * shard : (number + 1) * shard], hidden, rank.weight, sums)
+            ops.collect_outputs(hidden, rank.weight[:2], outputs)
     new_means(tmp_path / "means.npy", 3, 1, NEURONS)
     new_means(tmp_path / "leads.npy", 3, 1, NEURONS)
     new_means(tmp_path / "outputs.npy", 3, 1, HIDDEN)

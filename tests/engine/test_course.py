@@ -13,9 +13,9 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
 from guard.engine.answer import Answer
-from guard.engine.call import GuardCall, Unscored
-from guard.engine.course import Course
-from guard.engine.ring import ScoreRing, SlotPool
+from guard.engine.context import GuardCall, Unscored
+from guard.engine.gate import Course
+from guard.ipc.score_table import ScoreRing, SlotPool
 from guard.policy import Action, Fail, Hold, Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Peak, Readout

@@ -16,8 +16,8 @@ import transformers
 from transformers import AutoTokenizer
 
 from app.settings import ATLAS
-from guard.engine.canary import make_reference
 from guard.fit.reader import Reader
+from guard.launch.self_test import make_reference
 from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.cett import fold
 from guard.probe.identity import identify

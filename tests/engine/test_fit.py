@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from app.settings import ATLAS
-from guard.engine.collecting import CollectingEngine
+from guard.engine.activations import CollectingEngine
 from guard.errors import FitError
 from guard.fit.answers import Chosen
 from guard.fit.asking import ANSWERED

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from guard.engine.call import Unscored
+from guard.engine.context import Unscored
 from guard.fit.reader import Reader
 from guard.fit.weights import norms_of
 from guard.policy import Action, Mode, Policy

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from guard.engine.collecting import CollectingEngine, Sampled, Span, new_means
+from guard.engine.activations import CollectingEngine, Sampled, Span, new_means
 from guard.errors import FitError
 from guard.fit.baselines import baselines
 from guard.fit.engines import RealEngines

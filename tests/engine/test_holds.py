@@ -12,9 +12,9 @@ import pytest
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from app.settings import ATLAS
-from guard.engine.call import GuardCall, Verdict, use_call
-from guard.engine.course import Course
-from guard.engine.ring import Slot
+from guard.engine.context import GuardCall, Verdict, use_call
+from guard.engine.gate import Course
+from guard.ipc.score_table import Slot
 from guard.policy import Action, Hold, Mode, Policy
 from guard.probe.bundle import Bundle, save_bundle
 from models.atlas.recipe.questions import load_ledger

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from guard.engine import op
-from guard.engine.config import spec_of
-from guard.engine.measure import Drawn, log_probability, statistics
-from guard.engine.seat import EMPTY
-from guard.engine.state import Taps
-from guard.engine.step import Roster, Step
+from guard.ipc.capture import EMPTY
+from guard.ipc.taps import spec_of
 from guard.probe import cett
 from guard.probe.bundle import Bundle
 from guard.probe.cett import EPSILON
+from guard.worker import ops
+from guard.worker.batch import Roster, Step
+from guard.worker.buffers import Taps
+from guard.worker.statistics import Drawn, log_probability, statistics
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # hidden, intermediate: atlas, and the layers of 1B, 8B and 70B Llamas.
@@ -26,7 +26,7 @@ SHAPES = [(192, 512), (2048, 8192), (4096, 14336), (8192, 28672)]
 @pytest.fixture(scope="module")
 def kernels() -> ModuleType:
     pytest.importorskip("triton", reason="vLLM brings Triton on Linux only")
-    from guard.engine import kernels
+    from guard.worker import kernels
 
     return kernels
 
@@ -48,7 +48,7 @@ def test_tap(kernels: ModuleType, path: str, hidden: int, neurons: int, width: i
         kernels.tap(z, h, neuron, folded, score)
     else:
         z, h, neuron, folded, score = (tensor.cpu() for tensor in (z, h, neuron, folded, score))
-        op.tap(z, h, neuron, folded, score)
+        ops.tap(z, h, neuron, folded, score)
 
     # The probe on the contributions: a coefficient is what was folded, over the column's norm, which cancels.
     terms = z.double()[:, neuron].abs() * folded.double() / (h.double().norm(dim=1, keepdim=True) + EPSILON)
@@ -84,7 +84,7 @@ def test_tap_of_what_overflows_is_not_finite(kernels: ModuleType, path: str, fla
         kernels.tap(z, h, neuron, folded, score)
     else:
         z, h, neuron, folded, score = (tensor.cpu() for tensor in (z, h, neuron, folded, score))
-        op.tap(z, h, neuron, folded, score)
+        ops.tap(z, h, neuron, folded, score)
     assert score.isfinite().tolist() == [True, False, True]
 
 
@@ -127,7 +127,7 @@ def test_a_tap_is_the_probe_on_contributions() -> None:
     z, h, norms = torch.randn(5, 16), torch.randn(5, 8), torch.rand(16)
     coefficient = np.random.default_rng(0).normal(size=16).astype(np.float32)
     score = torch.zeros(5)
-    op.tap(z, h, torch.arange(16), torch.from_numpy(cett.fold(coefficient, norms.numpy())), score)
+    ops.tap(z, h, torch.arange(16), torch.from_numpy(cett.fold(coefficient, norms.numpy())), score)
     torch.testing.assert_close(score, cett.contributions(z, h, norms) @ torch.from_numpy(coefficient))
 
 
@@ -157,5 +157,5 @@ def test_layers_are_summed_as_taps_would_sum_them(bundle: Bundle) -> None:
                     eager.add_layer(tap.layer, folded)
                 z, h = torch.randn(5, 64).to(dtype), torch.randn(5, 8).to(dtype)
                 eager.read(z, h, neuron)
-                op.tap(z, h, neuron, folded, compiled.score)
+                ops.tap(z, h, neuron, folded, compiled.score)
             torch.testing.assert_close(eager.total(5), compiled.total(5))

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from guard.engine import op
+from guard.worker import ops
 
 ROWS, HIDDEN, NEURONS = 4, 64, 128
 
 
 @pytest.fixture(scope="module", autouse=True)
-def ops() -> None:
+def registered() -> None:
     from vllm.platforms import current_platform
 
     current_platform.import_kernels()
-    op.register()
+    ops.register()
 
 
 @pytest.fixture
@@ -90,6 +90,6 @@ def test_the_tap_reads_h_before_the_norm_writes_over_it(lowered: list[list[str]]
         torch.testing.assert_close(one, other, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-4)
     h = given[0] @ given[1]
     exact = torch.zeros(ROWS)
-    op.tap(given[0], h, neuron, folded, exact)
+    ops.tap(given[0], h, neuron, folded, exact)
     torch.testing.assert_close(got[2], exact, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-5)
     assert not torch.allclose(got[0].float(), h.float()), "what stands in h's place is another thing"

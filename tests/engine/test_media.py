@@ -15,7 +15,7 @@ import pytest
 from vllm.multimodal.media.connector import MediaConnector
 
 from app.settings import ATLAS
-from guard.engine.launch import engine_arguments
+from guard.launch.engines import engine_arguments
 from guard.probe.bundle import Bundle, load_bundle
 
 # A GIF of one pixel.

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from guard.engine.nodes import connect, wait_for_end
 from guard.errors import GuardError
+from guard.launch.multinode import connect, wait_for_end
 from tests.engine.server import free_port
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from app.cli import main
 from app.settings import ATLAS
-from guard.engine.launch import chat_template, collecting_arguments, engine_arguments
-from guard.engine.overrides import REFUSED
 from guard.errors import UnsupportedError
+from guard.launch.engines import chat_template, collecting_arguments, engine_arguments
+from guard.launch.overrides import REFUSED
 from guard.probe.bundle import Bundle
 
 

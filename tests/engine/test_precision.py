@@ -11,9 +11,10 @@ import torch
 
 from app.cli import main
 from app.settings import ATLAS
-from guard.engine import launch, precision
-from guard.engine.launch import collecting_arguments, collecting_engine, engine_arguments
+from guard.engine import precision
 from guard.errors import BundleError, UnsupportedError
+from guard.launch import engines
+from guard.launch.engines import collecting_arguments, collecting_engine, engine_arguments
 from guard.probe.bundle import Bundle, require_model, save_bundle
 from guard.probe.identity import identify
 from tests.engine.test_families import checkpoint
@@ -25,7 +26,7 @@ OLD = "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu avx avx2 f16c\n"
 def old_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cpuinfo").write_text(OLD)
     monkeypatch.setattr(precision, "CPUINFO", tmp_path / "cpuinfo")
-    launch._warn_of_precision.cache_clear()
+    engines._warn_of_precision.cache_clear()
 
 
 def in_precision(bundle: Bundle, folder: Path, dtype: str) -> Bundle:

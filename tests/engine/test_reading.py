@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vllm.sampling_params import SamplingParams
 
-from guard.engine import reading
-from guard.engine.call import GuardCall, use_call
-from guard.engine.reading import Room, pieces, rows_of_call
+from guard.engine.context import GuardCall, use_call
+from guard.engine.reading import Room, pieces
+from guard.ipc.rows import rows_of_call, rows_of_step
 from guard.policy import Mode, Policy
 from guard.probe.readout import Signals
 from tests.engine.harness import Harness
@@ -80,7 +80,7 @@ def measured(harness: Harness, texts: list[tuple[list[int], list[int]]], damp: f
 
 def in_pieces(harness: Harness, monkeypatch: pytest.MonkeyPatch, rows: int) -> list[Any]:
     """Have so few rows at once; the seats of what the engine is then asked."""
-    block = reading.rows_of_step(harness.engine.vllm_config)[1]
+    block = rows_of_step(harness.engine.vllm_config)[1]
     assert block == 32
     asked: list[Any] = []
     inner = harness.engine._engine.generate

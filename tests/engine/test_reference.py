@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from app.settings import ATLAS
-from guard.engine.canary import make_reference, require_live_taps, scores_by_layer
-from guard.engine.launch import canary_prompt
 from guard.errors import TapError
+from guard.launch.engines import canary_prompt
+from guard.launch.self_test import make_reference, require_live_taps, scores_by_layer
 from guard.probe.bundle import Bundle, save_bundle
 from tests.engine.harness import Harness, guarded
 

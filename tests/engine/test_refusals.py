@@ -17,11 +17,11 @@ from transformers import AutoTokenizer
 
 from app.cli import main
 from app.settings import ATLAS
-from guard.engine import support
-from guard.engine.canary import require_live_taps
-from guard.engine.launch import engine_arguments, guarded_engine
 from guard.errors import BundleError, GuardError, TapError
 from guard.fit.reader import Reader
+from guard.launch import support
+from guard.launch.engines import engine_arguments, guarded_engine
+from guard.launch.self_test import require_live_taps
 from guard.probe.bundle import Bundle, load_bundle, save_bundle
 from guard.probe.card import ModelIdentity
 from guard.probe.identity import chat_template_hash, identify, weights_fingerprint

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from guard.engine.ring import ScoreRing, Slot, SlotPool
 from guard.errors import RequestError, TapError
+from guard.ipc.score_table import ScoreRing, Slot, SlotPool
 
 
 @pytest.fixture

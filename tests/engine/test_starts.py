@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from app.cli import main
-from guard.engine.failure import explained, reason
-from guard.engine.ring import ScoreRing, cause_file
-from guard.engine.support import require_device
 from guard.errors import UnsupportedError
+from guard.ipc.score_table import ScoreRing, cause_file
+from guard.ipc.startup import explained, reason
+from guard.launch.support import require_device
 from tests.engine.server import free_port
 
 

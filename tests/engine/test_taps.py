@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from guard.engine.layer import GuardRowParallelLinear, require_taps
 from guard.errors import TapError
+from guard.worker.layer import GuardRowParallelLinear, require_taps
 
 
 def model(*layers: int | None) -> torch.nn.Module:

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from app.main import guarded_app, plan
 from app.settings import ATLAS, Settings
 from bench import withheld
-from guard.engine.call import GuardCall, use_call
+from guard.engine.context import GuardCall, use_call
 from guard.policy import Fail, Hold, Mode, Policy
 from models.atlas.recipe.questions import load_ledger
 from tests.engine.harness import Harness

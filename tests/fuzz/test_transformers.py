@@ -18,7 +18,7 @@ from app.dialects import CHAT, COMPLETIONS, DIALECTS, MESSAGES, RESPONSES, Telli
 from app.schema import Hallucination
 from app.sse import FrameEditor
 from app.wire import Token, Writer
-from guard.engine.call import GuardCall, Unscored, Verdict
+from guard.engine.context import GuardCall, Unscored, Verdict
 from guard.policy import Action, Decision, Fallback, Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Peak, Signals

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from guard.engine.layer import GuardRowParallelLinear
+from guard.worker.layer import GuardRowParallelLinear
 
 if TYPE_CHECKING or torch.cuda.is_available():
-    from guard.engine.worker_gpu import GuardGPUWorker as Worker
+    from guard.worker.cuda import GuardGPUWorker as Worker
 else:
-    from guard.engine.worker_cpu import GuardCPUWorker as Worker
+    from guard.worker.cpu import GuardCPUWorker as Worker
 
 
 class BlindWorker(Worker):

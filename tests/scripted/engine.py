@@ -38,9 +38,9 @@ from vllm.v1.outputs import LogprobsLists, LogprobsTensors
 from vllm.v1.request import Request
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from guard.engine import seat
-from guard.engine.config import TapConfig
-from guard.engine.ring import PATH_VARIABLE, ScoreRing
+from guard.ipc import capture
+from guard.ipc.score_table import PATH_VARIABLE, ScoreRing
+from guard.ipc.taps import TapConfig
 from guard.probe.bundle import load_bundle
 from tests.scripted.script import Asked, Choose, Levels, Script, Signal, by_words
 
@@ -69,7 +69,7 @@ class Part:
     request: Request
     script: Script
     answer: list[int]
-    seat: seat.Seat
+    seat: capture.Seat
     choice: int
     canary: bool
 
@@ -216,7 +216,7 @@ class ScriptedCore(EngineCoreClient):
         request = Request.from_engine_core_request(sent, None)
         params = request.sampling_params
         assert params is not None
-        taken = seat.unpack(params.extra_args, sent.request_id)
+        taken = capture.unpack(params.extra_args, sent.request_id)
         child = re.match(r"(\d+)_", sent.request_id)  # vLLM names the n sequences of a request so
         choice = int(child[1]) if child else 0
         asked = str(self._tokenizer.decode(sent.prompt_token_ids)).rpartition("<|user|>")[2]

@@ -21,7 +21,7 @@ from fastapi import FastAPI
 
 from app import cli
 from app.settings import Settings
-from guard.engine.launch import prepare_environment
+from guard.launch.engines import prepare_environment
 from guard.probe.bundle import Bundle
 from tests.engine.server import Server
 

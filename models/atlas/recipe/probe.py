@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from guard.engine.launch import run_engines
-from guard.engine.support import engine_version
 from guard.fit.engines import RealEngines
 from guard.fit.pipeline import Fit, Options
 from guard.fit.weights import norms_of
 from guard.fit.workspace import Workspace
+from guard.launch.engines import run_engines
 from guard.probe.identity import identify
+from guard.versions import engine_version
 from models.atlas.recipe.questions import from_ledger, load_ledger, locate
 
 SEED = 0

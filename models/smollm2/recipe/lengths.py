@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from guard.engine.launch import run_engines
 from guard.fit import evaluate
 from guard.fit.engines import RealEngines
 from guard.fit.judge import judge
 from guard.fit.questions import Question, prompt_of
 from guard.fit.weights import norms_of
+from guard.launch.engines import run_engines
 from guard.probe.bundle import Bundle, load_bundle
 from guard.probe.readout import Readout, Signals
 from models.smollm2.recipe import intervals

@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from guard.engine.launch import run_engines
 from guard.errors import FitError
 from guard.fit import chance
 from guard.fit.engines import RealEngines
 from guard.fit.judge import judge, normalise
 from guard.fit.questions import Question, prompt_of
 from guard.fit.weights import norms_of
+from guard.launch.engines import run_engines
 from guard.probe.bundle import Bundle, load_bundle
 from models.smollm2.recipe import intervals
 from models.smollm2.recipe.answered import SEED, Answered, load

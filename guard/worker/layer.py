@@ -16,8 +16,8 @@ import torch
 from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.linear import RowParallelLinear, UnquantizedLinearMethod
 
-from guard.engine import collector, state
 from guard.errors import TapError, UnsupportedError
+from guard.worker import activations, buffers
 
 # Vision towers have layers.N.mlp.down_proj too; only the language model's count.
 DOWN_PROJ = re.compile(r"^(?:language_model\.)?model\.layers\.(\d+)\.mlp\.down_proj$")
@@ -31,7 +31,7 @@ class GuardRowParallelLinear(RowParallelLinear):
         self.tapped = self.collected = False
         self.hguard_layer: int | None = None  # which layer of the model is read here
         config = get_current_vllm_config()
-        taps, collecting = state.current(config), collector.current(config)
+        taps, collecting = buffers.current(config), activations.current(config)
         match = DOWN_PROJ.match(kwargs.get("prefix", ""))
         if match is None:
             return

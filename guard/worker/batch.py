@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.engine.measure import log_probability, statistics
-from guard.engine.reading import rows_of_call
-from guard.engine.ring import ScoreRing
-from guard.engine.seat import Seat
+from guard.ipc.capture import Seat
+from guard.ipc.rows import rows_of_call
+from guard.ipc.score_table import ScoreRing
+from guard.worker.statistics import log_probability, statistics
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from guard.engine.measure import Drawn
-from guard.engine.ring import ScoreRing
-from guard.engine.seat import Seat, unpack
-from guard.engine.state import Taps
-from guard.engine.step import Harvest, Roster, Step, measure_given
+from guard.ipc.capture import Seat, unpack
+from guard.ipc.score_table import ScoreRing
+from guard.worker.batch import Harvest, Roster, Step, measure_given
+from guard.worker.buffers import Taps
+from guard.worker.statistics import Drawn
 
 
 class AdapterV1:

@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.engine.step import Step
-
-KEY = "hguard_collect"
+from guard.ipc.taps import COLLECT_KEY
+from guard.worker.batch import Step
 
 
 @dataclass(slots=True)
@@ -165,7 +164,7 @@ _collectors: dict[int, Collector] = {}
 def current(vllm_config: Any) -> Collector | None:
     """This worker's collector, made at the first call; None where the engine serves."""
     additional = vllm_config.additional_config
-    slots = additional.get(KEY) if isinstance(additional, dict) else None
+    slots = additional.get(COLLECT_KEY) if isinstance(additional, dict) else None
     if slots is None:
         return None
     if slots not in _collectors:

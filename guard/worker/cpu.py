@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from guard.engine.worker import RUNNER_V1, RUNNER_V2, GuardWorkerMixin
+from guard.worker.worker import RUNNER_V1, RUNNER_V2, GuardWorkerMixin
 
 
 class GuardCPUWorker(GuardWorkerMixin, CPUWorker):

@@ -16,6 +16,7 @@ from guard.probe.bundle import Bundle, load_bundle
 from guard.probe.taps import TapSpec
 
 KEY = "hguard"
+COLLECT_KEY = "hguard_collect"  # how many sequences an engine collects activations of at once
 
 
 def spec_of(bundle: Bundle) -> TapSpec:

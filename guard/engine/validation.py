@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from guard.engine.vllm_api import RefusalError, RequestFault
+from guard.compat import RefusalError, RequestFault
 
 # What vLLM looks into, wherever a request names it: in a field of its own, or among vllm_xargs, which take any text.
 _OBJECTS = ("kv_transfer_params", "ec_transfer_params")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from guard.engine.ring import Slot
+from guard.ipc.score_table import Slot
 
 KEY = "hguard"
 

@@ -12,8 +12,8 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
-from guard.engine import support
 from guard.errors import GuardError
+from guard.launch import support
 
 # A machine that lost power says nothing: after so many seconds of silence ask so often, and give up.
 _SILENCE, _INTERVAL, _TIMES = 10, 5, 3

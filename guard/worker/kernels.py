@@ -35,7 +35,7 @@ def _tap(z, h, neuron, folded, score, z_stride, h_stride, width, hidden, epsilon
 
 
 def tap(z: torch.Tensor, h: torch.Tensor, neuron: torch.Tensor, folded: torch.Tensor, score: torch.Tensor) -> None:
-    """As ``guard.engine.op.tap``, in one launch: one program for each token."""
+    """As ``guard.worker.ops.tap``, in one launch: one program for each token."""
     if z.stride(1) != 1 or h.stride(1) != 1:
         z, h = z.contiguous(), h.contiguous()
     _tap[(z.shape[0],)](
@@ -84,7 +84,7 @@ def _row_statistics(logits, entropy, normaliser, stride, vocabulary, V: tl.const
 
 
 def row_statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As ``guard.engine.measure.statistics``, in one launch: one program for each row."""
+    """As ``guard.worker.statistics.statistics``, in one launch: one program for each row."""
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     entropy = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)

@@ -9,10 +9,10 @@ from typing import Any
 
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from guard.engine import seat
 from guard.engine.answer import Answer
 from guard.engine.outputs import emptied, own_output
-from guard.engine.ring import ScoreRing, Slot
+from guard.ipc import capture
+from guard.ipc.score_table import ScoreRing, Slot
 
 
 def parameters(slot: Slot, damp: float, asked: SamplingParams) -> SamplingParams:
@@ -26,7 +26,7 @@ def parameters(slot: Slot, damp: float, asked: SamplingParams) -> SamplingParams
         logprobs=asked.logprobs,
         prompt_logprobs=asked.prompt_logprobs,
         output_kind=RequestOutputKind.FINAL_ONLY,
-        extra_args={seat.KEY: seat.pack([slot], damp, draws=False)},
+        extra_args={capture.KEY: capture.pack([slot], damp, draws=False)},
     )
 
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from guard.engine import precision
 from guard.engine.client import GuardedEngine
 from guard.engine.own import Purpose
-from guard.engine.support import engine_version
 from guard.errors import TapError
 from guard.probe.identity import forward_config
 from guard.probe.reference import Reference
+from guard.versions import engine_version
 
 _LONGEST = 24
 

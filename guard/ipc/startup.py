@@ -14,8 +14,8 @@ import re
 import sys
 from pathlib import Path
 
-from guard.engine import support
-from guard.engine.ring import PATH_VARIABLE, cause_file, refusal_file
+from guard.ipc.score_table import PATH_VARIABLE, cause_file, refusal_file
+from guard.versions import engine_version
 
 _LOGGERS = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor")
 
@@ -55,7 +55,7 @@ def explained(text: str) -> str | None:
     """What vLLM says of memory, shortened, and what to do about it; None for anything else."""
     if (shared := _SHARED_MEMORY.search(text)) is not None:  # with its own remedy
         return shared[0].rstrip(".")
-    distribution, _ = support.engine_version()
+    distribution, _ = engine_version()
     for (build, phrases), remedy in _REMEDIES.items():
         if build == distribution and any(phrase in text for phrase in phrases):
             fact = " ".join(_ADVICE.sub("", text.split("error '")[-1]).removeprefix("ValueError: ").split())

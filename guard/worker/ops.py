@@ -14,7 +14,7 @@ def tap(z: torch.Tensor, h: torch.Tensor, neuron: torch.Tensor, folded: torch.Te
     score float32 [at least tokens]; NaN where z or h is not finite.
     """
     if z.is_cuda:
-        from guard.engine import kernels
+        from guard.worker import kernels
 
         kernels.tap(z, h, neuron, folded, score)
     else:

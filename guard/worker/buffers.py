@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.engine.config import TapConfig
-from guard.engine.step import Step
+from guard.ipc.taps import TapConfig
 from guard.probe.cett import EPSILON
 from guard.probe.taps import TapSpec
+from guard.worker.batch import Step
 
 
 @dataclass(slots=True)
@@ -58,7 +58,7 @@ class Taps:
     def read(self, z: torch.Tensor, h: torch.Tensor, neuron: torch.Tensor) -> None:
         """Eager mode: keep what the score needs of one layer; ``total`` sums over all layers at once.
 
-        As ``guard.engine.op.tap`` with half its calls: at a decode's few rows it is their number that costs.
+        As ``guard.worker.ops.tap`` with half its calls: at a decode's few rows it is their number that costs.
         """
         self._read.append((z.index_select(1, neuron), torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32)))
 

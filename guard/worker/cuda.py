@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vllm.v1.worker.gpu_worker import Worker
 
-from guard.engine.worker import RUNNER_V2, GuardWorkerMixin
+from guard.worker.worker import RUNNER_V2, GuardWorkerMixin
 
 
 class GuardGPUWorker(GuardWorkerMixin, Worker):

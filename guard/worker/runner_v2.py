@@ -16,12 +16,12 @@ from vllm.model_executor.model_loader.utils import get_model_architecture
 from vllm.v1.outputs import AsyncModelRunnerOutput
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
-from guard.engine.measure import log_probability, statistics
-from guard.engine.ring import ScoreRing
-from guard.engine.seat import EMPTY, unpack
-from guard.engine.state import Taps
-from guard.engine.step import Harvest, Roster, Step, measure_given
 from guard.errors import TapError, UnsupportedError
+from guard.ipc.capture import EMPTY, unpack
+from guard.ipc.score_table import ScoreRing
+from guard.worker.batch import Harvest, Roster, Step, measure_given
+from guard.worker.buffers import Taps
+from guard.worker.statistics import log_probability, statistics
 
 
 class GuardModelState(DefaultModelState):

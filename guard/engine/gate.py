@@ -15,10 +15,10 @@ from typing import Any
 from vllm.sampling_params import RequestOutputKind
 
 from guard.engine.answer import Answer, risks_so_far, unscored
-from guard.engine.call import Generated, GuardCall, Unscored, Verdict
+from guard.engine.context import Generated, GuardCall, Unscored, Verdict
 from guard.engine.outputs import blank, emptied, own, own_output, told_length, with_completions
-from guard.engine.ring import ScoreRing
-from guard.engine.thinking import Thinker
+from guard.engine.reasoning import Thinker
+from guard.ipc.score_table import ScoreRing
 from guard.policy import Action, Hold, Mode
 from guard.probe.readout import Readout
 

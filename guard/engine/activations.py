@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from guard.engine import precision, seat
+from guard.engine import precision
 from guard.engine.client import one_pass
-from guard.engine.ring import ScoreRing, Slot
 from guard.errors import FitError, TapError
+from guard.ipc import capture
+from guard.ipc.score_table import ScoreRing, Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ class CollectingEngine:
             max_tokens=longest,
             temperature=0.0,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args={seat.KEY: seat.pack([claim], 1.0)},
+            extra_args={capture.KEY: capture.pack([claim], 1.0)},
         )
         last = None
         async for output in self._engine.generate(_prompt(prompt), params, name):
@@ -188,7 +189,7 @@ class CollectingEngine:
 
     async def _read(self, span: Span, slot: int) -> None:
         name = self._name()
-        params = one_pass(seat.pack([Slot(slot, self._number)], 1.0, span.start - 1, draws=False))
+        params = one_pass(capture.pack([Slot(slot, self._number)], 1.0, span.start - 1, draws=False))
         async for _ in self._engine.generate(_prompt(list(span.tokens[: span.end])), params, name):
             pass
 

@@ -13,7 +13,7 @@ _NEGLIGIBLE = -200.0
 def statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(entropy in nats, log of the sum of exponentials) of each row: [rows, vocabulary] -> float32 [rows] each."""
     if logits.is_cuda:
-        from guard.engine.kernels import row_statistics
+        from guard.worker.kernels import row_statistics
 
         return row_statistics(logits)
     step = max(1, _CACHED // logits.shape[1])

@@ -9,11 +9,11 @@ from typing import Any
 
 from vllm.model_executor.custom_op import op_registry_oot
 
-from guard.engine import collector, state
-from guard.engine.config import KEY
-from guard.engine.layer import GuardRowParallelLinear, require_taps
-from guard.engine.ring import PATH_VARIABLE, ScoreRing, refusal_file
 from guard.errors import GuardError, TapError, UnsupportedError
+from guard.ipc.score_table import PATH_VARIABLE, ScoreRing, refusal_file
+from guard.ipc.taps import KEY
+from guard.worker import activations, buffers
+from guard.worker.layer import GuardRowParallelLinear, require_taps
 
 # vLLM's two model runners, by module; their adapters are imported only where they are.
 RUNNER_V1 = "vllm.v1.worker.gpu_model_runner"
@@ -43,7 +43,7 @@ class GuardWorkerMixin:
                 "VLLM_PLUGINS must name hguard, or be unset"
             )
         config = self.vllm_config  # type: ignore[attr-defined]
-        self.hguard_taps = state.current(config) or collector.current(config)
+        self.hguard_taps = buffers.current(config) or activations.current(config)
         if self.hguard_taps is None:
             raise TapError("this worker was started without a probe: additional_config['hguard'] is missing")
         runner = self.model_runner  # type: ignore[attr-defined]
@@ -73,10 +73,10 @@ class GuardWorkerMixin:
     @staticmethod
     def _adapter(built: str | None) -> Any:
         if built == RUNNER_V2:
-            from guard.engine.runner_v2 import AdapterV2
+            from guard.worker.runner_v2 import AdapterV2
 
             return AdapterV2
-        from guard.engine.runner_v1 import AdapterV1
+        from guard.worker.runner_v1 import AdapterV1
 
         return AdapterV1
 
@@ -94,14 +94,14 @@ class GuardWorkerMixin:
 
     def hguard_count(self, layer: int | None) -> None:
         """For the canary: see ``Taps.count_alone``."""
-        assert isinstance(self.hguard_taps, state.Taps)
+        assert isinstance(self.hguard_taps, buffers.Taps)
         self.hguard_taps.count_alone(layer)
 
     def hguard_write(
         self, path: str, slots: list[int], rows: list[int], outputs: str | None = None, leads: str | None = None
     ) -> tuple[list[int], list[int]]:
         """Collecting: see ``Collector.write``."""
-        assert isinstance(self.hguard_taps, collector.Collector)
+        assert isinstance(self.hguard_taps, activations.Collector)
         return self.hguard_taps.write(path, slots, rows, outputs, leads)
 
 

@@ -7,14 +7,15 @@ def register() -> None:
     """Register the op and the tapped layer, and tie this process to the server; vLLM may call this more than once."""
     from vllm.model_executor.custom_op import PluggableLayer, op_registry_oot
 
-    from guard.engine import blocks, failure, op
-    from guard.engine.layer import GuardRowParallelLinear
-    from guard.engine.orphan import die_with_parent
+    from guard.ipc import startup
+    from guard.ipc.parent import die_with_parent
+    from guard.worker import blocks, ops
+    from guard.worker.layer import GuardRowParallelLinear
 
     die_with_parent()
-    failure.watch()
+    startup.watch()
     blocks.clear_float16()
-    op.register()
+    ops.register()
     name = "RowParallelLinear"
     taken = op_registry_oot.get(name)
     if taken is None:
