@@ -1,1 +1,1 @@
-"""HTTP: vLLM's own OpenAI routes composed with ours."""
+"""The command line and the HTTP server."""

@@ -13,7 +13,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from app.keys import Keys
+from app.ingress.auth import Keys
 from guard.errors import GuardError
 from guard.policy import Fail, Fallback, Hold, Mode
 

@@ -135,7 +135,7 @@ def serving(fits: int) -> Iterator[tuple[int, int]]:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     own = ["--port", str(port), "--max-queue", str(fits), "--max-concurrent-requests", "1000"]
-    command = [sys.executable, "-m", "app.cli", "serve", *own, "--", f"--max-num-seqs={fits}"]
+    command = [sys.executable, "-m", "app.cli.main", "serve", *own, "--", f"--max-num-seqs={fits}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)  # noqa: S603
     assert process.stdout is not None
     try:

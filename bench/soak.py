@@ -161,7 +161,7 @@ class Server:
             port = int(probe.getsockname()[1])
         self.url = f"http://127.0.0.1:{port}"
         own = ["--port", str(port), "--loosest-mode", "off"]
-        command = [sys.executable, "-m", "app.cli", "serve", *own, "--", "--max-num-seqs=32"]
+        command = [sys.executable, "-m", "app.cli.main", "serve", *own, "--", "--max-num-seqs=32"]
         command += [] if blocks is None else [f"--num-gpu-blocks-override={blocks}"]
         environment = {**os.environ, "HGUARD_API_KEYS": KEY}
         pipe = subprocess.PIPE

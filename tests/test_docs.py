@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from app import cli
-from app.door import PUBLIC
-from app.options import Options
-from app.routes import ALLOWED
+from app.cli.main import main
+from app.ingress.middleware import PUBLIC
+from app.protocols.options import Options
+from app.server.routes import ALLOWED
 from app.settings import Settings
 from guard.launch import overrides, support
 from guard.probe.bundle import FILES, LARGEST
@@ -118,7 +118,7 @@ def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
                     yield name or chosen, inner
                     yield from below(inner, name or chosen)
 
-    return below(cli._parser(), "")
+    return below(main._parser(), "")
 
 
 def flags_of(command: str) -> set[str]:
@@ -149,7 +149,7 @@ def test_api_names_every_open_route() -> None:
 
 def test_api_names_every_metric() -> None:
     text = (ROOT / "docs/api.md").read_text()
-    metrics = set(re.findall(r'"(hguard_\w+)"', (ROOT / "app/metrics.py").read_text()))
+    metrics = set(re.findall(r'"(hguard_\w+)"', (ROOT / "app/telemetry/metrics.py").read_text()))
     assert len(metrics) > 10
     assert [name for name in sorted(metrics) if not re.search(rf"`{name}\b", text)] == []
 
@@ -175,7 +175,7 @@ def test_security_names_what_is_refused() -> None:
 
 def test_users_find_what_is_refused_where_they_look() -> None:
     text = (ROOT / "docs/api.md").read_text()
-    named = set(re.findall(r'param="(\w+)"', (ROOT / "app/guarding.py").read_text())) - {"messages"}
+    named = set(re.findall(r'param="(\w+)"', (ROOT / "app/protocols/middleware.py").read_text())) - {"messages"}
     assert "use_beam_search" in named
     assert [name for name in sorted(named) if f"| `{name}` |" not in text] == []
     section = (

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app import cli
+from app.cli.main import main
 from app.settings import Settings
 from guard.errors import GuardError
 from tests.curl import ADDRESS, excerpts_after, reply_to
@@ -138,10 +138,10 @@ def check_hguard(command: Command) -> None:
 
 def hguard(arguments: list[str]) -> None:
     """As the command line reads them, and its settings; what follows -- as vLLM does."""
-    own, extra = cli._split(arguments)
-    options = cli._parser().parse_args(own)
+    own, extra = main._split(arguments)
+    options = main._parser().parse_args(own)
     if options.command in ("serve", "worker"):
-        cli.settings_from({name: value for name, value in vars(options).items() if name in Settings.model_fields})
+        main.settings_from({name: value for name, value in vars(options).items() if name in Settings.model_fields})
     if extra:
         engine_parser().parse_args(["--model", "model", *extra])
 

@@ -18,7 +18,7 @@ from ray import serve
 from ray.serve import Application
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import keys
+from app.ingress import auth
 from app.settings import Settings
 from guard.errors import GuardError, UnsupportedError
 
@@ -38,7 +38,7 @@ def require_alive() -> None:
 def require_keys(settings: Settings) -> None:
     """Raises UnsupportedError where everyone would be let in and nobody said so."""
     if not (settings.api_keys or settings.allow_unauthenticated):
-        raise UnsupportedError(f"Ray's proxy lets in whoever reaches it, and there are no keys: {keys.REMEDY}")
+        raise UnsupportedError(f"Ray's proxy lets in whoever reaches it, and there are no keys: {auth.REMEDY}")
 
 
 class GuardedServer:
@@ -63,13 +63,13 @@ class GuardedServer:
         await self._app(scope, receive, named)
 
     async def _live(self, receive: Receive, send: Send) -> None:
-        from app.main import guarded_app, plan
+        from app.server.app import guarded_app, plan
 
         await receive()
         try:
             require_keys(self._settings)
             prepared = plan(self._settings, self._engine_arguments)
-            os.environ.pop(keys.VARIABLE, None)  # the engine's processes need no keys
+            os.environ.pop(auth.VARIABLE, None)  # the engine's processes need no keys
             async with guarded_app(prepared) as app:
                 self._app = app
                 global _engine

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.admission import DRAINING, ENGINE_DEAD, Admission, Pacer
 from app.errors import RefusedError
+from app.ingress.admission import DRAINING, ENGINE_DEAD, Admission, Pacer
 
 
 def test_refusals_come_at_once_until_there_are_too_many() -> None:

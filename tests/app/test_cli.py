@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import guard
-from app.cli import main
+from app.cli.main import main
 from app.settings import ATLAS, Settings, settings_from
 from guard.errors import GuardError
 from guard.probe.bundle import Bundle
@@ -31,7 +31,7 @@ def test_flags_over_environment_over_file(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_nothing_heavy_is_imported_before_the_environment_is_prepared() -> None:
     """vLLM reads it when it is imported, and torch makes its cache."""
-    program = "import sys, app.cli; print({'torch', 'vllm', 'transformers'} & set(sys.modules))"
+    program = "import sys, app.cli.main; print({'torch', 'vllm', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ATLAS.parents[1], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("set()\n", "")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.cli import main
-from app.evaluate import judged_lines
+from app.cli.evaluate import judged_lines
+from app.cli.main import main
 from app.settings import ATLAS
 from guard.fit.examine import Answered
 from guard.fit.pipeline import SHARES
@@ -77,8 +77,8 @@ def test_it_starts_no_engine(data: str, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["data", "check", data, "--", "--enforce-eager"]) == 2
     assert "data does not start vLLM" in capsys.readouterr().err
     program = (
-        "import sys, app.cli; "
-        f"status = app.cli.main(['data', 'check', {data!r}]); "
+        "import sys, app.cli.main; "
+        f"status = app.cli.main.main(['data', 'check', {data!r}]); "
         "print(status, {'torch', 'vllm', 'transformers', 'sklearn'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ATLAS.parents[1], capture_output=True, text=True)

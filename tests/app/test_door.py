@@ -17,16 +17,17 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from app import health, info
-from app.admission import DRAINING, Admission
-from app.body import PARSED
-from app.dialects import CHAT, MESSAGES
-from app.door import CALLER, PUBLIC, Door
 from app.errors import Reason
-from app.keys import Keys
-from app.limits import RISK, Limits
-from app.metrics import DoorMetrics
-from app.routes import ALLOWED, OWN
+from app.ingress.admission import DRAINING, Admission
+from app.ingress.auth import Keys
+from app.ingress.body import PARSED
+from app.ingress.middleware import PUBLIC, Door
+from app.ingress.scope import CALLER
+from app.protocols.limits import RISK, Limits
+from app.protocols.registry import CHAT, MESSAGES
+from app.server import health, system
+from app.server.routes import ALLOWED, OWN
+from app.telemetry.metrics import DoorMetrics
 from guard.probe.bundle import Bundle
 
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
@@ -55,7 +56,7 @@ class House:
                 max_risk_items=3,
             ),
             "admission": self.admission,
-            "metrics": DoorMetrics(self.admission, self.registry),
+            "refused": DoorMetrics(self.admission, self.registry).refused,
             "working": GENERATING,
             "max_body_bytes": 1000,
             "body_seconds": seconds,
@@ -121,14 +122,14 @@ class Table:
         from vllm.entrypoints.openai.api_server import build_app
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-        from app.routes import close_unguarded
+        from app.server.routes import close_unguarded
         from guard.compat import make_arg_parser
 
         args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--root-path", root] if root else [])
         app: FastAPI = build_app(args, ("generate",))
         close_unguarded(app)
         house = House(keys="right-key,other-key")
-        app.include_router(info.router(bundle, {}))
+        app.include_router(system.router(bundle, {}))
         app.include_router(health.router(house.admission, lambda: False))
         for path in RISK:
             app.post(path)(house.answer)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from app.cli import main
+from app.cli.main import main
 from app.settings import ATLAS
 
 ROW = {"question": "Where is Texas?", "answers": ["United States"]}

@@ -14,10 +14,10 @@ from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry
 from starlette.responses import JSONResponse, StreamingResponse
 
-from app.guarding import CHAT, COMPLETIONS, GuardMiddleware
-from app.metrics import OUTCOMES, Metrics
-from app.options import Defaults
-from app.wire import Token, Writer
+from app.protocols.middleware import CHAT, COMPLETIONS, GuardMiddleware
+from app.protocols.options import Defaults
+from app.protocols.wire import Token, Writer
+from app.telemetry.metrics import OUTCOMES, Metrics
 from guard.engine.context import GuardCall, Unscored, Verdict, current_call
 from guard.policy import Mode, decide
 from guard.probe.bundle import Bundle

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import pytest
 
-from app.cli import main, settings_from
-from app.keys import Keys, is_loopback
-from app.main import Plan, bind
+from app.cli.main import main, settings_from
+from app.ingress.auth import Keys, is_loopback
+from app.server.app import Plan, bind
 from app.settings import Settings
 from guard.errors import GuardError, UnsupportedError
 
@@ -94,7 +94,7 @@ def test_every_digest_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
         compared.append((one, other))
         return one == other
 
-    monkeypatch.setattr("app.keys.hmac.compare_digest", compare)
+    monkeypatch.setattr("app.ingress.auth.hmac.compare_digest", compare)
     keys = Keys.parse("a,b,c")
     for offered in ("a", "c", "none"):
         compared.clear()

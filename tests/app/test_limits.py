@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.dialects import CHAT, COMPLETIONS, MESSAGES, RESPONSES
-from app.limits import RISK, Limits, answers
+from app.protocols.limits import RISK, Limits
+from app.protocols.registry import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from guard.errors import RequestError
 
 LIMITS = Limits(
@@ -132,7 +132,7 @@ def test_beyond(path: str, body: Any, param: str | None, status: int) -> None:
     ],
 )
 def test_answers(path: str, body: Any, count: int) -> None:
-    assert answers(path, body) == count
+    assert LIMITS.answers(path, body) == count
 
 
 SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
@@ -161,4 +161,4 @@ def test_any_json_is_checked_or_left_to_the_route(path: str, body: Any) -> None:
         LIMITS.check(path, body)
     except RequestError:
         return
-    assert 1 <= answers(path, body) <= 4 or isinstance(body, list)
+    assert 1 <= LIMITS.answers(path, body) <= 4 or isinstance(body, list)

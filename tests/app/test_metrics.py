@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from prometheus_client import CollectorRegistry
 
-from app.metrics import Metrics
-from app.wire import Writer
+from app.protocols.wire import Writer
+from app.telemetry.metrics import Metrics
 from guard.engine.context import GuardCall, Verdict
 from guard.policy import Mode, Policy, decide
 from guard.probe.bundle import Bundle

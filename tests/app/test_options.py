@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.options import Defaults, parse, resolve
+from app.protocols.options import Defaults, parse, resolve
 from guard.errors import GuardError, RequestError
 from guard.policy import Fail, Fallback, Hold, Mode, Policy
 from guard.probe.bundle import Bundle

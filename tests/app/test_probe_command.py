@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from app.cli import main
+from app.cli.main import main
 from app.settings import ATLAS
 from guard.probe.bundle import Bundle, load_bundle
 from tests.probe.stand_in import Hub, stand_in

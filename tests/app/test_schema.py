@@ -12,10 +12,10 @@ import pytest_asyncio
 from fastapi import FastAPI
 from jsonschema import Draft202012Validator, ValidationError
 
-from app.dialects import DIALECTS
-from app.keys import Keys
-from app.options import Options
-from app.routes import OWN
+from app.ingress.auth import Keys
+from app.protocols.options import Options
+from app.protocols.registry import DIALECTS
+from app.server.routes import OWN
 from app.settings import Settings
 from tests.scripted.server import scripted_app
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import sizes
+from app.protocols import sizes
 
 MOST = 10**9
 SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text()

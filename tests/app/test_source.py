@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from app import source
+from app import resolver
 from app.settings import Settings
 from guard.errors import BundleError, UnsupportedError
 from guard.probe import hub as hub_module
@@ -41,24 +41,24 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str 
     ],
 )
 def test_a_probe_of_the_hub(hub: list[Any], tmp_path: Path, probe: str, expected: tuple[str, str | None]) -> None:
-    assert source.find_probe(Settings(probe=probe)) == tmp_path
+    assert resolver.find_probe(Settings(probe=probe)) == tmp_path
     assert hub == [expected]
 
 
 @pytest.mark.parametrize("probe", ["hf://", "hf://name", "hf://a/b/c", "hf://a/b@", "hf://a/b?x"])
 def test_a_name_that_is_none(hub: list[Any], probe: str) -> None:
     with pytest.raises(BundleError, match="not of the form"):
-        source.find_probe(Settings(probe=probe))
+        resolver.find_probe(Settings(probe=probe))
     assert hub == []
 
 
 def test_what_cannot_be_fetched(hub: list[Any]) -> None:
     with pytest.raises(BundleError, match="could not be fetched"):
-        source.find_probe(Settings(probe="hf://owner/missing"))
+        resolver.find_probe(Settings(probe="hf://owner/missing"))
     with pytest.raises(UnsupportedError, match="could not be fetched"):
-        source.find_model(Settings(model="owner/missing"))
+        resolver.find_model(Settings(model="owner/missing"))
 
 
 def test_a_model_of_the_hub_keeps_its_name(hub: list[Any], tmp_path: Path) -> None:
-    assert source.find_model(Settings(model="owner/name", revision="v3")) == (tmp_path, "owner/name")
+    assert resolver.find_model(Settings(model="owner/name", revision="v3")) == (tmp_path, "owner/name")
     assert hub == [("owner/name", "v3")]

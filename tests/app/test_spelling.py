@@ -10,7 +10,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 from vllm.sampling_params import SamplingParams
 
-from app.spelling import Speller
+from app.protocols.tokenizer import Speller
 from guard.engine.context import Generated, Verdict
 from guard.policy import PASSED, Mode, Policy
 

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from app import vetting
+from app.protocols import validation
 from guard.compat import make_arg_parser
 from tests.scripted.engine import ScriptedCore
 from tests.scripted.server import forget_metrics, scripted_app
@@ -131,7 +131,7 @@ async def test_a_body_that_is_no_text(http: httpx.AsyncClient) -> None:
 async def test_our_own_faults_stay_errors_of_the_server() -> None:
     error = AttributeError("ours")
     with pytest.raises(AttributeError):
-        await vetting._answer(Request({"type": "http", "path": "/", "headers": []}), error)
+        await validation._answer(Request({"type": "http", "path": "/", "headers": []}), error)
 
 
 async def test_characters_of_two_halves_pass(http: httpx.AsyncClient) -> None:

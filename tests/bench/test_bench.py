@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import app.bench
-from app.cli import main
+import app.cli.bench
+from app.cli.main import main
 from app.settings import ATLAS
 from bench import operations
 from guard.bench import load, pair, report
@@ -152,7 +152,7 @@ def test_a_ratio_that_says_nothing_is_left_out_by_name(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_measured_under_its_own_name(tmp_path: Path) -> None:
-    assert app.bench._settings(str(tmp_path), None, False).served_model_name == tmp_path.name
+    assert app.cli.bench._settings(str(tmp_path), None, False).served_model_name == tmp_path.name
     assert not [path.name for path in report.RESULTS.rglob("*.json") if f'"{tempfile.gettempdir()}' in path.read_text()]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from app.cli import main
+from app.cli.main import main
 from app.settings import ATLAS
 from guard.bench import http, pair, report
 from guard.bench.client import Address, Connection, Reply, frames

@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 import yaml
 
-from app.door import PUBLIC
+from app.ingress.middleware import PUBLIC
 from app.settings import Settings, settings_from
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from app.door import PUBLIC
+from app.ingress.middleware import PUBLIC
 from app.settings import Settings
 from deploy.live import HERE
 from tests.deploy.metrics import names_in

@@ -24,7 +24,7 @@ def free_port() -> int:
 class Server:
     """Started and ready once constructed; raises when it did not come up."""
 
-    program: tuple[str, ...] = ("-m", "app.cli", "serve")
+    program: tuple[str, ...] = ("-m", "app.cli.main", "serve")
 
     def __init__(self, arguments: Sequence[str] = (), port: int | None = None) -> None:
         self.port = port or free_port()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.cli import main
+from app.cli.main import main
 from app.settings import ATLAS
 from guard.fit.asking import ANSWERED
 from guard.fit.collected import MEANS, OUTPUTS

@@ -17,7 +17,7 @@ import pycountry
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from app.routes import ALLOWED, OWN
+from app.server.routes import ALLOWED, OWN
 from app.settings import ATLAS, BEYOND
 from guard.fit.judge import judge
 from guard.fit.questions import Question

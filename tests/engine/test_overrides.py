@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli import main
+from app.cli.main import main
 from app.settings import ATLAS
 from guard.errors import UnsupportedError
 from guard.launch.engines import chat_template, collecting_arguments, engine_arguments

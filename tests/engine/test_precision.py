@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.cli import main
+from app.cli.main import main
 from app.settings import ATLAS
 from guard.engine import precision
 from guard.errors import BundleError, UnsupportedError

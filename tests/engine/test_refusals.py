@@ -15,7 +15,7 @@ import torch
 import transformers
 from transformers import AutoTokenizer
 
-from app.cli import main
+from app.cli.main import main
 from app.settings import ATLAS
 from guard.errors import BundleError, GuardError, TapError
 from guard.fit.reader import Reader

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli import main
+from app.cli.main import main
 from guard.errors import UnsupportedError
 from guard.ipc.score_table import ScoreRing, cause_file
 from guard.ipc.startup import explained, reason
@@ -104,7 +104,7 @@ def test_other_causes_are_told_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_too_little_memory_for_the_kv_cache() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "app.cli", "serve", "--port", str(free_port())],
+        [sys.executable, "-m", "app.cli.main", "serve", "--port", str(free_port())],
         env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "0"},
         capture_output=True,
         text=True,

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from app.main import guarded_app, plan
+from app.server.app import guarded_app, plan
 from app.settings import ATLAS, Settings
 from bench import withheld
 from guard.engine.context import GuardCall, use_call

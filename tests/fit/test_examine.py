@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from app.cli import main
+from app.cli.main import main
 from guard.fit import metrics
 from guard.fit.baselines import Baselines, cost
 from guard.fit.evaluate import reports

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from app.dialects import CHAT, COMPLETIONS, DIALECTS, MESSAGES, RESPONSES, Telling
-from app.schema import Hallucination
-from app.sse import FrameEditor
-from app.wire import Token, Writer
+from app.protocols.openapi import Hallucination
+from app.protocols.registry import CHAT, COMPLETIONS, DIALECTS, MESSAGES, RESPONSES, Telling
+from app.protocols.sse import FrameEditor
+from app.protocols.wire import Token, Writer
 from guard.engine.context import GuardCall, Unscored, Verdict
 from guard.policy import Action, Decision, Fallback, Mode, Policy
 from guard.probe.bundle import Bundle

@@ -19,7 +19,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from app import cli
+from app.cli import main as command_line
 from app.settings import Settings
 from guard.launch.engines import prepare_environment
 from guard.probe.bundle import Bundle
@@ -52,7 +52,7 @@ async def scripted_app(
     ``app.state.server`` stands in for uvicorn's, which vLLM tells to exit when the engine died. The registry of metrics
     is the process's: it shows those of the app that was started last.
     """
-    from app.main import guarded_app, plan
+    from app.server.app import guarded_app, plan
     from tests.scripted.engine import scripted_engine
     from tests.scripted.script import Script, by_words
 
@@ -93,7 +93,7 @@ def forget_metrics() -> None:
     """Make room in the registry, as vLLM does for its own when an engine starts."""
     from prometheus_client import REGISTRY
 
-    from app.metrics import OwnRequestsMetrics
+    from app.telemetry.metrics import OwnRequestsMetrics
 
     for collector in list(REGISTRY._collector_to_names):
         if isinstance(collector, OwnRequestsMetrics) or getattr(collector, "_name", "").startswith(OURS):
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str]) -> int:
     from tests.scripted.engine import scripted_engine
 
     with scripted_engine():
-        return cli.main(["serve", *arguments])
+        return command_line.main(["serve", *arguments])
 
 
 if __name__ == "__main__":

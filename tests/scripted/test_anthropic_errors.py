@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.keys import Keys
+from app.ingress.auth import Keys
 from app.settings import Settings
 from tests.scripted.server import over, scripted_app
 from tests.scripted.test_scripted import CHAT, asking

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.keys import Keys
+from app.ingress.auth import Keys
 from app.settings import Settings
 from tests.scripted.server import listening, over, scripted_app
 

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from app.protocols.tokenizer import Speller
 from app.settings import Settings
-from app.spelling import Speller
 from tests.scripted.server import over, scripted_app
 from tests.scripted.test_scripted import CHAT, asking
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli import main
+from app.cli.main import main
 from guard.probe.bundle import load_bundle
 from tests.engine.server import Server
 from tests.engine.test_smollm2 import ask

@@ -12,11 +12,11 @@ from pydantic import ConfigDict, Field, create_model, with_config
 from starlette.routing import BaseRoute
 from typing_extensions import TypedDict  # typing's own, before 3.12, hides from pydantic what is not required
 
-from app.dialects import CHAT, COMPLETIONS, MESSAGES, RESPONSES
-from app.door import PUBLIC
-from app.limits import RISK
-from app.options import FIELD, Options
-from app.risk import RiskItem
+from app.ingress.middleware import PUBLIC
+from app.protocols.limits import RISK
+from app.protocols.options import FIELD, Options
+from app.protocols.registry import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from app.protocols.risk import RiskItem
 from guard.engine.context import Unscored
 from guard.policy import Action, Mode
 

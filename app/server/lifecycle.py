@@ -18,7 +18,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from app.admission import DRAINING, ENGINE_DEAD, Admission
+from app.ingress.admission import DRAINING, ENGINE_DEAD, Admission
 from guard.errors import GuardError
 from guard.launch.engines import complain
 

@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from app.extra import require_extra
+from app.cli.extra import require_extra
 from guard.errors import FitError
 from guard.fit.judge import RemoteJudge
 from guard.fit.questions import Question
@@ -118,8 +118,8 @@ def add_asking(parser: argparse.ArgumentParser, required: bool = True) -> None:
 def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Fit and save. Raises GuardError with what to mend."""
     require_extra("fit")
+    from app.resolver import find_model, label_of
     from app.settings import Settings
-    from app.source import find_model, label_of
     from guard.fit.engines import RealEngines
     from guard.fit.imported import listed
     from guard.fit.pipeline import Fit, Options
@@ -176,8 +176,8 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
 def run_calibrate(options: argparse.Namespace, extra: list[str]) -> int:
     """Calibrate and save. Raises GuardError with what to mend."""
     require_extra("calibrate")
+    from app.resolver import find_model, find_probe
     from app.settings import Settings
-    from app.source import find_model, find_probe
     from guard.fit.engines import RealEngines
     from guard.fit.questions import load_questions
     from guard.fit.recalibrate import recalibrate

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.extra import require_extra
-from app.fit import add_asking, digest, judge_of, stopped
+from app.cli.extra import require_extra
+from app.cli.fit import add_asking, digest, judge_of, stopped
 from guard.errors import FitError
 from guard.fit.questions import Question
 from guard.launch.engines import run_engines
@@ -57,8 +57,8 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Measure and write. Raises GuardError with what to mend."""
     require_extra("eval")
+    from app.resolver import find_model, find_probe
     from app.settings import Settings
-    from app.source import find_model, find_probe
     from guard.fit.engines import RealEngines
     from guard.fit.material import SLOTS
     from guard.fit.page import render

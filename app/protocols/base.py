@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from app.wire import Writer
+from app.protocols.wire import Writer
 from guard.engine.context import GuardCall, Verdict
 from guard.policy import Action, Fallback
 

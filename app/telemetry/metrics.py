@@ -8,8 +8,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from app.admission import Admission
 from app.errors import Reason
+from app.ingress.admission import Admission
 from guard.engine.context import GuardCall, Unscored, Verdict
 from guard.engine.own import OwnRequests, Purpose
 from guard.policy import Action, Mode

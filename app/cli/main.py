@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import guard
-from app import bench, data, evaluate, fit, probe, worker
+from app.cli import bench, data, evaluate, fit, probe, worker
 from app.settings import Settings, settings_from
 from guard.errors import GuardError
 from guard.launch.engines import prepare_environment, run_engines
@@ -82,7 +82,7 @@ def _serve(options: argparse.Namespace, extra: list[str]) -> int:
     chosen = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     settings = settings_from(chosen)
     with _ends_at_sigterm():
-        from app.main import bind, plan, serve
+        from app.server.app import bind, plan, serve
 
         prepared = plan(settings, extra)
         try:

@@ -14,14 +14,16 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import body, errors
-from app.dialects import CHAT, COMPLETIONS, DIALECTS, Dialect, Telling
-from app.dialects.base import BROKEN, Stream
-from app.metrics import Metrics
-from app.options import FIELD, Defaults, parse
-from app.sse import FrameEditor
-from app.vetting import fault_of
-from app.wire import Writer
+from app import errors
+from app.ingress import body
+from app.ingress.scope import route_path
+from app.protocols.base import BROKEN, Stream
+from app.protocols.options import FIELD, Defaults, parse
+from app.protocols.registry import CHAT, COMPLETIONS, DIALECTS, Dialect, Telling
+from app.protocols.sse import FrameEditor
+from app.protocols.validation import fault_of
+from app.protocols.wire import Writer
+from app.telemetry.metrics import Metrics
 from guard.engine.context import GuardCall, use_call
 from guard.errors import RequestError
 from guard.policy import Policy
@@ -100,12 +102,6 @@ def _watched(receive: Receive, call: GuardCall) -> Receive:
         return message
 
     return watched
-
-
-def route_path(scope: Scope) -> str:
-    """The path that the router will match: without the prefix that ``--root-path`` puts in front."""
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
-    return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
 class Reply:

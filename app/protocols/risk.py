@@ -15,12 +15,13 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.responses import JSONResponse
 
-from app import body, errors
-from app.guarding import log_line
-from app.metrics import Metrics
-from app.options import Defaults, parse, said
-from app.spelling import Speller
-from app.wire import Token, Writer
+from app import errors
+from app.ingress import body
+from app.protocols.middleware import log_line
+from app.protocols.options import Defaults, parse, said
+from app.protocols.tokenizer import Speller
+from app.protocols.wire import Token, Writer
+from app.telemetry.metrics import Metrics
 from guard.compat import RefusalError
 from guard.engine.client import GuardedEngine
 from guard.engine.context import GuardCall

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from app.wire import Token
+from app.protocols.wire import Token
 from guard.engine.context import Verdict
 from guard.engine.detokenization import texts
 from guard.errors import RequestError

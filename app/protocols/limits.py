@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from app import sizes
-from app.dialects import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from app.errors import Reason, RefusedError
+from app.protocols import sizes
+from app.protocols.registry import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from guard.errors import RequestError
 
 RISK = frozenset({"/risk", "/v1/risk"})
@@ -77,6 +77,12 @@ class Limits:
                 "prompt" if each == 1 else field, f"{answers}: more than the {self.max_choices} answers allowed at once"
             )
 
+    def answers(self, path: str, body: Any) -> int:
+        """How many answers the engine will work on for this body; at least one."""
+        if path in RISK and isinstance(body, list):
+            return max(1, len(body))
+        return _choices(path, body)[1] * _prompts(path, body) if isinstance(body, dict) else 1
+
     def _check_items(self, items: list[Any]) -> None:
         if len(items) > self.max_risk_items:
             raise _too_much(
@@ -111,13 +117,6 @@ class Limits:
                     f"schemas, choices and patterns are larger than the {self.max_grammar} allowed "
                     "(values, each character of a pattern for 2, 16 of other text for 1)",
                 )
-
-
-def answers(path: str, body: Any) -> int:
-    """How many answers the engine will work on for this body; at least one."""
-    if path in RISK and isinstance(body, list):
-        return max(1, len(body))
-    return _choices(path, body)[1] * _prompts(path, body) if isinstance(body, dict) else 1
 
 
 def _choices(path: str, body: dict[str, Any]) -> tuple[str, int]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fastapi import APIRouter
 from starlette.responses import JSONResponse
 
-from app.admission import ENGINE_DEAD, Admission
+from app.ingress.admission import ENGINE_DEAD, Admission
 
 READY = "ready"
 

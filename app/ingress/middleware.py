@@ -7,46 +7,58 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import anthropic_errors, errors
-from app.admission import Admission, Pacer, Permit
-from app.body import PARSED, parse, replay
 from app.errors import Reason, RefusedError
-from app.guarding import route_path
-from app.keys import Keys
-from app.limits import Limits, answers
-from app.metrics import DoorMetrics
+from app.ingress.admission import Admission, Pacer, Permit
+from app.ingress.auth import Keys
+from app.ingress.body import PARSED, parse, replay
+from app.ingress.scope import CALLER, route_path
 from guard.errors import RequestError
 
 # Reachable without a key, by GET: probes of whoever runs the server, and the page, which holds no secret.
 PUBLIC = frozenset({"/", "/live", "/ready", "/health", "/ping", "/metrics"})
-CALLER = "hguard_caller"  # in scope["state"]: the position of the caller's key, None without keys
 
 _READ_OUT_SECONDS = 1.0
 _FOR_LOAD = frozenset({Reason.TOO_MANY_REQUESTS, Reason.QUEUE_FULL})
 _READING = frozenset({"GET", "HEAD"})
 
 
+class RequestLimits(Protocol):
+    """What the operator lets one request ask for."""
+
+    def check(self, path: str, body: Any) -> None:
+        """Raises RequestError for a parsed body that asks for too much."""
+
+    def answers(self, path: str, body: Any) -> int:
+        """How many answers the engine will work on for it."""
+
+
 class Door:
-    """Pure ASGI; stands outside GuardMiddleware. ``working``: the routes whose requests take a place."""
+    """Pure ASGI; stands outside GuardMiddleware. ``working``: the routes whose requests take a place.
+
+    ``refused`` is told the reason of each refusal.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
         keys: Keys,
-        limits: Limits,
+        limits: RequestLimits,
         admission: Admission,
-        metrics: DoorMetrics,
+        refused: Callable[[Reason], None],
         working: frozenset[str],
         max_body_bytes: int,
         body_seconds: float,
     ) -> None:
         self.app = app
-        self._keys, self._limits, self._admission, self._metrics = keys, limits, admission, metrics
+        self._keys, self._limits, self._admission, self._refused = keys, limits, admission, refused
         self._pacer, self._working = Pacer(), working
         self._max_body_bytes, self._body_seconds = max_body_bytes, body_seconds
 
@@ -75,7 +87,7 @@ class Door:
             await self.app(scope, receive, reply.send)
         except RequestError as error:
             if isinstance(error, RefusedError):
-                self._metrics.refused(error.reason)
+                self._refused(error.reason)
                 await self._before_refusal(error.reason, receive)
             await reply.fail(error, path, scope, receive)
         except asyncio.CancelledError:
@@ -149,7 +161,7 @@ class Door:
         """Check what the body asks for, take its places, leave it parsed for GuardMiddleware. Raises RequestError."""
         content = parse(body)
         self._limits.check(path, content)
-        permit.widen(answers(path, content))
+        permit.widen(self._limits.answers(path, content))
         if isinstance(content, dict):
             scope["state"][PARSED] = content
 

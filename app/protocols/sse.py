@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from app.body import written
+from app.ingress.body import written
 
 _END = b"\n\n"
 _DATA, _EVENT = b"data: ", b"event: "

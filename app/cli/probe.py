@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from app.fit import add_asking
+from app.cli.fit import add_asking
 from guard.errors import FitError
 
 _ADDRESS = "a folder, or hf://owner/name@revision"
@@ -77,8 +77,8 @@ def add_parser(commands: Any) -> None:
 
 
 def _show(options: argparse.Namespace, extra: list[str]) -> int:
-    from app.info import card
-    from app.source import locate
+    from app.resolver import locate
+    from app.server.system import card
     from guard.probe.bundle import load_bundle
 
     print(json.dumps(card(load_bundle(locate(options.probe))), indent=2, ensure_ascii=False))
@@ -87,8 +87,8 @@ def _show(options: argparse.Namespace, extra: list[str]) -> int:
 
 def _verify(options: argparse.Namespace, extra: list[str]) -> int:
     """Print a line for each thing that holds; what does not is a GuardError."""
+    from app.resolver import find_model, locate
     from app.settings import Settings
-    from app.source import find_model, locate
     from guard.probe.bundle import FILES, load_bundle, require_model
 
     folder = locate(options.probe)
@@ -119,7 +119,7 @@ def _verify(options: argparse.Namespace, extra: list[str]) -> int:
 
 
 def _export(options: argparse.Namespace, extra: list[str]) -> int:
-    from app.source import locate
+    from app.resolver import locate
     from guard.probe.bundle import load_bundle
     from guard.probe.neurons import Neurons, write_neurons
 
@@ -130,8 +130,8 @@ def _export(options: argparse.Namespace, extra: list[str]) -> int:
 
 
 def _import(options: argparse.Namespace, extra: list[str]) -> int:
+    from app.resolver import find_model, label_of
     from app.settings import Settings
-    from app.source import find_model, label_of
     from guard.fit.imported import listed, save_imported
     from guard.fit.weights import norms_of
     from guard.probe.identity import identify
@@ -153,9 +153,9 @@ def _import(options: argparse.Namespace, extra: list[str]) -> int:
 
 def _refit(options: argparse.Namespace, extra: list[str]) -> int:
     """``hguard fit --neurons``, under the name that an imported bundle has."""
-    from app import fit
+    from app.cli import fit
+    from app.resolver import find_model
     from app.settings import Settings
-    from app.source import find_model
 
     if options.data is None:
         raise FitError("--refit fits the neurons to the model's answers: give questions with --data")
@@ -168,8 +168,8 @@ def _refit(options: argparse.Namespace, extra: list[str]) -> int:
 
 
 def _reference(options: argparse.Namespace, extra: list[str]) -> int:
+    from app.resolver import find_model, find_probe
     from app.settings import Settings
-    from app.source import find_model, find_probe
     from guard.fit.workspace import explained
     from guard.launch.engines import engine_arguments, guarded_engine, run_engines
     from guard.policy import Mode, Policy

@@ -20,19 +20,22 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
 
 import guard
-from app import errors, health, info, keys, risk, schema, serving, vetting
-from app.admission import Admission
-from app.door import Door
-from app.guarding import GUARDED, GuardMiddleware
-from app.head import Head
-from app.limits import RENDERING, RISK, Limits
-from app.metrics import DoorMetrics, Metrics, OwnRequestsMetrics
-from app.options import Defaults, resolve
-from app.routes import close_unguarded
+from app import errors
+from app.ingress import auth
+from app.ingress.admission import Admission
+from app.ingress.middleware import Door
+from app.protocols import openapi, risk, validation
+from app.protocols.limits import RENDERING, RISK, Limits
+from app.protocols.middleware import GUARDED, GuardMiddleware
+from app.protocols.options import Defaults, resolve
+from app.protocols.tokenizer import Speller
+from app.protocols.wire import Writer
+from app.resolver import find_model, find_probe
+from app.server import health, lifecycle, system
+from app.server.head import Head
+from app.server.routes import close_unguarded
 from app.settings import Settings
-from app.source import find_model, find_probe
-from app.spelling import Speller
-from app.wire import Writer
+from app.telemetry.metrics import DoorMetrics, Metrics, OwnRequestsMetrics
 from guard.errors import UnsupportedError
 from guard.launch import support
 from guard.launch.engines import chat_template, complain, engine_arguments, guarded_engine
@@ -116,12 +119,12 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         reader = Speller(copy.deepcopy(tokenizer), template)  # works in a thread of its own
         scorer = risk.RiskScorer(engine, plan.name, plan.defaults, reader, writer, metrics, *limits)
         app.include_router(risk.router(scorer))
-        app.include_router(info.router(bundle, _effective(plan, engine, closed)))
+        app.include_router(system.router(bundle, _effective(plan, engine, closed)))
         app.include_router(health.router(admission, lambda: engine.errored))
-        schema.install(app, bool(settings.api_keys), settings.max_risk_items)
+        openapi.install(app, bool(settings.api_keys), settings.max_risk_items)
         inner: ExceptionMiddleware = innermost(app).app
         inner.add_exception_handler(HTTPException, errors.of_http)
-        vetting.install(inner)
+        validation.install(inner)
         guarding = GuardMiddleware(
             inner,
             bundle=bundle,
@@ -139,8 +142,8 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
 def bind(plan: Plan) -> socket.socket:
     """Take the port before the engine starts. Raises OSError when it is in use, UnsupportedError without keys."""
     settings = plan.settings
-    if not (settings.api_keys or settings.allow_unauthenticated or keys.is_loopback(settings.host)):
-        raise UnsupportedError(f"--host {settings.host} lets other machines in, and there are no keys: {keys.REMEDY}")
+    if not (settings.api_keys or settings.allow_unauthenticated or auth.is_loopback(settings.host)):
+        raise UnsupportedError(f"--host {settings.host} lets other machines in, and there are no keys: {auth.REMEDY}")
     from guard.compat import create_server_socket
 
     sock: socket.socket = create_server_socket((plan.settings.host, plan.settings.port), reuse_port=False)
@@ -155,12 +158,12 @@ async def serve(plan: Plan, sock: socket.socket) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("hguard").setLevel(logging.INFO)
-    os.environ.pop(keys.VARIABLE, None)  # the engine's processes inherit the environment, and need no keys
+    os.environ.pop(auth.VARIABLE, None)  # the engine's processes inherit the environment, and need no keys
     address = f"http://{_host_in_url(plan.settings.host)}:{plan.settings.port}"
     print(f"hguard: starting {plan.name} ...", flush=True)
     async with guarded_app(plan) as app:
         ready = f"hguard: {plan.name} is ready, guarded by {plan.bundle.card.id}: {address}"
-        await serving.serve(
+        await lifecycle.serve(
             app,
             sock,
             engine=app.state.engine_client,
@@ -199,7 +202,7 @@ def _door(app: ASGIApp, settings: Settings, admission: Admission) -> Door:
             min(settings.max_risk_items, capacity),
         ),
         admission=admission,
-        metrics=DoorMetrics(admission),
+        refused=DoorMetrics(admission).refused,
         working=GUARDED | RISK | RENDERING,
         max_body_bytes=settings.max_body_bytes,
         body_seconds=settings.body_seconds,

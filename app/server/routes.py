@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from app.guarding import GUARDED
+from app.protocols.middleware import GUARDED
 
 # Routes of vLLM that generate nothing.
 HARMLESS = frozenset(

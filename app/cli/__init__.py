@@ -1,0 +1,1 @@
+"""``hguard``: one file for each command."""

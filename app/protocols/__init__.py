@@ -1,0 +1,1 @@
+"""What each API asks and answers: options in, verdicts out."""

@@ -1,0 +1,1 @@
+"""The server composed and run: its routes, its life, what it says of itself."""
