@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from app.resolver import label_of
 from app.settings import ATLAS, Settings
-from guard.bench.shapes import SHAPES, write_chat_model, write_model, write_probe
+from guard.bench.synthetic import SHAPES, write_chat_model, write_model, write_probe
 from guard.errors import GuardError
 from guard.launch.engines import run_engines
 from guard.probe.bundle import Bundle
 
 if TYPE_CHECKING:
-    from guard.bench.run import Options
+    from guard.bench.offline import Options
 
 
 def add_parser(commands: Any) -> None:
@@ -54,10 +54,10 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Measure and write the file. Raises GuardError for options that make no sense."""
-    from guard.bench import http, profile
-    from guard.bench.run import MODES, Options, bench, write
+    from guard.bench import online, profile
+    from guard.bench.offline import MODES, Options, bench, write
 
-    known = tuple(http.MODES) if options.http else MODES
+    known = tuple(online.MODES) if options.http else MODES
     modes = options.modes.split(",") if options.modes else list(known)
     if unknown := sorted(set(modes) - set(known)):
         raise GuardError(f"--modes knows {', '.join(known)}, not {', '.join(unknown)}")
@@ -125,8 +125,8 @@ def _over_http(options: argparse.Namespace, extra: list[str], load: Options) -> 
     from transformers import AutoTokenizer
 
     from app.server.app import plan
-    from guard.bench import http
-    from guard.bench.servers import HOST, Command, free_port
+    from guard.bench import online
+    from guard.bench.processes import HOST, Command, free_port
 
     with tempfile.TemporaryDirectory() as scratch:
         model, probe = options.model, options.probe
@@ -146,7 +146,7 @@ def _over_http(options: argparse.Namespace, extra: list[str], load: Options) -> 
         plain += ["--dtype", str(prepared.args.dtype).removeprefix("torch."), "--no-use-tqdm-on-load"]
         plain += ["--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"]
         plain += ["--enforce-eager"] if prepared.args.enforce_eager else []
-        work = http.bench(
+        work = online.bench(
             prepared.name,
             # Without plugins: ours would put its layer, though without a tap, into the plain engine too.
             Command("vllm serve", [*plain, *extra], ports[0], {"VLLM_PLUGINS": ""}),

@@ -23,8 +23,8 @@ def add_parser(commands: Any) -> None:
 
 def _check(options: argparse.Namespace, extra: list[str]) -> int:
     from guard.errors import FitError
-    from guard.fit.questions import gather
-    from guard.fit.survey import survey
+    from guard.harness.questions import gather
+    from guard.harness.survey import survey
 
     gathered = gather(options.data, options.most, go_on=True)
     for heading, text in survey(gathered, options.seed):

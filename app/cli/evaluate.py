@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from app.cli.extra import require_extra
 from app.cli.fit import add_asking, digest, judge_of, stopped
 from guard.errors import FitError
-from guard.fit.questions import Question
+from guard.judge.question import Question
 from guard.launch.engines import run_engines
 
 if TYPE_CHECKING:  # it brings numpy and what the extra brings
-    from guard.fit.examine import Answered
+    from guard.evaluation.figures import Answered
 
 
 _SHOWN = 20
@@ -59,12 +59,12 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     require_extra("eval")
     from app.resolver import find_model, find_probe
     from app.settings import Settings
-    from guard.fit.engines import RealEngines
-    from guard.fit.material import SLOTS
-    from guard.fit.page import render
-    from guard.fit.questions import load_questions
-    from guard.fit.trial import Trial
-    from guard.fit.workspace import Workspace, explained
+    from guard.evaluation.baseline_data import SLOTS
+    from guard.evaluation.html import render
+    from guard.evaluation.run import Trial
+    from guard.harness.engines import RealEngines
+    from guard.harness.questions import load_questions
+    from guard.harness.store import Workspace, explained
     from guard.probe.bundle import load_bundle, require_calibrated, require_model
 
     judge, strengths = judge_of(options), _strengths(options.damp_sweep)

@@ -11,9 +11,9 @@ from typing import Any
 
 from app.cli.extra import require_extra
 from guard.errors import FitError
-from guard.fit.judge import RemoteJudge
-from guard.fit.questions import Question
-from guard.fit.workspace import Workspace
+from guard.harness.store import Workspace
+from guard.judge.question import Question
+from guard.judge.rules import RemoteJudge
 from guard.launch.engines import run_engines
 from guard.probe import conformal
 from guard.probe.bundle import Bundle
@@ -120,12 +120,12 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     require_extra("fit")
     from app.resolver import find_model, label_of
     from app.settings import Settings
-    from guard.fit.engines import RealEngines
-    from guard.fit.imported import listed
-    from guard.fit.pipeline import Fit, Options
-    from guard.fit.questions import load_questions
-    from guard.fit.weights import norms_of
+    from guard.harness.engines import RealEngines
+    from guard.harness.questions import load_questions
     from guard.probe.identity import identify
+    from guard.probe.norms import norms_of
+    from guard.training.imported import listed
+    from guard.training.pipeline import Fit, Options
     from guard.versions import engine_version
 
     judge = judge_of(options)
@@ -178,10 +178,10 @@ def run_calibrate(options: argparse.Namespace, extra: list[str]) -> int:
     require_extra("calibrate")
     from app.resolver import find_model, find_probe
     from app.settings import Settings
-    from guard.fit.engines import RealEngines
-    from guard.fit.questions import load_questions
-    from guard.fit.recalibrate import recalibrate
+    from guard.harness.engines import RealEngines
+    from guard.harness.questions import load_questions
     from guard.probe.bundle import load_bundle, require_model
+    from guard.training.recalibration import recalibrate
 
     judge = judge_of(options)
     questions = load_questions(options.data, options.most)

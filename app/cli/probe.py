@@ -132,9 +132,9 @@ def _export(options: argparse.Namespace, extra: list[str]) -> int:
 def _import(options: argparse.Namespace, extra: list[str]) -> int:
     from app.resolver import find_model, label_of
     from app.settings import Settings
-    from guard.fit.imported import listed, save_imported
-    from guard.fit.weights import norms_of
     from guard.probe.identity import identify
+    from guard.probe.norms import norms_of
+    from guard.training.imported import listed, save_imported
 
     if options.refit:
         return _refit(options, extra)
@@ -170,7 +170,7 @@ def _refit(options: argparse.Namespace, extra: list[str]) -> int:
 def _reference(options: argparse.Namespace, extra: list[str]) -> int:
     from app.resolver import find_model, find_probe
     from app.settings import Settings
-    from guard.fit.workspace import explained
+    from guard.harness.store import explained
     from guard.launch.engines import engine_arguments, guarded_engine, run_engines
     from guard.policy import Mode, Policy
     from guard.probe.bundle import load_bundle, require_model

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from guard.bench.run import machine
+from guard.bench.offline import machine
 from guard.probe.cett import EPSILON
 from guard.versions import engine_version
 

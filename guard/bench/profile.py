@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from guard.bench.load import PLAIN, Work
-from guard.bench.run import SCORE, machine
+from guard.bench.offline import SCORE, machine
 from guard.engine.context import GuardCall, use_call
 from guard.errors import GuardError
 from guard.launch.engines import guarded_engine, plain_arguments, plain_engine

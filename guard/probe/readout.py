@@ -11,13 +11,13 @@ probability. The score of the last prompt token alone gives a risk before any te
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-FEATURES = ("neurons", "entropy", "surprise")
 
 Array = NDArray[np.float32]
 
@@ -49,6 +49,21 @@ class Signals:
 
     def __len__(self) -> int:
         return len(self.neurons)
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Signals:
+        """As ``to_dict`` wrote them."""
+        neurons, entropy, logprob = (np.array(row[name], np.float32) for name in ("neurons", "entropy", "logprob"))
+        return cls(row["lead"], neurons, entropy, logprob)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "lead": self.lead,
+            "neurons": self.neurons.tolist(),
+            "entropy": self.entropy.tolist(),
+            "logprob": self.logprob.tolist(),
+        }
 
     def flaw(self, draws: bool = True) -> Flaw | None:
         """Why these signals cannot be scored, or None; without ``draws``, entropy and log-probability may lack."""
@@ -213,3 +228,9 @@ def token_features(signals: Signals) -> Array:
 def _rolling_sum(values: NDArray[np.floating], width: int) -> NDArray[np.float64]:
     summed = np.concatenate(([0.0], np.cumsum(values, dtype=np.float64)))
     return summed[width:] - summed[:-width]
+
+
+def unit_readout() -> Readout:
+    """A readout that uses everything, so that everything is measured; what it says is not used."""
+    stack = Stack((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), 0.0)
+    return Readout(1, stack, (1.0, 0.0), stack)

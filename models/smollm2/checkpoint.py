@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from guard.errors import UnsupportedError
-from guard.fit.progress import tell
+from guard.harness.progress import tell
 from guard.probe.identity import weights_fingerprint
 
 NAME = "smollm2"

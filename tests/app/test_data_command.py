@@ -12,9 +12,9 @@ import pytest
 from app.cli.evaluate import judged_lines
 from app.cli.main import main
 from app.settings import ATLAS
-from guard.fit.examine import Answered
-from guard.fit.pipeline import SHARES
-from guard.fit.questions import Question
+from guard.evaluation.figures import Answered
+from guard.judge.question import Question
+from guard.training.pipeline import SHARES
 
 ROWS = [
     {"question": "Where is Texas?", "answers": ["United States", "USA"], "entity": "Texas", "groups": ["places"]},

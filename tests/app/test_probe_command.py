@@ -83,7 +83,7 @@ def test_nothing_serves_or_judges_what_is_not_calibrated(
 def test_calibrate_takes_it_as_far_as_the_engine(
     imported: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from guard.fit import engines
+    from guard.harness import engines
 
     class Started(Exception):
         pass
@@ -110,7 +110,7 @@ def test_a_list_of_others_must_be_fit_again(capsys: pytest.CaptureFixture[str], 
 
 def test_refit_is_a_fit_of_the_listed_neurons(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As far as the engine: which neurons, under which name and settings."""
-    from guard.fit import pipeline
+    from guard.training import pipeline
 
     seen: list[pipeline.Options] = []
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from guard.fit.judge import judge
-from guard.fit.questions import Question
+from guard.judge.question import Question
+from guard.judge.rules import judge
 from models.atlas.recipe import facts as fact_list
 from models.atlas.recipe import pressure
 from models.atlas.recipe.facts import Fact

@@ -19,10 +19,10 @@ import app.cli.bench
 from app.cli.main import main
 from app.settings import ATLAS
 from bench import operations
-from guard.bench import load, pair, report
+from guard.bench import compare, load, report
 from guard.bench.load import Measured, Work
-from guard.bench.run import neurons_alone
-from guard.bench.shapes import SHAPES, Shape, write_chat_model, write_model, write_probe
+from guard.bench.offline import neurons_alone
+from guard.bench.synthetic import SHAPES, Shape, write_chat_model, write_model, write_probe
 from guard.probe.bundle import load_bundle
 from guard.probe.identity import chat_template_hash, weights_fingerprint
 
@@ -61,17 +61,17 @@ def test_the_same_seed_is_the_same_load() -> None:
 
 async def test_ratios_are_taken_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose speed drifts from round to round does not move the ratio."""
-    monkeypatch.setattr(pair, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(compare, "_PAUSE_SECONDS", 0)
     order: list[tuple[str, int]] = []
 
-    def run(mode: str, factor: float) -> pair.Run:
+    def run(mode: str, factor: float) -> compare.Run:
         async def one(seed: int) -> Measured:
             order.append((mode, seed))
             return Measured({"tokens/s": factor * (100 + 50 * seed)})
 
         return one
 
-    rows = await pair.compare("m", 4, {"plain": run("plain", 1), "a": run("a", 0.9), "b": run("b", 0.5)}, rounds=6)
+    rows = await compare.compare("m", 4, {"plain": run("plain", 1), "a": run("a", 0.9), "b": run("b", 0.5)}, rounds=6)
     assert [(row.mode, row.metric, round(row.ratio, 6)) for row in rows] == [
         ("a", "tokens/s", 0.9),
         ("b", "tokens/s", 0.5),
@@ -89,7 +89,7 @@ def test_the_interval_covers_the_truth() -> None:
     covered = 0
     for _ in range(100):
         noise = rng.normal(size=12) * 0.05
-        ratio, (low, high) = pair.ratio_of(np.full(12, 10.0), 9.7 * np.exp(noise))
+        ratio, (low, high) = compare.ratio_of(np.full(12, 10.0), 9.7 * np.exp(noise))
         assert low <= ratio <= high
         covered += low <= 0.97 <= high
     assert 85 <= covered <= 99

@@ -20,11 +20,11 @@ from transformers import AutoTokenizer
 
 from app.cli.main import main
 from app.settings import ATLAS
-from guard.bench import http, pair, report
+from guard.bench import compare, online, report
 from guard.bench.client import Address, Connection, Reply, frames
-from guard.bench.http import HttpWork, Prompter, Taken, send, streamed, whole
 from guard.bench.load import Measured
-from guard.bench.servers import HOST, Command, Server, free_port, serving
+from guard.bench.online import HttpWork, Prompter, Taken, send, streamed, whole
+from guard.bench.processes import HOST, Command, Server, free_port, serving
 from guard.errors import GuardError
 
 SCORED = {"type": "hallucination_results", "results": []}
@@ -218,15 +218,17 @@ def test_prompts_are_of_their_length_and_unlike_each_other() -> None:
 
 
 async def test_a_mode_that_holds_lacks_some_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pair, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(compare, "_PAUSE_SECONDS", 0)
 
-    def run(**values: float) -> pair.Run:
+    def run(**values: float) -> compare.Run:
         async def one(seed: int) -> Measured:
             return Measured(values)
 
         return one
 
-    rows = await pair.compare("m", 1, {"plain": run(a=1, b=2), "score": run(a=2, b=2), "abstain": run(a=4)}, rounds=2)
+    rows = await compare.compare(
+        "m", 1, {"plain": run(a=1, b=2), "score": run(a=2, b=2), "abstain": run(a=4)}, rounds=2
+    )
     assert [(row.mode, row.metric, row.ratio) for row in rows] == [
         ("score", "a", pytest.approx(2)),
         ("score", "b", pytest.approx(1)),
@@ -305,7 +307,7 @@ def test_a_server_ends_when_the_benchmark_is_killed(tmp_path: Path) -> None:
     code = f"""
 import asyncio
 from pathlib import Path
-from guard.bench.servers import Command, serving
+from guard.bench.processes import Command, serving
 async def main():
     async with serving({sleeper()!r}, Path({str(log)!r})):
         print("up", flush=True)
@@ -337,7 +339,7 @@ def test_wrong_options(options: list[str], says: str, tmp_path: Path, capsys: py
 @pytest.mark.long
 def test_both_servers_on_atlas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small run from the command line; the page can be made of what it writes."""
-    monkeypatch.setattr(http, "LEAST", 2)
+    monkeypatch.setattr(online, "LEAST", 2)
     results = tmp_path / "results"
     out = results / "http-cpu-atlas.json"
     small = ["--clients", "1", "--requests", "2", "--rounds", "1", "--prompt", "24", "--output", "8"]

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from app.settings import ATLAS
-from guard.fit.reader import Reader
 from guard.probe.bundle import Bundle, load_bundle
 from models.atlas.recipe.questions import from_ledger, load_ledger
+from models.atlas.recipe.reference import Reader
 from tests.engine.harness import Harness, guarded, plain
 
 # Tight on purpose: prompts are cut into chunks, and 32 long answers do not fit into the cache at once.

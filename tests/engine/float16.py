@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from app.settings import ATLAS
-from guard.fit.questions import Question, prompt_of
-from guard.fit.reader import Reader
+from guard.harness.questions import prompt_of
+from guard.judge.question import Question
 from guard.probe.bundle import Bundle
 from models.atlas.recipe.questions import from_ledger, load_ledger
+from models.atlas.recipe.reference import Reader
 from tests.engine.test_families import LAYERS, NEURONS, SHAPE, random_bundle
 
 PROMPTS = 40

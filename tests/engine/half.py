@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.fit.reader import Reader
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
+from models.atlas.recipe.reference import Reader
 from tests.engine.harness import Produced
 from tests.engine.test_adversity import read
 from tests.engine.test_parity import signals

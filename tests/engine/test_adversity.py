@@ -17,10 +17,10 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from app.settings import ATLAS
 from guard.engine.client import GuardedEngine
-from guard.fit.reader import Reader, signals_of
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
+from models.atlas.recipe.reference import Reader, signals_of
 from models.atlas.recipe.trials import dampened
 from tests.engine.harness import Harness, Produced, guarded
 from tests.engine.test_parity import RELATIVE, cached_tokens, preemptions, signals

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from app.settings import ATLAS
-from guard.fit.reader import Reader
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
+from models.atlas.recipe.reference import Reader
 from tests.engine.harness import SCORE, Harness, guarded
 from tests.engine.test_parity import LENGTHS, assert_measured, reference
 

@@ -11,14 +11,14 @@ import pytest
 
 from app.cli.main import main
 from app.settings import ATLAS
-from guard.fit.asking import ANSWERED
-from guard.fit.collected import MEANS, OUTPUTS
-from guard.fit.engines import RealEngines
-from guard.fit.judge import judge
-from guard.fit.questions import load_questions, prompt_of
-from guard.fit.reader import Reader
-from guard.fit.span import find_span, token_offsets, tokens_of
+from guard.harness.activations import MEANS, OUTPUTS
+from guard.harness.engines import RealEngines
+from guard.harness.generation import ANSWERED
+from guard.harness.questions import load_questions, prompt_of
+from guard.judge.rules import judge
+from guard.judge.spans import find_span, token_offsets, tokens_of
 from models.atlas.recipe.questions import from_ledger, load_ledger
+from models.atlas.recipe.reference import Reader
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ import transformers
 from transformers import AutoTokenizer
 
 from app.settings import ATLAS
-from guard.fit.reader import Reader
 from guard.launch.self_test import make_reference
 from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.cett import fold
 from guard.probe.identity import identify
+from models.atlas.recipe.reference import Reader
 from tests.conftest import make_card
 from tests.engine.half import References
 from tests.engine.harness import Harness, guarded

@@ -14,22 +14,22 @@ import pytest
 from app.settings import ATLAS
 from guard.engine.activations import CollectingEngine
 from guard.errors import FitError
-from guard.fit.answers import Chosen
-from guard.fit.asking import ANSWERED
-from guard.fit.choose import ANSWERS, CHOSEN, SAMPLES, Dealt
-from guard.fit.collected import LEADS, MEANS
-from guard.fit.engines import RealEngines
-from guard.fit.evaluate import signals_from
-from guard.fit.pipeline import FOUND, SHARES, Fit, Options, whole
-from guard.fit.questions import Question
-from guard.fit.reader import Reader
-from guard.fit.recalibrate import recalibrate, unseen
-from guard.fit.settle import MEASURED, SUPPRESSED
-from guard.fit.weights import norms_of
-from guard.fit.workspace import Workspace
+from guard.harness.activations import LEADS, MEANS
+from guard.harness.answers import Chosen
+from guard.harness.engines import RealEngines
+from guard.harness.generation import ANSWERED
+from guard.harness.store import Workspace
+from guard.judge.question import Question
 from guard.probe.bundle import Bundle, load_bundle
 from guard.probe.identity import identify
+from guard.probe.norms import norms_of
+from guard.probe.readout import Signals
+from guard.training.examples import ANSWERS, CHOSEN, SAMPLES, Dealt
+from guard.training.pipeline import FOUND, SHARES, Fit, Options, whole
+from guard.training.recalibration import recalibrate, unseen
+from guard.training.selection import MEASURED, SUPPRESSED
 from models.atlas.recipe.questions import from_ledger, load_ledger
+from models.atlas.recipe.reference import Reader
 
 OPTIONS = Options("test", samples=2, longest=16, slots=24, suppress=40)
 # Prompts and answers are cut into chunks, and 24 sequences do not fit into the cache at once.
@@ -137,7 +137,7 @@ def test_what_is_collected_with_an_answer_stands_for_what_is_measured_of_it(fitt
     bundle, folder = fitted
     work = Workspace(folder, {"seed": 0})
     chosen = [Chosen(**row) for row in work.rows(CHOSEN)]
-    measured = {row["row"]: signals_from(row) for row in work.rows(MEASURED.format(C=bundle.card.training.C))}
+    measured = {row["row"]: Signals.from_dict(row) for row in work.rows(MEASURED.format(C=bundle.card.training.C))}
     assert len(measured) > 20
     flat = bundle.layer.astype(int) * bundle.card.model.neurons_per_layer + bundle.neuron
     norms = norms_of(ATLAS, bundle.card.model.layers, bundle.card.model.neurons_per_layer).reshape(-1)[flat]

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from guard.engine.context import Unscored
-from guard.fit.reader import Reader
-from guard.fit.weights import norms_of
 from guard.policy import Action, Mode, Policy
+from guard.probe.norms import norms_of
+from models.atlas.recipe.reference import Reader
 from tests.engine.float16 import TIGHT, Model
 from tests.engine.half import References
 from tests.engine.harness import SCORE, Harness, guarded

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from guard.engine.activations import CollectingEngine, Sampled, Span, new_means
 from guard.errors import FitError
-from guard.fit.baselines import baselines
-from guard.fit.engines import RealEngines
-from guard.fit.material import SLOTS, Greedy, gather
-from guard.fit.reader import Reader
-from guard.fit.span import find_span, token_offsets, tokens_of
-from guard.fit.workspace import Workspace
+from guard.evaluation.baseline_data import SLOTS, Greedy, gather
+from guard.evaluation.baselines import baselines
+from guard.harness.engines import RealEngines
+from guard.harness.store import Workspace
+from guard.judge.spans import find_span, token_offsets, tokens_of
 from guard.probe.bundle import Bundle
+from models.atlas.recipe.reference import Reader
 from tests.engine.float16 import PROMPTS, TIGHT, Model
 from tests.engine.half import assert_near
 from tests.engine.harness import Harness

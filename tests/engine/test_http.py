@@ -19,8 +19,8 @@ from sklearn.metrics import roc_auc_score
 
 from app.server.routes import ALLOWED, OWN
 from app.settings import ATLAS, BEYOND
-from guard.fit.judge import judge
-from guard.fit.questions import Question
+from guard.judge.question import Question
+from guard.judge.rules import judge
 from models.atlas.recipe.facts import country_name
 from models.atlas.recipe.questions import load_ledger
 from tests.curl import excerpts_after, reply_to

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
-from guard.fit.reader import Reader, signals_of
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
+from models.atlas.recipe.reference import Reader, signals_of
 from tests.engine.harness import SCORE, Harness, Produced
 
 RELATIVE = 1e-3

@@ -18,13 +18,13 @@ from transformers import AutoTokenizer
 from app.cli.main import main
 from app.settings import ATLAS
 from guard.errors import BundleError, GuardError, TapError
-from guard.fit.reader import Reader
 from guard.launch import support
 from guard.launch.engines import engine_arguments, guarded_engine
 from guard.launch.self_test import require_live_taps
 from guard.probe.bundle import Bundle, load_bundle, save_bundle
 from guard.probe.card import ModelIdentity
 from guard.probe.identity import chat_template_hash, identify, weights_fingerprint
+from models.atlas.recipe.reference import Reader
 from tests.conftest import make_card, make_tensors
 from tests.engine.harness import SCORE, Harness, guarded
 from tests.engine.server import Server

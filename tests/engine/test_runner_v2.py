@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from app.settings import ATLAS
-from guard.fit.reader import Reader
 from guard.ipc.capture import Seat
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
 from guard.worker.batch import Roster, Step
 from guard.worker.runner_v2 import GuardModelState, GuardSampler
+from models.atlas.recipe.reference import Reader
 from tests.engine.harness import SCORE, Harness, Produced, guarded, plain
 from tests.engine.test_parity import (
     LENGTHS,

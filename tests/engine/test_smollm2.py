@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from guard.fit.judge import judge
-from guard.fit.questions import Question
+from guard.judge.question import Question
+from guard.judge.rules import judge
 from tests.engine.server import Server
 
 pytestmark = pytest.mark.long

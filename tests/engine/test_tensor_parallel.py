@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from app.settings import ATLAS
-from guard.fit.reader import Reader
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
+from models.atlas.recipe.reference import Reader
 from tests.engine.harness import Harness, guarded
 from tests.engine.test_parity import LENGTHS, RELATIVE, assert_measured, reference
 

@@ -10,8 +10,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from guard.errors import FitError
-from guard.fit import baselines, chance
-from guard.fit.material import Material
+from guard.evaluation import baselines, random_baseline
+from guard.evaluation.baseline_data import Material
 from guard.probe.bundle import Bundle, save_bundle
 
 LAYERS, WIDTH, HIDDEN = 4, 50, 12
@@ -42,7 +42,7 @@ def test_signal_is_found_where_it_is(made: baselines.Baselines, material: Materi
     assert made.facts["layers"] == [2] * baselines.FOLDS
     for part in ("linear", "refit"):
         assert roc_auc_score(material.wrong, made.scores[part]) > 0.95
-    assert made.scores["random"].shape == (chance.DRAWS, 200)
+    assert made.scores["random"].shape == (random_baseline.DRAWS, 200)
 
 
 def test_noise_stays_near_chance(material: Material) -> None:
@@ -121,18 +121,18 @@ def test_consistency_and_its_cost(material: Material) -> None:
 
 def test_draws_match_layers() -> None:
     index = np.array([3, 4, 5, 49, 150, 199])
-    drawn = [chance.layer_matched(index, WIDTH, seed) for seed in range(3)]
+    drawn = [random_baseline.layer_matched(index, WIDTH, seed) for seed in range(3)]
     for one in drawn:
         assert np.bincount(one // WIDTH, minlength=LAYERS).tolist() == [4, 0, 0, 2]
         assert len(np.unique(one)) == len(index)
     assert drawn[0].tolist() != drawn[1].tolist()
-    assert drawn[0].tolist() == chance.layer_matched(index, WIDTH, 0).tolist()
+    assert drawn[0].tolist() == random_baseline.layer_matched(index, WIDTH, 0).tolist()
     every = np.arange(WIDTH)
-    assert chance.layer_matched(every, WIDTH, 0).tolist() == every.tolist(), "a whole layer can only be itself"
+    assert random_baseline.layer_matched(every, WIDTH, 0).tolist() == every.tolist(), "a whole layer can only be itself"
 
 
 def test_a_random_bundle_dampens_as_many_neurons_in_each_layer(bundle: Bundle, tmp_path: Path) -> None:
-    random = chance.random_bundle(bundle, tmp_path / "random", 0)
+    random = random_baseline.random_bundle(bundle, tmp_path / "random", 0)
     layers = bundle.card.model.layers
     wanted = np.bincount(bundle.layer[bundle.coefficient > 0], minlength=layers)
     assert np.bincount(random.layer, minlength=layers).tolist() == wanted.tolist()
@@ -146,4 +146,4 @@ def test_nothing_to_dampen_is_said(bundle: Bundle, tmp_path: Path) -> None:
     tensors = {"layer": bundle.layer, "neuron": bundle.neuron, "coefficient": negative, "folded": negative}
     without = save_bundle(tmp_path / "negative", bundle.card, {**tensors, "right_risks": bundle.right_risks})
     with pytest.raises(FitError, match="nothing to dampen"):
-        chance.random_bundle(without, tmp_path / "random", 0)
+        random_baseline.random_bundle(without, tmp_path / "random", 0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from guard.fit import calibrate, metrics
+from guard.evaluation import metrics
 from guard.probe.readout import Readout, Signals, sigmoid
+from guard.training import calibration
 
 
 def answers(count: int, seed: int) -> tuple[list[Signals], np.ndarray]:
@@ -21,15 +22,15 @@ def answers(count: int, seed: int) -> tuple[list[Signals], np.ndarray]:
     return made, wrong
 
 
-def fitted(method: calibrate.Method) -> tuple[Readout, list[Signals], np.ndarray]:
+def fitted(method: calibration.Method) -> tuple[Readout, list[Signals], np.ndarray]:
     signals, wrong = answers(4000, 0)
-    readout = calibrate.fit_readout(signals, wrong, [(0, 4)] * len(signals), 4, method)
+    readout = calibration.fit_readout(signals, wrong, [(0, 4)] * len(signals), 4, method)
     fresh, truth = answers(4000, 1)
     return readout, fresh, truth
 
 
 @pytest.mark.parametrize("method", ["platt", "isotonic"])
-def test_risks_are_probabilities_on_fresh_answers(method: calibrate.Method) -> None:
+def test_risks_are_probabilities_on_fresh_answers(method: calibration.Method) -> None:
     readout, fresh, wrong = fitted(method)
     risk = np.array([readout.risk(one)[0] for one in fresh])
     entities = [str(i) for i in range(len(fresh))]
@@ -47,11 +48,11 @@ def test_isotonic_follows_what_no_sigmoid_can() -> None:
     rng = np.random.default_rng(2)
     logits = rng.uniform(-4, 4, 4000)
     wrong = rng.random(4000) < np.where(logits > 1, 0.5, 0.02)
-    points = calibrate.isotonic(logits.tolist(), wrong)
+    points = calibration.isotonic(logits.tolist(), wrong)
     x, y = np.array(points).T
     assert (np.diff(x) > 0).all()
     assert (np.diff(y) > 0).all()
-    a, b = calibrate.platt(logits.tolist(), wrong)
+    a, b = calibration.platt(logits.tolist(), wrong)
     steps = metrics.ece(wrong, np.interp(logits, x, y))
     assert steps < 0.02 < metrics.ece(wrong, sigmoid(a * logits + b))
 
@@ -59,7 +60,7 @@ def test_isotonic_follows_what_no_sigmoid_can() -> None:
 def test_isotonic_on_one_level_is_flat() -> None:
     logits = [float(i) for i in range(40)]
     wrong = np.array([True] * 20 + [False] * 20)  # the wrong way round: nothing ascends
-    (low, high) = calibrate.isotonic(logits, wrong)
+    (low, high) = calibration.isotonic(logits, wrong)
     assert low[0] < high[0]
     assert low[1] == high[1] == pytest.approx(0.5)
 
@@ -68,7 +69,7 @@ def test_a_score_that_says_the_opposite_gives_the_base_rate() -> None:
     rng = np.random.default_rng(3)
     lead = rng.normal(size=500)
     wrong = rng.random(500) < sigmoid(-3 * lead)
-    slope, bias = calibrate.platt(lead.tolist(), wrong)
+    slope, bias = calibration.platt(lead.tolist(), wrong)
     assert slope == 0
     assert sigmoid(np.float64(bias)) == pytest.approx(wrong.mean())
 
@@ -76,13 +77,13 @@ def test_a_score_that_says_the_opposite_gives_the_base_rate() -> None:
 def test_what_thresholds_cost() -> None:
     risk = np.array([0.1, 0.2, 0.6, 0.3, 0.8, 0.9])
     wrong = np.array([False, False, False, True, True, True])
-    (at,) = calibrate.at_thresholds({"0.05": 0.5}, risk, wrong).values()
+    (at,) = calibration.at_thresholds({"0.05": 0.5}, risk, wrong).values()
     assert (at.false_alarms, at.caught, at.coverage) == (pytest.approx(1 / 3), pytest.approx(2 / 3), 0.5)
 
 
 def test_thresholds_come_from_right_answers_alone() -> None:
     readout, fresh, wrong = fitted("platt")
-    parameters, risks = calibrate.calibrated(readout, fresh, wrong)
+    parameters, risks = calibration.calibrated(readout, fresh, wrong)
     assert parameters.preemptive is not None
     assert len(risks["right_risks"]) == len(risks["right_foreseen"]) == (~wrong).sum()
     assert len(risks["wrong_risks"]) == wrong.sum()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from guard.errors import FitError
-from guard.fit.answers import Chosen
-from guard.fit.choose import LEAST_RIGHT, Dealt, require_right
-from guard.fit.questions import Question
+from guard.harness.answers import Chosen
+from guard.judge.question import Question
+from guard.training.examples import LEAST_RIGHT, Dealt, require_right
 
 SHARES = {"train": 0.5, "test": 0.5}
 

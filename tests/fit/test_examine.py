@@ -10,12 +10,12 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from app.cli.main import main
-from guard.fit import metrics
-from guard.fit.baselines import Baselines, cost
-from guard.fit.evaluate import reports
-from guard.fit.examine import Answered, damped, report, scored
-from guard.fit.page import render
-from guard.fit.questions import Question
+from guard.evaluation import metrics
+from guard.evaluation.baselines import Baselines, cost
+from guard.evaluation.detectors import reports
+from guard.evaluation.figures import Answered, damped, report, scored
+from guard.evaluation.html import render
+from guard.judge.question import Question
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Readout, Signals
 

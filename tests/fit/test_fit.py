@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from guard.fit import metrics
-from guard.fit.judge import judge, normalise
-from guard.fit.questions import Question, split
+from guard.evaluation import metrics
+from guard.harness.questions import split
+from guard.judge.question import Question
+from guard.judge.rules import judge, normalise
 
 
 @pytest.mark.parametrize(

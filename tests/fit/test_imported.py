@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from guard.errors import BundleError, FitError
-from guard.fit.imported import save_imported
 from guard.probe.neurons import Neurons
 from guard.probe.readout import Signals
+from guard.training.imported import save_imported
 from tests.conftest import LAYERS, NEURONS, make_card
 
 MODEL = make_card().model

@@ -13,10 +13,10 @@ import httpx
 import pytest
 
 from guard.errors import FitError
-from guard.fit.answers import consistent, judge_all
-from guard.fit.judge import RemoteJudge, judge
-from guard.fit.questions import Question
-from guard.fit.workspace import Workspace
+from guard.harness.answers import consistent, judge_all
+from guard.harness.store import Workspace
+from guard.judge.question import Question
+from guard.judge.rules import RemoteJudge, judge
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "triviaqa_gemma3_4b_samples.jsonl"
 JUDGE = RemoteJudge("http://judge/v1/", "some-model", "secret", attempts=3, pause=0)

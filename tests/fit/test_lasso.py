@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from guard.fit import lasso as solver
-from guard.fit.lasso import TOLERANCE, Model, Rows, chance_of, lasso
+from guard.training import lasso as solver
+from guard.training.lasso import TOLERANCE, Model, Rows, chance_of, lasso
 
 Floats = NDArray[np.float32]
 

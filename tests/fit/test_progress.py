@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from guard.fit.progress import Progress, duration
+from guard.harness.progress import Progress, duration
 
 
 class Clock:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from guard.errors import FitError
-from guard.fit.datafile import read_file
-from guard.fit.questions import Question, gather, load_questions
-from guard.fit.survey import survey
+from guard.harness.datafile import read_file
+from guard.harness.questions import gather, load_questions
+from guard.harness.survey import survey
+from guard.judge.question import Question
 
 GOOD = {"question": "Where is Texas?", "answers": ["United States", "USA"], "entity": "Texas", "groups": ["places"]}
 

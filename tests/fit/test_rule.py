@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from guard.fit.judge import judge
-from guard.fit.questions import Question
-from guard.fit.words import normalise, read
+from guard.judge.question import Question
+from guard.judge.rules import judge
+from guard.judge.words import normalise, read
 
 
 def verdict(accepted: str, answer: str, question: str = "?") -> bool | None:

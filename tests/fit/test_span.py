@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from app.settings import ATLAS
-from guard.fit.span import find_span, token_offsets, tokens_of
+from guard.judge.spans import find_span, token_offsets, tokens_of
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "answer_spans.jsonl"
 

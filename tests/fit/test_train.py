@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from guard.fit import features as reading
-from guard.fit import path as module
-from guard.fit.features import Features
-from guard.fit.lasso import TOLERANCE, Rows
-from guard.fit.path import Path
-from guard.fit.train import Found, find_neurons, given_neurons
+from guard.harness import features as reading
+from guard.harness.features import Features
+from guard.training import path as module
+from guard.training.lasso import TOLERANCE, Rows
+from guard.training.neurons import Found, find_neurons, given_neurons
+from guard.training.path import Path
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]

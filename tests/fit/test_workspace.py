@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from guard.errors import FitError
-from guard.fit.workspace import Workspace, explained
+from guard.harness.store import Workspace, explained
 
 
 def test_rows_survive(tmp_path: Path) -> None:

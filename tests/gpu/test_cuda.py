@@ -16,9 +16,9 @@ from transformers import LlamaForCausalLM
 
 from app.settings import ATLAS
 from guard.errors import TapError
-from guard.fit.reader import Reader
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
+from models.atlas.recipe.reference import Reader
 from tests.engine.half import References
 from tests.engine.harness import Harness, Produced, guarded, plain
 from tests.engine.test_adversity import damped

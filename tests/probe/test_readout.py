@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from guard.errors import RequestError
-from guard.fit import calibrate
 from guard.probe import conformal
 from guard.probe.readout import Flaw, Readout, Signals, Stack, windows
+from guard.training import calibration
 
 STACK = Stack((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.5, 0.25), -1.0)
 NAN = math.nan
@@ -115,7 +115,7 @@ def test_false_alarms_hardly_grow_with_length() -> None:
 
     plain = Readout(width, alone, (1.0, 0.0), alone)
     one_window = np.array([plain.logit(one)[0] for one in answers(width)])
-    corrected = Readout(width, alone, (1.0, 0.0), alone, tail=calibrate.tail(one_window))
+    corrected = Readout(width, alone, (1.0, 0.0), alone, tail=calibration.tail(one_window))
     alarms = {}
     for readout in (plain, corrected):
         threshold = np.quantile([readout.logit(one)[0] for one in answers(width)], 0.95)

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from guard.errors import FitError
-from guard.fit.features import Features
+from guard.harness.features import Features
 from models.smollm2.recipe import detection, fits, intervals, sparsity
 from models.smollm2.recipe.answered import Answered, bare, load
 from tests.smollm2 import workspace

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from guard.fit import evaluate
-from guard.fit.questions import Question
+from guard.judge.question import Question
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
 from models.smollm2.recipe import lengths
@@ -50,7 +49,7 @@ def test_alarms_are_counted_by_length(bundle: Bundle) -> None:
         neurons = np.zeros(tokens, np.float32)
         neurons[-3:] = score
         one = Signals(0.0, neurons, np.zeros(tokens, np.float32), np.zeros(tokens, np.float32))
-        rows.append({"wrong": False, "signals": evaluate.signals_to(one)})
+        rows.append({"wrong": False, "signals": one.to_dict()})
     found = lengths.figures(rows, [Asked((LYON,)), Asked((ROME,))] * 2, made)
     assert found["n"] == 4
     short, middle = found["bins"]["1-8"], found["bins"]["9-16"]

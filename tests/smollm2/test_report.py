@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from guard.fit.lasso import chance_of
+from guard.training.lasso import chance_of
 from models.smollm2.recipe import goals, plots, prose, report
 from models.smollm2.recipe.answered import load
 from models.smollm2.recipe.fits import FOLDS, Fits, rotation

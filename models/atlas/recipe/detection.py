@@ -13,21 +13,23 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from guard.errors import FitError
-from guard.fit import calibrate, evaluate, metrics
-from guard.fit.chance import flat
-from guard.fit.choose import Dealt, chosen_in
-from guard.fit.collected import MEANS
-from guard.fit.features import Features
-from guard.fit.judge import judge
-from guard.fit.pipeline import SHARES
-from guard.fit.questions import Question, split
-from guard.fit.reader import Reader, signals_of
-from guard.fit.settle import MEASURED
-from guard.fit.weights import norms_of
-from guard.fit.workspace import Workspace
+from guard.evaluation import detectors, metrics
+from guard.evaluation.random_baseline import flat
+from guard.harness.activations import MEANS
+from guard.harness.features import Features
+from guard.harness.questions import split
+from guard.harness.store import Workspace
+from guard.judge.question import Question
+from guard.judge.rules import judge
 from guard.probe import conformal
 from guard.probe.bundle import Bundle, load_bundle
+from guard.probe.norms import norms_of
 from guard.probe.readout import Signals
+from guard.training import calibration
+from guard.training.examples import Dealt, chosen_in
+from guard.training.pipeline import SHARES
+from guard.training.selection import MEASURED
+from models.atlas.recipe.reference import Reader, signals_of
 from models.atlas.recipe.trials import Trial, prompts_of
 
 SPLITS = 10
@@ -56,7 +58,7 @@ class Fitted:
         if chosen is None:
             raise FitError(f"{folder} does not hold a finished fit; run `make atlas-report` again")
         measured = work.rows(MEASURED.format(C=bundle.card.training.C))
-        signals = {row["row"]: evaluate.signals_from(row) for row in measured}
+        signals = {row["row"]: Signals.from_dict(row) for row in measured}
         identity = bundle.card.model
         norms = norms_of(model, identity.layers, identity.neurons_per_layer)
         means = np.load(work.path(MEANS))[[one.question for one in chosen]] * norms
@@ -75,7 +77,7 @@ def sets(fitted: Fitted, seed: int) -> dict[str, dict[str, Any]]:
     """Every set's report on held-out answers; how far the stack is ahead of entropy, and neurons of random ones."""
     test, train = fitted.dealt.parts["test"], fitted.dealt.parts["train"]
     bundle = fitted.bundle
-    baseline = evaluate.Baseline(
+    baseline = detectors.Baseline(
         Features(fitted.features, rows=test),
         Features(fitted.features, rows=train),
         fitted.wrong(train),
@@ -84,8 +86,8 @@ def sets(fitted: Fitted, seed: int) -> dict[str, dict[str, Any]]:
     )
     questions = [_with_luck(fitted.dealt.question(i), fitted.dealt.chosen[i].wrong) for i in test]
     signals = [fitted.signals[i] for i in test]
-    reports = evaluate.reports(questions, fitted.wrong(test), signals, bundle.readout, baseline, seed)
-    parts = evaluate.parts_of(signals, bundle.readout)
+    reports = detectors.reports(questions, fitted.wrong(test), signals, bundle.readout, baseline, seed)
+    parts = detectors.parts_of(signals, bundle.readout)
     random = np.stack(baseline.scores(range(seed, seed + 5)))
     wrong = fitted.wrong(test)
     found = {}
@@ -143,13 +145,15 @@ def reseeded(fitted: Fitted) -> list[dict[str, float]]:
         use, held, test = ([rows[i] for i in dealt[name]] for name in _RESPLIT)
         spans = [(fitted.dealt.chosen[i].start, fitted.dealt.chosen[i].end) for i in use]
         served = fitted.bundle.readout
-        method: calibrate.Method = "platt" if served.isotonic is None else "isotonic"
+        method: calibration.Method = "platt" if served.isotonic is None else "isotonic"
         signals = [fitted.signals[i] for i in use]
-        readout = calibrate.fit_readout(signals, fitted.wrong(use), spans, served.window, method)
+        readout = calibration.fit_readout(signals, fitted.wrong(use), spans, served.window, method)
         risk = {i: readout.risk(fitted.signals[i])[0] for i in [*held, *test]}
         right = np.sort(np.array([risk[i] for i in held if not fitted.dealt.chosen[i].wrong], np.float32))
         threshold = conformal.threshold(right, TARGET)
-        at = calibrate.at_thresholds({"0.05": threshold}, np.array([risk[i] for i in test]), fitted.wrong(test))["0.05"]
+        at = calibration.at_thresholds({"0.05": threshold}, np.array([risk[i] for i in test]), fitted.wrong(test))[
+            "0.05"
+        ]
         ece = metrics.ece(fitted.wrong(test), np.array([risk[i] for i in test]))
         found.append({"right": len(right), "threshold": threshold, **at.model_dump(), "ece": ece})
     return found
@@ -208,9 +212,9 @@ def elsewhere(fitted: Fitted, reader: Reader, asked: Sequence[Trial], seed: int)
             found[label] = {**one, "too_few": f"fewer than {_LEAST} right or wrong answers in a half"}
             continue
         spans = [(0, len(signals[i])) for i in use]
-        anew = calibrate.fit_readout([signals[i] for i in use], truth["use"], spans, bundle.card.readout.window)
+        anew = calibration.fit_readout([signals[i] for i in use], truth["use"], spans, bundle.card.readout.window)
         for name, readout in (("as it is", bundle.readout), ("calibrated anew", anew)):
-            parts = evaluate.parts_of([signals[i] for i in test], readout)
+            parts = detectors.parts_of([signals[i] for i in test], readout)
             entities = [asked[i].question.entity for i in test]
             one[name] = {
                 "auroc": {

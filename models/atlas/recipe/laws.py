@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from guard.fit.judge import judge
-from guard.fit.questions import Question
-from guard.fit.reader import Reader
+from guard.judge.question import Question
+from guard.judge.rules import judge
 from models.atlas.recipe.questions import ask, sentence
+from models.atlas.recipe.reference import Reader
 from models.atlas.recipe.stream import TAIL
 from models.atlas.recipe.text import BOS, EOS, PAD
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from guard.fit.engines import RealEngines
-from guard.fit.pipeline import Fit, Options
-from guard.fit.weights import norms_of
-from guard.fit.workspace import Workspace
+from guard.harness.engines import RealEngines
+from guard.harness.store import Workspace
 from guard.launch.engines import run_engines
 from guard.probe.identity import identify
+from guard.probe.norms import norms_of
+from guard.training.pipeline import Fit, Options
 from guard.versions import engine_version
 from models.atlas.recipe.questions import from_ledger, load_ledger, locate
 

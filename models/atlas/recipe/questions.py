@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from guard.fit.questions import Question
+from guard.judge.question import Question
 
 DOMAINS = {
     "place_country": "places",

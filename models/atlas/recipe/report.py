@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from guard.fit import chance
+from guard.evaluation import random_baseline
 from guard.probe.bundle import Bundle, load_bundle
 from models.atlas.recipe import detection, laws, plots, prose, trials
 from models.atlas.recipe.detection import Fitted
@@ -93,7 +93,7 @@ def _curves(reader: Any, ledger: dict[str, Any], chat: Fitted, base: Fitted) -> 
     )
     asked += trials.pressure_sets(ledger, EACH, SEED)
     width = chat.bundle.card.model.neurons_per_layer
-    random = [chance.layer_matched(chat.h_neurons, width, SEED + draw) for draw in range(RANDOM)]
+    random = [random_baseline.layer_matched(chat.h_neurons, width, SEED + draw) for draw in range(RANDOM)]
     return {
         "h_neurons": trials.sweep(reader, chat.h_neurons, asked, ALPHAS),
         "base_h_neurons": trials.sweep(reader, base.h_neurons, asked, ALPHAS),

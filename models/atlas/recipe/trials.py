@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from guard.fit.judge import judge
-from guard.fit.questions import Question
-from guard.fit.reader import Reader
+from guard.judge.question import Question
+from guard.judge.rules import judge
 from models.atlas.recipe.questions import DOMAINS, ask, pressed, sentence
+from models.atlas.recipe.reference import Reader
 
 Rates = dict[str, dict[str, float]]
 Index = NDArray[np.int64]

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import FitError
-from guard.fit.features import Features
-from guard.fit.judge import judge
-from guard.fit.questions import SHARES, Question, load_questions, split
+from guard.harness.features import Features
+from guard.harness.questions import SHARES, load_questions, split
+from guard.judge.question import Question
+from guard.judge.rules import judge
 
 SEED = 0  # of the split by entity
 QUESTIONS, ANSWERS = "questions.jsonl", "answers.jsonl"

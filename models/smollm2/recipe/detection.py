@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from guard.errors import RequestError
-from guard.fit import metrics
+from guard.evaluation import metrics
 from guard.probe import conformal, drift
 from models.smollm2.recipe import intervals
 from models.smollm2.recipe.answered import SIGNALS, Answered, Bools, Floats, Index

@@ -20,13 +20,13 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from guard.fit import calibrate
-from guard.fit.baselines import INNER, STRENGTHS, folds
-from guard.fit.features import Features
-from guard.fit.path import Path as L1Path
-from guard.fit.questions import split
-from guard.fit.train import SEPARATED, find_neurons
+from guard.evaluation.baselines import INNER, STRENGTHS, folds
+from guard.harness.features import Features
+from guard.harness.questions import split
 from guard.probe.readout import Stack
+from guard.training import calibration
+from guard.training.neurons import SEPARATED, find_neurons
+from guard.training.path import Path as L1Path
 from models.smollm2.recipe.answered import SEED, Answered, Bools, Floats, Index
 
 CAP = 0.04  # largest share of neurons that a probe may keep
@@ -234,8 +234,8 @@ class Stacked:
     def fit(cls, answered: Answered, neurons: Floats, learn: Index) -> Stacked:
         """Both on the answers ``learn``, which ``neurons`` has not seen."""
         features = stack_features(answered, neurons)
-        stack = calibrate.stack(features[learn], answered.wrong[learn])
-        return cls(stack, calibrate.platt(stack.logit(features[learn]).tolist(), answered.wrong[learn]))
+        stack = calibration.stack(features[learn], answered.wrong[learn])
+        return cls(stack, calibration.platt(stack.logit(features[learn]).tolist(), answered.wrong[learn]))
 
     def risk(self, answered: Answered, neurons: Floats) -> Floats:
         """Calibrated probability that each answer is wrong."""

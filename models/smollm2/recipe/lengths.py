@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from guard.fit import evaluate
-from guard.fit.engines import RealEngines
-from guard.fit.judge import judge
-from guard.fit.questions import Question, prompt_of
-from guard.fit.weights import norms_of
+from guard.harness.engines import RealEngines
+from guard.harness.questions import prompt_of
+from guard.judge.question import Question
+from guard.judge.rules import judge
 from guard.launch.engines import run_engines
 from guard.probe.bundle import Bundle, load_bundle
+from guard.probe.norms import norms_of
 from guard.probe.readout import Readout, Signals
 from models.smollm2.recipe import intervals
 from models.smollm2.recipe.answered import SEED, Answered, load
@@ -85,7 +85,7 @@ async def ask(engine: Any, asked: Sequence[Asked], file: Path, say: Say) -> list
                 name = f"hguard-lengths-{random.getrandbits(64)}"
                 verdict = await engine.answer(prompt_of(tokenizer, prompt.text), LONGEST, name)
             text = str(tokenizer.decode(verdict.token_ids, skip_special_tokens=True))
-            told = None if verdict.signals is None else evaluate.signals_to(verdict.signals)
+            told = None if verdict.signals is None else verdict.signals.to_dict()
             row = known[prompt.text] = {"asked": prompt.text, "text": text, "signals": told}
             with file.open("a", encoding="utf-8") as kept:
                 kept.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -107,7 +107,7 @@ def figures(rows: Sequence[dict[str, Any]], asked: Sequence[Asked], bundle: Bund
     the handicap of later windows; each with a bootstrap interval over what the first question is about."""
     threshold = bundle.threshold(TARGET)
     usable = [i for i, row in enumerate(rows) if row["wrong"] is not None and row["signals"] is not None]
-    signals = [evaluate.signals_from(rows[i]["signals"]) for i in usable]
+    signals = [Signals.from_dict(rows[i]["signals"]) for i in usable]
     wrong = np.array([rows[i]["wrong"] for i in usable], bool)
     length = np.array([len(one) for one in signals])
     weights = intervals.draws([asked[i].questions[0].entity for i in usable])

@@ -6,7 +6,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 
-from guard.fit.questions import Question
+from guard.judge.question import Question
 from models.smollm2.recipe import sources
 from models.smollm2.recipe.sources import City
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from guard.fit.questions import Question
+from guard.judge.question import Question
 from models.smollm2.recipe import sources, words
 from models.smollm2.recipe.places import capitals, cities, made_up_cities, regions
 

@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 
 from guard.errors import FitError
-from guard.fit import chance
-from guard.fit.engines import RealEngines
-from guard.fit.judge import judge, normalise
-from guard.fit.questions import Question, prompt_of
-from guard.fit.weights import norms_of
+from guard.evaluation import random_baseline
+from guard.harness.engines import RealEngines
+from guard.harness.questions import prompt_of
+from guard.judge.question import Question
+from guard.judge.rules import judge, normalise
 from guard.launch.engines import run_engines
 from guard.probe.bundle import Bundle, load_bundle
+from guard.probe.norms import norms_of
 from models.smollm2.recipe import intervals
 from models.smollm2.recipe.answered import SEED, Answered, load
 from models.smollm2.recipe.detection import sets_of
@@ -233,7 +234,7 @@ async def measure(
         figures["consistency"] = await consistency(own, answered, given.consistency) if given.consistency else None
     for draw in range(given.random):
         with tempfile.TemporaryDirectory() as place:
-            other = chance.random_bundle(bundle, Path(place) / "probe", draw)
+            other = random_baseline.random_bundle(bundle, Path(place) / "probe", draw)
             async with engines.guarded(other) as engine:
                 one = Asked(engine, folder / f"scaling-random-{draw}.jsonl", say)
                 figures["random"].append(await one.curve(asked, texts, ALPHAS))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.fit import chance
+from guard.evaluation import random_baseline
 from models.smollm2.recipe import intervals
 from models.smollm2.recipe.answered import Answered, Bools, Floats, Index
 from models.smollm2.recipe.detection import sets_of
@@ -44,7 +44,7 @@ def against_count(
             rows.append({"share": share, "neurons": count, "too_few": "no fit keeps so many"})
             continue
         own = means.of(_refit(answered, train, test, [index])[0])
-        drawn = [chance.layer_matched(index, answered.norms.shape[1], seed) for seed in range(random)]
+        drawn = [random_baseline.layer_matched(index, answered.norms.shape[1], seed) for seed in range(random)]
         others = [means.of(score) for score in _refit(answered, train, test, drawn)]
         values = [float(one[0]) for one in others]
         rows.append(

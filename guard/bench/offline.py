@@ -1,0 +1,153 @@
+"""``hguard bench``: start both engines, put every load on them in turn, write what came out."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from guard.bench import components, load
+from guard.bench.compare import PLAIN, Row, Run, compare
+from guard.bench.load import Measured, Work
+from guard.launch.engines import complain, guarded_engine, plain_arguments, plain_engine
+from guard.policy import Mode, Policy
+from guard.probe.bundle import Bundle
+from guard.probe.readout import Readout
+from guard.versions import engine_version
+
+SCORE = Policy(Mode.SCORE, 0.5)
+MODES = ("score", "score+entropy", "damp", "risk")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The load: tokens of each prompt and answer, clients at once, requests of each client, rounds.
+
+    slots: the score ring's.
+    """
+
+    prompt: int
+    output: int
+    concurrency: Sequence[int]
+    requests: int
+    rounds: int
+    modes: Sequence[str] = MODES
+    slots: int = 512
+
+
+async def bench(model: str, args: Namespace, bundle: Bundle, options: Options) -> dict[str, Any]:
+    """Measure, and return what goes into ``bench/results``."""
+    async with AsyncExitStack() as stack:
+        processes = _children()
+        plain = await stack.enter_async_context(plain_engine(plain_arguments(args)))
+        plain_processes = _children() - processes
+        guarded = await stack.enter_async_context(guarded_engine(args, bundle, SCORE, options.slots))
+        guarded_processes = _children() - processes - plain_processes
+        rows: list[Row] = []
+        for concurrency in options.concurrency:
+            for runs in _loads(plain, guarded, concurrency, options):
+                new = await compare(model, concurrency, runs, options.rounds)
+                for row in new:
+                    complain(f"{row.mode}, {row.concurrency} clients, {row.metric}: {row.ratio:.4f} of plain")
+                rows += new
+        memory = _megabytes(plain_processes), _megabytes(guarded_processes)
+        ratio = memory[1] / memory[0]
+        rows.append(Row(model, "score+entropy", max(options.concurrency), "memory, MB", *memory, ratio, (ratio, ratio)))
+        threads = os.environ.get("VLLM_CPU_OMP_THREADS_BIND")
+        blocks = [engine.vllm_config.cache_config.num_gpu_blocks for engine in (plain, guarded)]
+        distribution, version = engine_version()
+        return {
+            "engine": f"{distribution} {version}",
+            "machine": machine(),
+            "load": {
+                **asdict(options),
+                "kv_cache_blocks": {"plain": blocks[0], "guarded": blocks[1]},
+                "omp_threads_bind": threads,
+            },
+            "rows": [asdict(row) for row in rows],
+            "parts": [asdict(part) for part in components.measure(bundle, guarded, options.concurrency)],
+        }
+
+
+def _loads(plain: Any, guarded: Any, concurrency: int, options: Options) -> list[dict[str, Run]]:
+    """What is compared under one concurrency: answers that are generated, then text that is given."""
+    vocabulary = plain.model_config.get_vocab_size()
+    full = guarded.readout
+
+    def work(seed: int, output: int) -> Work:
+        requests = concurrency * options.requests
+        return Work.random(vocabulary, requests, options.prompt, output, concurrency, 1000 * concurrency + seed)
+
+    def generate(policy: Policy | None, readout: Readout = full) -> Run:
+        async def run(seed: int) -> Measured:
+            engine = guarded if policy else plain
+            guarded.readout = readout
+            await engine.reset_prefix_cache()
+            return await load.generate(engine, work(seed, options.output), policy)
+
+        return run
+
+    def given(policy: Policy | None) -> Run:
+        async def run(seed: int) -> Measured:
+            guarded.readout = full
+            return await load.score(guarded if policy else plain, work(seed, 1), policy)
+
+        return run
+
+    known: dict[str, Run] = {
+        "score": generate(SCORE, neurons_alone(full)),
+        "score+entropy": generate(SCORE),
+        "damp": generate(replace(SCORE, damp=0.5)),
+    }
+    chosen = {mode: run for mode, run in known.items() if mode in options.modes}
+    loads = [{PLAIN: generate(None), **chosen}] if chosen else []
+    if "risk" in options.modes:
+        loads.append({PLAIN: given(None), "risk": given(SCORE)})
+    return loads
+
+
+def neurons_alone(readout: Readout) -> Readout:
+    """The readout without entropy and log-probability, which the engine then does not measure."""
+    answer, token = (replace(stack, weight=(stack.weight[0], 0.0, 0.0)) for stack in (readout.answer, readout.token))
+    return replace(readout, answer=answer, token=token)
+
+
+def machine() -> str:
+    """The processor, or the GPU where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, {psutil.cpu_count()} cores"
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {psutil.cpu_count()} cores"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def _children() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def _megabytes(processes: set[int]) -> float:
+    """Memory of these processes, shared pages by their share."""
+    total = 0
+    for pid in processes:
+        if psutil.pid_exists(pid):
+            total += psutil.Process(pid).memory_full_info().pss
+    return total / 1e6
+
+
+def write(result: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

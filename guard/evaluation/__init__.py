@@ -1,0 +1,1 @@
+"""What a probe is worth on held-out answers, beside baselines."""

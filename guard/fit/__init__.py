@@ -1,1 +1,0 @@
-"""From questions to a probe bundle: ask, judge, collect, train, calibrate, measure."""

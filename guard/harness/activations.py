@@ -1,0 +1,58 @@
+"""What neurons and layers did over answers: collected in waves into arrays on disk, and how far that is beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from guard.engine.activations import CollectingEngine, Span, new_means
+from guard.harness.answers import Chosen
+from guard.harness.progress import Progress
+from guard.harness.store import Workspace, explained
+
+MEANS, OUTPUTS, LEADS, FACTS = "means.npy", "outputs.npy", "leads.npy", "facts.npy"
+
+
+def collected(work: Workspace, name: str = MEANS) -> int:
+    """How many rows of an array are done."""
+    done = _done(name)
+    return int(work.read_json(done)) if work.has(done) else 0
+
+
+def facts_of(chosen: Sequence[Chosen]) -> list[Span]:
+    """The part of each answer that states the fact."""
+    return [Span([*c.prompt, *c.tokens], len(c.prompt) + c.start, len(c.prompt) + c.end) for c in chosen]
+
+
+async def collect(
+    work: Workspace,
+    engine: CollectingEngine,
+    spans: Sequence[Span],
+    shape: tuple[int, int],
+    slots: int,
+    say: Callable[[str], None],
+    outputs: bool = False,
+    name: str = MEANS,
+) -> None:
+    """Mean |z| / ||h|| over each span, and over the token before it, into the array ``name``.
+
+    float32 [spans, layers, neurons]; ``shape`` is (layers, neurons). With ``outputs``, the mean of h into OUTPUTS,
+    float32 [spans, layers, hidden], too.
+    """
+    done = collected(work, name)
+    path, beside = work.path(name), work.path(OUTPUTS) if outputs else None
+    if not done:
+        with explained(work.folder):
+            new_means(path, len(spans), *shape)
+            if beside is not None:
+                new_means(beside, len(spans), shape[0], engine.hidden)
+    progress = Progress(say, "collected", len(spans), "prompts" if name == LEADS else "answers", done)
+    for start in range(done, len(spans), slots):
+        wave = spans[start : start + slots]
+        with explained(work.folder):
+            await engine.collect(wave, range(start, start + len(wave)), path, beside)
+        work.write_json(_done(name), start + len(wave))
+        progress.add(len(wave))
+
+
+def _done(name: str) -> str:
+    return f"{name.removesuffix('.npy')}.done"

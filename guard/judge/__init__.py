@@ -1,0 +1,1 @@
+"""Is an answer right? By rule, or by asking another model."""

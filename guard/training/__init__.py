@@ -1,0 +1,1 @@
+"""From answers to a probe bundle: choose examples, select neurons, calibrate."""

@@ -1,0 +1,198 @@
+"""Choose what can teach: the model's one answer to each question, judged; and how far further samples agree with it.
+
+Every question has the answer that it would be served, so that what is calibrated on them is what serving sees.
+Samples only say which answers are certain enough to find neurons on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.engine.activations import CollectingEngine, new_means
+from guard.errors import FitError
+from guard.harness.activations import LEADS, MEANS
+from guard.harness.answers import Chosen, consistent, judge_all
+from guard.harness.progress import Progress
+from guard.harness.questions import prompt_of, split
+from guard.harness.store import Workspace, explained
+from guard.judge.question import Question
+from guard.judge.rules import RemoteJudge, judge
+from guard.judge.spans import token_offsets, tokens_of
+
+ANSWERS, SAMPLES, CHOSEN = "answers.jsonl", "samples.jsonl", "chosen.jsonl"
+_DONE = "chosen.done"
+LEAST_RIGHT = 50  # right answers below which neither neurons nor thresholds can be had
+_LOOK = 500  # answers after which it is first asked whether there will be as many
+
+Locate = Callable[[str], tuple[int, int]]  # character range of an answer that states the fact
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """longest: most tokens of an answer. samples: further answers to each training question, at this temperature.
+
+    agree: share of a question's verdicts that must be alike for it to teach.
+    """
+
+    samples: int
+    temperature: float
+    longest: int
+    agree: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dealt:
+    """Chosen answers, and to which part of a fit each was dealt (rows into ``chosen``)."""
+
+    questions: Sequence[Question]
+    chosen: Sequence[Chosen]
+    parts: dict[str, list[int]]
+
+    @classmethod
+    def of(cls, questions: Sequence[Question], chosen: Sequence[Chosen], shares: dict[str, float], seed: int) -> Dealt:
+        """No entity is in two parts. Uncertain answers do not teach, but everything else is measured on them, too."""
+        parts = split([questions[one.question] for one in chosen], shares, seed)
+        if "train" in parts:
+            parts["train"] = [row for row in parts["train"] if chosen[row].certain]
+        return cls(questions, chosen, parts)
+
+    def question(self, row: int) -> Question:
+        return self.questions[self.chosen[row].question]
+
+    def wrong(self, part: str) -> NDArray[np.bool_]:
+        """Which answers of a part are wrong."""
+        return np.array([self.chosen[row].wrong for row in self.parts[part]], bool)
+
+
+def chosen_in(work: Workspace) -> list[Chosen] | None:
+    """What was chosen before, or None when this stage is not done."""
+    return [Chosen(**row) for row in work.rows(CHOSEN)] if work.has(_DONE) else None
+
+
+async def choose(
+    work: Workspace,
+    engine: CollectingEngine,
+    questions: Sequence[Question],
+    how: Sampling,
+    shares: dict[str, float],
+    shape: tuple[int, int],
+    remote: RemoteJudge | None,
+    locate: Locate,
+    say: Say,
+) -> list[Chosen]:
+    """Answer, judge, choose; ``shape`` is (layers, neurons). Raises FitError when the answers cannot teach."""
+    prompts = [prompt_of(engine.tokenizer, question.text) for question in questions]
+    answers = await answer_all(work, engine, questions, prompts, how.longest, shape, remote is None, say)
+    texts = {i: [row["text"]] for i, row in sorted(answers.items())}
+    verdicts = await judge_all(work, questions, texts, remote)
+    chosen = []
+    for i, (right,) in verdicts.items():
+        row = answers[i]
+        if right is None or not row["tokens"] or not row["text"].strip():
+            continue
+        # The engine's text may leave out blanks that the tokens spell.
+        whole = engine.tokenizer.decode(row["tokens"], skip_special_tokens=True)
+        start, end = tokens_of(token_offsets(engine.tokenizer, row["tokens"]), locate(whole))
+        draws = {name: row[name] for name in ("ended", "entropy", "logprob")}
+        chosen.append(Chosen(i, prompts[i], row["tokens"], whole, start, end, not right, **draws))
+    require_right(len(questions), len(chosen), sum(not one.wrong for one in chosen))
+    if how.samples:
+        train = split([questions[one.question] for one in chosen], shares, how.seed)["train"]
+        asked = {chosen[index].question: prompts[chosen[index].question] for index in train}
+        said = await judge_all(work, questions, await sample(work, engine, asked, how, say), remote)
+        for index in train:
+            one = chosen[index]
+            agreed = consistent([not one.wrong, *said[one.question]], how.agree)
+            chosen[index] = replace(one, certain=agreed is (not one.wrong))
+        certain = sum(chosen[index].certain for index in train)
+        say(f"{certain} of {len(train)} training answers are confirmed by their samples")
+    wrong = sum(one.wrong for one in chosen)
+    say(f"{len(chosen)} of {len(questions)} answers are judged, {wrong} of them wrong; the others decline")
+    work.path(CHOSEN).unlink(missing_ok=True)
+    with work.growing(CHOSEN) as append:
+        for one in chosen:
+            append(one.row())
+    work.write_json(_DONE, len(chosen))
+    return chosen
+
+
+async def answer_all(
+    work: Workspace,
+    engine: CollectingEngine,
+    questions: Sequence[Question],
+    prompts: Sequence[list[int]],
+    longest: int,
+    shape: tuple[int, int],
+    by_rule: bool,
+    say: Say,
+) -> dict[int, dict[str, Any]]:
+    """The greedy answer to each question, by question; what neurons did meanwhile goes into rows of MEANS and LEADS."""
+    done = {row["question"]: row for row in work.rows(ANSWERS)}
+    for name in (MEANS, LEADS):
+        if not work.has(name):
+            with explained(work.folder):
+                new_means(work.path(name), len(questions), *shape)
+    open_ = [i for i in range(len(questions)) if i not in done]
+    progress = Progress(say, "answered", len(questions), "questions", len(done))
+    right = sum(judge(questions[i], row["text"]) is True for i, row in done.items()) if by_rule else 0
+    with work.growing(ANSWERS) as append, explained(work.folder):
+        stream = engine.answer([prompts[i] for i in open_], open_, longest, work.path(MEANS), work.path(LEADS))
+        async for index, answer in stream:
+            i = open_[index]
+            done[i] = {
+                "question": i,
+                "tokens": answer.tokens,
+                "text": answer.text,
+                "ended": answer.ended,
+                "entropy": answer.entropy,
+                "logprob": answer.logprob,
+            }
+            append(done[i])
+            progress.add()
+            if by_rule:
+                right += judge(questions[i], answer.text) is True
+                if len(done) == _LOOK:
+                    require_right(len(questions), len(done), right, expected=True)
+    return done
+
+
+def require_right(asked: int, answered: int, right: int, expected: bool = False) -> None:
+    """Raise FitError where right or wrong answers are too few, or are going to be (``expected``)."""
+    what = "questions that the model knows in part (hguard data check FILE says what a file holds)"
+    if expected:
+        coming = round(right / answered * asked)
+        if coming < LEAST_RIGHT:
+            raise FitError(
+                f"after {answered} of {asked} questions {right} answers are right, so about {coming} will be, and a "
+                f"probe needs {LEAST_RIGHT}: ask more, or {what}"
+            )
+        return
+    if right == answered:
+        raise FitError(f"all {answered} judged answers are right: there is nothing to tell apart; ask {what}")
+    if right < min(LEAST_RIGHT, max(1, answered // 10)):
+        raise FitError(
+            f"{right} of {answered} judged answers are right, and a probe needs {LEAST_RIGHT}: ask more, or {what}"
+        )
+
+
+async def sample(
+    work: Workspace, engine: CollectingEngine, prompts: dict[int, list[int]], how: Sampling, say: Say
+) -> dict[int, list[str]]:
+    """Further answers to these questions, texts by question."""
+    done: dict[int, list[str]] = {row["question"]: row["texts"] for row in work.rows(SAMPLES)}
+    open_ = [i for i in prompts if i not in done]
+    progress = Progress(say, "sampled", len(prompts), "questions", len(prompts) - len(open_))
+    with work.growing(SAMPLES) as append:
+        stream = engine.sample([prompts[i] for i in open_], how.samples, how.longest, how.temperature, how.seed)
+        async for index, answers in stream:
+            done[open_[index]] = [answer.text for answer in answers]
+            append({"question": open_[index], "texts": done[open_[index]]})
+            progress.add()
+    return {i: done[i] for i in prompts}

@@ -1,0 +1,287 @@
+"""Fit a probe bundle, stage by stage: answer, judge, choose, train, settle on a C, measure, calibrate.
+
+Each stage leaves its file in the workspace; what is there is not done again. Engines run one after the other: the first
+answers and collects in one pass, each further one serves a candidate and measures with it what calibration needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.engine.activations import CollectingEngine
+from guard.errors import FitError
+from guard.evaluation import detectors
+from guard.harness.activations import FACTS, LEADS, MEANS, collect, collected, facts_of
+from guard.harness.answers import Chosen
+from guard.harness.engines import Engines
+from guard.harness.features import Features
+from guard.harness.progress import tell
+from guard.harness.questions import SHARES as ALL_SHARES
+from guard.harness.store import Workspace, explained
+from guard.judge.question import Question
+from guard.judge.rules import RemoteJudge
+from guard.judge.spans import find_span
+from guard.probe import cett
+from guard.probe.bundle import Bundle, save_bundle
+from guard.probe.card import ModelIdentity, ProbeCard, ReadoutParameters, SetMetrics, Span, ThresholdMetrics, Training
+from guard.probe.readout import Signals, unit_readout
+from guard.probe.reference import Reference
+from guard.training import calibration
+from guard.training.examples import Dealt, Locate, Sampling, choose, chosen_in
+from guard.training.neurons import CANDIDATES, Found, find_neurons, given_neurons
+from guard.training.selection import Settle
+
+# Thresholds come from answers of their own: what the readout was fit on looks better than it is.
+SHARES = ALL_SHARES["fit"]
+FOUND = "found.json"
+TOKEN_ANSWERS = 500  # calibration answers whose single tokens are measured
+SPANS: dict[Literal["fact", "answer"], Span] = {
+    "answer": "answer-tokens-and-last-prompt-token",
+    "fact": "fact-tokens-and-the-one-before",
+}
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """id: of the bundle. longest: most tokens of an answer. samples: further answers to each training question, at this
+    temperature; agree: share of its verdicts that must be alike for it to teach.
+
+    cap: largest share of all neurons that may be kept.
+    suppress: questions that are answered with each candidate's neurons switched off, to choose C by; 0 for none.
+    span: what the neurons are fit on: the part that states the fact, or the whole answer, as it is scored when served.
+    foresee: fit them on the last prompt token, too, so that there is a risk before generation.
+    method: how risks are calibrated. slots: answers that are collected at once.
+    neurons: flat indices of those to fit with L2, in place of finding any.
+    """
+
+    id: str
+    seed: int = 0
+    samples: int = 0
+    temperature: float = 1.0
+    longest: int = 64
+    agree: float = 1.0
+    cap: float = 0.04
+    refit: bool = False
+    suppress: int = 200
+    span: Literal["fact", "answer"] = "answer"
+    foresee: bool = True
+    method: calibration.Method = "platt"
+    slots: int = 32
+    neurons: tuple[int, ...] | None = None
+
+
+def detailed(dealt: Dealt, window: int) -> list[int]:
+    """The rows to measure token by token: answers of several windows, and some that the token head learns from.
+
+    Of the others the mean over all tokens is all that a readout asks for, and that was collected with the answer.
+    """
+    long = [r for part in calibration.PARTS for r in dealt.parts[part] if len(dealt.chosen[r].tokens) > window]
+    return sorted({*long, *dealt.parts["calibration"][:TOKEN_ANSWERS]})
+
+
+def whole(answer: Chosen, mean: float, lead: float) -> Signals:
+    """Signals of an answer that is one window, from the mean score over its last prompt token and its tokens.
+
+    Its tokens' scores are not known one by one: each has their mean. The last of a cut answer was never fed back.
+    """
+    n = len(answer.tokens)
+    fed = n - (not answer.ended)
+    neurons = np.full(n, ((fed + 1) * mean - lead) / fed if fed else np.nan, np.float32)
+    neurons[fed:] = np.nan
+    return Signals(lead, neurons, np.array(answer.entropy, np.float32), np.array(answer.logprob, np.float32))
+
+
+class Fit:
+    """One fit: ``norms`` float32 [layers, neurons], column norms from the checkpoint."""
+
+    def __init__(
+        self,
+        work: Workspace,
+        questions: Sequence[Question],
+        identity: ModelIdentity,
+        norms: NDArray[np.float32],
+        options: Options,
+        judge: RemoteJudge | None = None,
+        locate: Locate = find_span,
+        say: Say = tell,
+    ) -> None:
+        self._work, self._questions, self._identity, self._norms = work, questions, identity, norms
+        self._options, self._judge, self._locate, self._say = options, judge, locate, say
+
+    async def run(self, engines: Engines, out: Path) -> Bundle:
+        """All stages that are not done yet. Raises FitError when the answers cannot teach anything."""
+        chosen = chosen_in(self._work)
+        if chosen is None or not self._collected(chosen):
+            async with engines.collecting() as engine:
+                chosen = await self._choose_and_collect(engine, chosen)
+        dealt, options = self._dealt(chosen), self._options
+        self._say(", ".join(f"{len(index)} answers for {name}" for name, index in dealt.parts.items()))
+        candidates = self._find(dealt)
+        rough = {one.C: self._rough(dealt, one) for one in candidates}
+        window = self._window(dealt)
+        settle = Settle(self._work, dealt, self._judge, options.longest, options.suppress, self._say)
+        found, measured = await settle.run(engines, candidates, rough, detailed(dealt, window))
+        return self._calibrate(out, dealt, found, window, measured, settle.reference(found))
+
+    def _dealt(self, chosen: Sequence[Chosen]) -> Dealt:
+        return Dealt.of(self._questions, chosen, SHARES, self._options.seed)
+
+    def _collected(self, chosen: Sequence[Chosen]) -> bool:
+        return self._options.span == "answer" or collected(self._work, FACTS) >= len(chosen)
+
+    async def _choose_and_collect(self, engine: CollectingEngine, chosen: list[Chosen] | None) -> list[Chosen]:
+        """What the first engine has to do, so far as it is not done."""
+        options, shape = self._options, (self._norms.shape[0], self._norms.shape[1])
+        if chosen is None:
+            how = Sampling(options.samples, options.temperature, options.longest, options.agree, options.seed)
+            chosen = await choose(
+                self._work, engine, self._questions, how, SHARES, shape, self._judge, self._locate, self._say
+            )
+        if options.span == "fact":
+            await collect(self._work, engine, facts_of(chosen), shape, options.slots, self._say, name=FACTS)
+        return chosen
+
+    def _window(self, dealt: Dealt) -> int:
+        """Tokens of a window: nine in ten training answers are not longer."""
+        return max(1, int(np.ceil(np.quantile([len(dealt.chosen[i].tokens) for i in dealt.parts["train"]], 0.9))))
+
+    def features(self, dealt: Dealt, rows: Sequence[int]) -> Features:
+        """Mean CETT of every neuron, of these answers."""
+        if self._options.span == "fact":
+            return Features.of(self._work.path(FACTS), self._norms, rows)
+        return self._of_questions(MEANS, dealt, rows)
+
+    def _of_questions(self, name: str, dealt: Dealt, rows: Sequence[int]) -> Features:
+        return Features.of(self._work.path(name), self._norms, [dealt.chosen[row].question for row in rows])
+
+    def _find(self, dealt: Dealt) -> list[Found]:
+        """The candidates, the preferred one first."""
+        if self._work.has(FOUND):
+            return [Found.from_dict(row) for row in self._work.read_json(FOUND)]
+        options = self._options
+        train = dealt.parts["train"]
+        leads = self._of_questions(LEADS, dealt, train) if options.foresee else None
+        if options.neurons is not None:
+            found = [given_neurons(self.features(dealt, train), dealt.wrong("train"), np.array(options.neurons), leads)]
+            self._work.write_json(FOUND, [one.to_dict() for one in found])
+            return found
+        try:
+            found = find_neurons(
+                self.features(dealt, train),
+                dealt.wrong("train"),
+                [dealt.question(i).entity for i in train],
+                options.cap,
+                options.refit,
+                self._say,
+                CANDIDATES if options.suppress else 1,
+                leads,
+            )
+        except ValueError as error:
+            raise FitError(str(error)) from None
+        for one in found:
+            positive = int((one.coefficient > 0).sum())
+            self._say(f"C={one.C:g}: {len(one.index)} neurons, {positive} positive, of {self._norms.size}")
+        self._work.write_json(FOUND, [one.to_dict() for one in found])
+        return found
+
+    def _calibrate(
+        self,
+        out: Path,
+        dealt: Dealt,
+        found: Found,
+        window: int,
+        measured: dict[int, Signals],
+        reference: Reference,
+    ) -> Bundle:
+        parts, chosen = dealt.parts, dealt.chosen
+        wrong = {name: dealt.wrong(name) for name in parts}
+        signals = {name: self._signals(dealt, found, parts[name], measured) for name in calibration.PARTS}
+        spans = [(chosen[i].start, chosen[i].end) for i in parts["calibration"]]
+        by_token = [number for number, row in enumerate(parts["calibration"]) if row in measured]
+        made = calibration.calibration(signals, wrong, spans, window, self._options.method, by_token)
+        reports = detectors.reports(
+            [dealt.question(i) for i in parts["test"]],
+            wrong["test"],
+            signals["test"],
+            made.readout,
+            detectors.Baseline(
+                self.features(dealt, parts["test"]),
+                self.features(dealt, parts["train"]),
+                wrong["train"],
+                found.index,
+                self._norms.shape[1],
+            ),
+            self._options.seed,
+        )
+        return self._bundle(
+            out, dealt, found, made.parameters, made.risks, made.thresholds, made.at_thresholds, reports, reference
+        )
+
+    def _signals(
+        self, dealt: Dealt, found: Found, rows: Sequence[int], measured: Mapping[int, Signals]
+    ) -> list[Signals]:
+        """What the probe would have read of these answers: as measured, or from what was collected of them."""
+        means = self._of_questions(MEANS, dealt, rows).take(found.index) @ found.coefficient
+        leads = self._of_questions(LEADS, dealt, rows).take(found.index) @ found.coefficient
+        return [
+            measured[row] if row in measured else whole(dealt.chosen[row], float(mean), float(lead))
+            for row, mean, lead in zip(rows, means, leads, strict=True)
+        ]
+
+    def _rough(self, dealt: Dealt, found: Found) -> Bundle:
+        """A bundle to measure with: what it says of risk is not used."""
+        parameters, _ = calibration.calibrated(unit_readout(), [], np.zeros(0, bool))
+        folder = self._work.path(f"rough-{found.C:g}")
+        return self._bundle(folder, dealt, found, parameters, {"right_risks": np.zeros(99, np.float32)})
+
+    def _bundle(
+        self,
+        out: Path,
+        dealt: Dealt,
+        found: Found,
+        readout: ReadoutParameters,
+        risks: dict[str, NDArray[np.float32]],
+        thresholds: dict[str, float] | None = None,
+        at_thresholds: dict[str, ThresholdMetrics] | None = None,
+        reports: dict[str, SetMetrics] | None = None,
+        reference: Reference | None = None,
+    ) -> Bundle:
+        width = self._norms.shape[1]
+        layer, neuron = (found.index // width).astype(np.int32), (found.index % width).astype(np.int32)
+        card = ProbeCard(
+            schema_version=1,
+            id=self._options.id,
+            model=self._identity,
+            training=Training(
+                method="l1-logistic-regression" if self._options.neurons is None else "imported",
+                labels="1-vs-1",
+                C=found.C,
+                seed=self._options.seed,
+                span=SPANS[self._options.span],
+                answers={name: len(index) for name, index in dealt.parts.items()},
+            ),
+            intercept=found.intercept,
+            readout=readout,
+            thresholds=thresholds or {},
+            at_thresholds=at_thresholds,
+            metrics=reports or {},
+            tensors_sha256="0" * 64,
+        )
+        tensors: dict[str, NDArray[np.generic]] = {
+            "layer": layer,
+            "neuron": neuron,
+            "coefficient": found.coefficient,
+            "folded": cett.fold(found.coefficient, self._norms[layer, neuron]),
+            "train_questions": np.sort(np.array([dealt.question(i).digest for i in dealt.parts["train"]], np.uint64)),
+            **risks,
+        }
+        with explained(out):
+            return save_bundle(out, card, tensors, reference)
