@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.cli.main import main
+from app.cli import main
 from app.settings import Settings
 from guard.errors import GuardError
 from tests.curl import ADDRESS, excerpts_after, reply_to

@@ -122,8 +122,8 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     from app.settings import Settings
     from guard.harness.engines import RealEngines
     from guard.harness.questions import load_questions
+    from guard.probe.cett import norms_of
     from guard.probe.identity import identify
-    from guard.probe.norms import norms_of
     from guard.training.imported import listed
     from guard.training.pipeline import Fit, Options
     from guard.versions import engine_version

@@ -132,8 +132,8 @@ def _export(options: argparse.Namespace, extra: list[str]) -> int:
 def _import(options: argparse.Namespace, extra: list[str]) -> int:
     from app.resolver import find_model, label_of
     from app.settings import Settings
+    from guard.probe.cett import norms_of
     from guard.probe.identity import identify
-    from guard.probe.norms import norms_of
     from guard.training.imported import listed, save_imported
 
     if options.refit:

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.errors import Reason, RefusedError
 from app.protocols import sizes
-from app.protocols.registry import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from app.protocols.adapters.registry import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from guard.errors import RequestError
 
 RISK = frozenset({"/risk", "/v1/risk"})

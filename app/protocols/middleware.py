@@ -17,10 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import errors
 from app.ingress import body
 from app.ingress.scope import route_path
-from app.protocols.base import BROKEN, Stream
+from app.protocols.adapters.base import BROKEN, Stream
+from app.protocols.adapters.registry import CHAT, COMPLETIONS, DIALECTS, Dialect, Telling
+from app.protocols.adapters.sse import FrameEditor
 from app.protocols.options import FIELD, Defaults, parse
-from app.protocols.registry import CHAT, COMPLETIONS, DIALECTS, Dialect, Telling
-from app.protocols.sse import FrameEditor
 from app.protocols.validation import fault_of
 from app.protocols.wire import Writer
 from app.telemetry.metrics import Metrics

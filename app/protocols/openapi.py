@@ -13,9 +13,9 @@ from starlette.routing import BaseRoute
 from typing_extensions import TypedDict  # typing's own, before 3.12, hides from pydantic what is not required
 
 from app.ingress.middleware import PUBLIC
+from app.protocols.adapters.registry import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from app.protocols.limits import RISK
 from app.protocols.options import FIELD, Options
-from app.protocols.registry import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from app.protocols.risk import RiskItem
 from guard.engine.context import Unscored
 from guard.policy import Action, Mode

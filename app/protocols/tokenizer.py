@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
 from app.protocols.wire import Token
-from guard.engine.context import Verdict
-from guard.engine.detokenization import texts
+from guard.engine.context import Generated, Verdict
 from guard.errors import RequestError
 
 
@@ -67,3 +70,22 @@ class Speller:
 def _cut(text: str, ends: Sequence[int]) -> list[Token]:
     """Tokens that end at these characters of the text, each beginning where the one before it ends."""
     return [(text[start:end], start, end) for start, end in itertools.pairwise([0, *ends])]
+
+
+def texts(tokenizer: Any, generated: Generated) -> Iterator[str]:
+    """What each token adds to the text, the first being the first generated one, and nothing cut off at the end.
+
+    A token that ends inside a character adds nothing: the character belongs to the one completing it.
+    """
+    given = generated.params
+    params = SamplingParams(  # without stop strings: what they cut is cut already
+        skip_special_tokens=given.skip_special_tokens,
+        spaces_between_special_tokens=given.spaces_between_special_tokens,
+    )
+    request: Any = SimpleNamespace(
+        request_id="tokens", prompt_token_ids=generated.prompt_ids, prompt_embeds=None, sampling_params=params
+    )
+    detokenizer = IncrementalDetokenizer.from_new_request(tokenizer, request)
+    for token in generated.token_ids:
+        detokenizer.update([token], stop_terminated=False)
+        yield detokenizer.get_next_output_text(finished=False, delta=True)

@@ -15,9 +15,8 @@ from guard.ipc.score_table import ScoreRing
 from guard.ipc.taps import spec_of
 from guard.probe.bundle import Bundle
 from guard.worker import ops
-from guard.worker.batch import Harvest, Roster, Step
+from guard.worker.batch import Drawn, Harvest, Roster, Step, log_probability, statistics
 from guard.worker.buffers import Taps
-from guard.worker.statistics import Drawn, log_probability, statistics
 
 _SECONDS = 0.3
 

@@ -84,7 +84,7 @@ def _row_statistics(logits, entropy, normaliser, stride, vocabulary, V: tl.const
 
 
 def row_statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As ``guard.worker.statistics.statistics``, in one launch: one program for each row."""
+    """As ``guard.worker.batch.statistics``, in one launch: one program for each row."""
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     entropy = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)

@@ -13,9 +13,8 @@ import torch
 
 from guard.ipc.capture import Seat, unpack
 from guard.ipc.score_table import ScoreRing
-from guard.worker.batch import Harvest, Roster, Step, measure_given
+from guard.worker.batch import Drawn, Harvest, Roster, Step, measure_given
 from guard.worker.buffers import Taps
-from guard.worker.statistics import Drawn
 
 
 class AdapterV1:

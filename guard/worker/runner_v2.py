@@ -19,9 +19,8 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from guard.errors import TapError, UnsupportedError
 from guard.ipc.capture import EMPTY, unpack
 from guard.ipc.score_table import ScoreRing
-from guard.worker.batch import Harvest, Roster, Step, measure_given
+from guard.worker.batch import Harvest, Roster, Step, log_probability, measure_given, statistics
 from guard.worker.buffers import Taps
-from guard.worker.statistics import log_probability, statistics
 
 
 class GuardModelState(DefaultModelState):

@@ -23,8 +23,8 @@ from app.ingress.auth import Keys
 from app.ingress.body import PARSED
 from app.ingress.middleware import PUBLIC, Door
 from app.ingress.scope import CALLER
+from app.protocols.adapters.registry import CHAT, MESSAGES
 from app.protocols.limits import RISK, Limits
-from app.protocols.registry import CHAT, MESSAGES
 from app.server import health, system
 from app.server.routes import ALLOWED, OWN
 from app.telemetry.metrics import DoorMetrics

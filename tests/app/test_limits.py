@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.protocols.adapters.registry import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from app.protocols.limits import RISK, Limits
-from app.protocols.registry import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from guard.errors import RequestError
 
 LIMITS = Limits(

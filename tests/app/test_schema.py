@@ -13,8 +13,8 @@ from fastapi import FastAPI
 from jsonschema import Draft202012Validator, ValidationError
 
 from app.ingress.auth import Keys
+from app.protocols.adapters.registry import DIALECTS
 from app.protocols.options import Options
-from app.protocols.registry import DIALECTS
 from app.server.routes import OWN
 from app.settings import Settings
 from tests.scripted.server import scripted_app

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.protocols.sse import FrameEditor, frame
+from app.protocols.adapters.sse import FrameEditor, frame
 
 STREAM = (
     'data: {"choices":[{"text":"Żary\\n\\n"}]}\n\n'

@@ -21,8 +21,8 @@ from guard.harness.generation import ANSWERED
 from guard.harness.store import Workspace
 from guard.judge.question import Question
 from guard.probe.bundle import Bundle, load_bundle
+from guard.probe.cett import norms_of
 from guard.probe.identity import identify
-from guard.probe.norms import norms_of
 from guard.probe.readout import Signals
 from guard.training.examples import ANSWERS, CHOSEN, SAMPLES, Dealt
 from guard.training.pipeline import FOUND, SHARES, Fit, Options, whole

@@ -13,7 +13,7 @@ import torch
 
 from guard.engine.context import Unscored
 from guard.policy import Action, Mode, Policy
-from guard.probe.norms import norms_of
+from guard.probe.cett import norms_of
 from models.atlas.recipe.reference import Reader
 from tests.engine.float16 import TIGHT, Model
 from tests.engine.half import References

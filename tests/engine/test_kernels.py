@@ -14,9 +14,8 @@ from guard.probe import cett
 from guard.probe.bundle import Bundle
 from guard.probe.cett import EPSILON
 from guard.worker import ops
-from guard.worker.batch import Roster, Step
+from guard.worker.batch import Drawn, Roster, Step, log_probability, statistics
 from guard.worker.buffers import Taps
-from guard.worker.statistics import Drawn, log_probability, statistics
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # hidden, intermediate: atlas, and the layers of 1B, 8B and 70B Llamas.

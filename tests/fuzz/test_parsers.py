@@ -16,9 +16,9 @@ from app import errors
 from app.ingress.auth import Keys
 from app.ingress.body import as_object
 from app.ingress.body import parse as parse_body
+from app.protocols.adapters.registry import DIALECTS
 from app.protocols.limits import RISK, Limits
 from app.protocols.options import Defaults, Options, parse, resolve
-from app.protocols.registry import DIALECTS
 from app.protocols.risk import _parse
 from guard.errors import GuardError, RequestError
 from guard.policy import Hold, Mode, Policy

@@ -24,7 +24,7 @@ from schemathesis.core.errors import UnsupportedSchema
 from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi import checks
 
-from app.protocols.registry import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from app.protocols.adapters.registry import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from tests.engine.server import Server
 from tests.fuzz.values import EDGES, EXAMPLES, any_json, deep, many
 from tests.scripted.server import ScriptedServer

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from app.protocols.adapters.registry import CHAT, COMPLETIONS, DIALECTS, MESSAGES, RESPONSES, Telling
+from app.protocols.adapters.sse import FrameEditor
 from app.protocols.openapi import Hallucination
-from app.protocols.registry import CHAT, COMPLETIONS, DIALECTS, MESSAGES, RESPONSES, Telling
-from app.protocols.sse import FrameEditor
 from app.protocols.wire import Token, Writer
 from guard.engine.context import GuardCall, Unscored, Verdict
 from guard.policy import Action, Decision, Fallback, Mode, Policy

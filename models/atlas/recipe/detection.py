@@ -23,7 +23,7 @@ from guard.judge.question import Question
 from guard.judge.rules import judge
 from guard.probe import conformal
 from guard.probe.bundle import Bundle, load_bundle
-from guard.probe.norms import norms_of
+from guard.probe.cett import norms_of
 from guard.probe.readout import Signals
 from guard.training import calibration
 from guard.training.examples import Dealt, chosen_in

@@ -11,8 +11,8 @@ from pathlib import Path
 from guard.harness.engines import RealEngines
 from guard.harness.store import Workspace
 from guard.launch.engines import run_engines
+from guard.probe.cett import norms_of
 from guard.probe.identity import identify
-from guard.probe.norms import norms_of
 from guard.training.pipeline import Fit, Options
 from guard.versions import engine_version
 from models.atlas.recipe.questions import from_ledger, load_ledger, locate

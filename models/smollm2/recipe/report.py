@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from guard.probe.norms import norms_of
+from guard.probe.cett import norms_of
 from models.smollm2.checkpoint import checkpoint
 from models.smollm2.recipe import detection, intervals, plots, prose, sources, sparsity
 from models.smollm2.recipe.answered import GENERAL, PLACES, Answered, load

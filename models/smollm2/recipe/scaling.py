@@ -29,7 +29,7 @@ from guard.judge.question import Question
 from guard.judge.rules import judge, normalise
 from guard.launch.engines import run_engines
 from guard.probe.bundle import Bundle, load_bundle
-from guard.probe.norms import norms_of
+from guard.probe.cett import norms_of
 from models.smollm2.recipe import intervals
 from models.smollm2.recipe.answered import SEED, Answered, load
 from models.smollm2.recipe.detection import sets_of

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from app import errors
-from app.protocols.base import FIELD, Telling, keep_only, recount, refuses, withheld
-from app.protocols.sse import DONE, frame
+from app.protocols.adapters.base import FIELD, Telling, keep_only, recount, refuses, withheld
+from app.protocols.adapters.sse import DONE, frame
 from guard.engine.context import GuardCall, Verdict
 
 _RUNNING = b'"finish_reason":null'

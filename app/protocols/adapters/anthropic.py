@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from app import anthropic_errors
-from app.protocols.base import BROKEN, FIELD, Telling, keep_only, recount, refuses, withheld
-from app.protocols.sse import frame
+from app.protocols.adapters.base import BROKEN, FIELD, Telling, keep_only, recount, refuses, withheld
+from app.protocols.adapters.sse import frame
 from guard.engine.context import Verdict
 
 # What of a message may stay when its answer is withheld.

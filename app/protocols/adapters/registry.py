@@ -1,9 +1,9 @@
 """The APIs that the guard speaks: for each guarded route, how it asks and how a verdict looks in its answers."""
 
-from app.protocols.anthropic import Messages
-from app.protocols.base import Dialect, Telling
-from app.protocols.openai_chat import ChatCompletions, Completions
-from app.protocols.openai_responses import Responses
+from app.protocols.adapters.anthropic import Messages
+from app.protocols.adapters.base import Dialect, Telling
+from app.protocols.adapters.openai_chat import ChatCompletions, Completions
+from app.protocols.adapters.openai_responses import Responses
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"

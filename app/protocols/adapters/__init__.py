@@ -1,0 +1,1 @@
+"""How each API asks, and how a verdict looks in its answers."""
