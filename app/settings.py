@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,21 +22,9 @@ SMOLLM2 = Path(__file__).parents[1] / "models" / "smollm2"
 BEYOND = "I am not certain enough of the answer to give it."
 
 
-class Settings(BaseSettings):
-    """One source of truth: each field is a flag, an environment variable and a key of the file."""
+class GuardDefaults(BaseModel):
+    """What the guard does where a request does not say."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="HGUARD_", toml_file="hguard.toml", extra="forbid", frozen=True, hide_input_in_errors=True
-    )
-
-    model: Annotated[str, Field(description="atlas, smollm2, a folder or a Hugging Face id: the model to serve")] = (
-        "atlas"
-    )
-    revision: Annotated[str | None, Field(description="revision of a model from the Hub")] = None
-    probe: Annotated[str | None, Field(description="probe bundle: a folder, or hf://owner/name@revision")] = None
-    served_model_name: Annotated[str | None, Field(description="name in the API; default: the model's own")] = None
-    host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
-    port: Annotated[int, Field(ge=1, le=65535, description="port to listen on")] = 8000
     mode: Annotated[Mode, Field(description="what the guard does when a request does not say")] = Mode.SCORE
     threshold: Annotated[float | None, Field(ge=0, le=1, description="flag at this risk; overrides target-fpr")] = None
     target_fpr: Annotated[
@@ -58,6 +46,11 @@ class Settings(BaseSettings):
             "by default closed in abstain mode and open in the others"
         ),
     ] = None
+
+
+class Ceilings(BaseModel):
+    """How loose a request may be; None stands for what the defaults make of it."""
+
     loosest_mode: Annotated[
         Mode | None, Field(description="loosest mode that a request may ask for; default: the server's own")
     ] = None
@@ -92,36 +85,17 @@ class Settings(BaseSettings):
             "the server flags or abstains whatever is asked, else 0",
         ),
     ] = None
-    risk_seconds: Annotated[
-        float, Field(gt=0, description="how long /risk waits for a score before it answers not_scored")
-    ] = 30.0
-    refusal: Annotated[str, Field(min_length=1, description="text of an abstention")] = BEYOND
-    fallback_text: Annotated[str, Field(min_length=1, description="text in place of an answer (fallback: message)")] = (
-        BEYOND
-    )
-    compile: Annotated[bool, Field(description="compile the model on CPU: slower start, faster answers")] = False
-    relaxed: Annotated[
-        bool, Field(description="tolerate a chat template, dtype or cache that the probe was not fit on")
-    ] = False
-    api_keys: Annotated[
-        Keys,
-        Field(
-            description="keys that let a caller in, with commas or whitespace between them; better given as "
-            "HGUARD_API_KEYS than as a flag, which others on the machine can read"
-        ),
-    ] = Keys()
-    api_keys_file: Annotated[
-        Path | None, Field(description="file that holds the keys instead: a secret of Docker or Kubernetes")
-    ] = None
-    allow_unauthenticated: Annotated[
-        bool, Field(description="listen beyond this machine without keys: something else checks the callers")
-    ] = False
-    max_body_bytes: Annotated[
-        int, Field(ge=1024, description="largest request body: 2 MiB are about half a million tokens of English")
-    ] = 2 << 20
-    body_seconds: Annotated[
-        float, Field(gt=0, description="time for a body to arrive: at 70 kB/s the largest one does in 30 s")
-    ] = 30.0
+
+
+class GuardSettings(GuardDefaults, Ceilings):
+    """All that an operator says of the guard."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RequestLimits(BaseModel):
+    """What one request may ask for."""
+
     max_messages: Annotated[
         int,
         Field(
@@ -159,6 +133,53 @@ class Settings(BaseSettings):
     max_risk_items: Annotated[
         int, Field(ge=1, description="most items of one /risk request: 32 are checked before the first is scored")
     ] = 32
+
+
+class Settings(GuardSettings, RequestLimits, BaseSettings):
+    """One source of truth: each field is a flag, an environment variable and a key of the file."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HGUARD_", toml_file="hguard.toml", extra="forbid", frozen=True, hide_input_in_errors=True
+    )
+
+    model: Annotated[str, Field(description="atlas, smollm2, a folder or a Hugging Face id: the model to serve")] = (
+        "atlas"
+    )
+    revision: Annotated[str | None, Field(description="revision of a model from the Hub")] = None
+    probe: Annotated[str | None, Field(description="probe bundle: a folder, or hf://owner/name@revision")] = None
+    served_model_name: Annotated[str | None, Field(description="name in the API; default: the model's own")] = None
+    host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535, description="port to listen on")] = 8000
+    risk_seconds: Annotated[
+        float, Field(gt=0, description="how long /risk waits for a score before it answers not_scored")
+    ] = 30.0
+    refusal: Annotated[str, Field(min_length=1, description="text of an abstention")] = BEYOND
+    fallback_text: Annotated[str, Field(min_length=1, description="text in place of an answer (fallback: message)")] = (
+        BEYOND
+    )
+    compile: Annotated[bool, Field(description="compile the model on CPU: slower start, faster answers")] = False
+    relaxed: Annotated[
+        bool, Field(description="tolerate a chat template, dtype or cache that the probe was not fit on")
+    ] = False
+    api_keys: Annotated[
+        Keys,
+        Field(
+            description="keys that let a caller in, with commas or whitespace between them; better given as "
+            "HGUARD_API_KEYS than as a flag, which others on the machine can read"
+        ),
+    ] = Keys()
+    api_keys_file: Annotated[
+        Path | None, Field(description="file that holds the keys instead: a secret of Docker or Kubernetes")
+    ] = None
+    allow_unauthenticated: Annotated[
+        bool, Field(description="listen beyond this machine without keys: something else checks the callers")
+    ] = False
+    max_body_bytes: Annotated[
+        int, Field(ge=1024, description="largest request body: 2 MiB are about half a million tokens of English")
+    ] = 2 << 20
+    body_seconds: Annotated[
+        float, Field(gt=0, description="time for a body to arrive: at 70 kB/s the largest one does in 30 s")
+    ] = 30.0
     max_concurrent_requests: Annotated[
         int,
         Field(

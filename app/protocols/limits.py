@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from app.errors import Reason, RefusedError
 from app.protocols import sizes
 from app.protocols.adapters.registry import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from app.settings import RequestLimits
 from guard.errors import RequestError
 
 RISK = frozenset({"/risk", "/v1/risk"})
@@ -42,13 +43,8 @@ _INTEGER = TypeAdapter(int)
 class Limits:
     """The operator's numbers. What has the wrong type is left to the route, which says so better."""
 
-    max_messages: int
-    max_parts: int
-    max_tools: int
-    max_grammar: int
-    max_tokens: int
-    max_choices: int
-    max_risk_items: int
+    bounds: RequestLimits
+    capacity: int  # answers that the server has room for at once
 
     def check(self, path: str, body: Any) -> None:
         """Raises RequestError naming the field of a body that asks for too much."""
@@ -67,8 +63,8 @@ class Limits:
             raise RequestError(message, "background")
         for field in _LENGTHS.get(path, ()):
             asked = _integer(body.get(field))
-            if asked is not None and asked > self.max_tokens:
-                raise _too_much(field, f"{field} is {asked}, more than the {self.max_tokens} allowed")
+            if asked is not None and asked > self.bounds.max_tokens:
+                raise _too_much(field, f"{field} is {asked}, more than the {self.bounds.max_tokens} allowed")
         field, each = _choices(path, body)
         prompts = _prompts(path, body)
         if each * prompts > self.max_choices:
@@ -76,6 +72,14 @@ class Limits:
             raise _too_much(
                 "prompt" if each == 1 else field, f"{answers}: more than the {self.max_choices} answers allowed at once"
             )
+
+    @property
+    def max_choices(self) -> int:
+        return min(self.bounds.max_choices, self.capacity)
+
+    @property
+    def max_risk_items(self) -> int:
+        return min(self.bounds.max_risk_items, self.capacity)
 
     def answers(self, path: str, body: Any) -> int:
         """How many answers the engine will work on for this body; at least one."""
@@ -95,18 +99,18 @@ class Limits:
 
     def _check_messages(self, field: str | None, messages: list[Any], beside: dict[str, Any]) -> None:
         """``beside``: what is read with the messages, and may be long only where it is a list."""
-        if len(messages) > self.max_messages:
-            raise _too_much(field, f"{len(messages)} messages, more than the {self.max_messages} allowed")
-        if sizes.parts([beside, *messages], self.max_parts) > self.max_parts:
+        if len(messages) > self.bounds.max_messages:
+            raise _too_much(field, f"{len(messages)} messages, more than the {self.bounds.max_messages} allowed")
+        if sizes.parts([beside, *messages], self.bounds.max_parts) > self.bounds.max_parts:
             raise _too_much(
-                field, f"the messages have more parts than the {self.max_parts} allowed; give text as one string"
+                field, f"the messages have more parts than the {self.bounds.max_parts} allowed; give text as one string"
             )
 
     def _check_grammars(self, body: dict[str, Any]) -> None:
         tools = body.get("tools")
-        if isinstance(tools, list) and len(tools) > self.max_tools:
-            raise _too_much("tools", f"{len(tools)} tools, more than the {self.max_tools} allowed")
-        left = self.max_grammar
+        if isinstance(tools, list) and len(tools) > self.bounds.max_tools:
+            raise _too_much("tools", f"{len(tools)} tools, more than the {self.bounds.max_tools} allowed")
+        left = self.bounds.max_grammar
         for field in _GRAMMARS:
             given = body.get(field)
             if isinstance(given, dict | list):
@@ -114,7 +118,7 @@ class Limits:
             if left < 0:
                 raise _too_much(
                     field,
-                    f"schemas, choices and patterns are larger than the {self.max_grammar} allowed "
+                    f"schemas, choices and patterns are larger than the {self.bounds.max_grammar} allowed "
                     "(values, each character of a pattern for 2, 16 of other text for 1)",
                 )
 

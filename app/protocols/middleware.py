@@ -20,7 +20,7 @@ from app.ingress.scope import route_path
 from app.protocols.adapters.base import BROKEN, Stream
 from app.protocols.adapters.registry import CHAT, COMPLETIONS, DIALECTS, Dialect, Telling
 from app.protocols.adapters.sse import FrameEditor
-from app.protocols.options import FIELD, Defaults, parse
+from app.protocols.options import FIELD, PolicyResolver
 from app.protocols.validation import fault_of
 from app.protocols.wire import Writer
 from app.telemetry.metrics import Metrics
@@ -42,14 +42,14 @@ class GuardMiddleware:
         app: ASGIApp,
         *,
         bundle: Bundle,
-        defaults: Defaults,
+        resolver: PolicyResolver,
         writer: Writer,
         metrics: Metrics,
         refusal: str,
         fallback: str,
     ) -> None:
         self.app = app
-        self._bundle, self._defaults, self._writer, self._metrics = bundle, defaults, writer, metrics
+        self._bundle, self._resolver, self._writer, self._metrics = bundle, resolver, writer, metrics
         self._refusal, self._fallback = refusal, fallback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +89,7 @@ class GuardMiddleware:
             raise RequestError("beam search is not guarded; use n instead", param="use_beam_search")
         if path != COMPLETIONS and request.get("messages") == []:
             raise RequestError("messages must hold at least one message", param="messages")
-        return parse(request.get(FIELD), self._defaults, self._bundle, dialect.wants_token_risk(request))
+        return self._resolver.resolve(request.get(FIELD), dialect.wants_token_risk(request))
 
 
 def _watched(receive: Receive, call: GuardCall) -> Receive:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.errors import from_validation
+from app.settings import GuardDefaults, GuardSettings
 from guard.errors import GuardError, RequestError
-from guard.policy import Fail, Fallback, Hold, Mode, Policy
+from guard.policy import Fallback, Hold, Mode, Policy
 from guard.probe.bundle import Bundle
 
 FIELD = "hallucination"
+T = TypeVar("T")
 
 Unit = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
 STRONGEST = 3.0
@@ -53,82 +55,150 @@ class Options(BaseModel):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """The operator's defaults and ceilings, resolved against the bundle once, at start.
+_DEFAULTED = set(GuardDefaults.model_fields)
 
-    foreseen: the threshold of the risk before generation; None where the probe gives none. loosest_mode,
-    highest_threshold, loosest_hold, highest_damp, lowest_damp: how far a caller may go below the defaults; stricter is
-    always allowed. Neurons that are scaled, up or down, move answers and their scores away from what the probe was
-    calibrated on.
+
+class PolicyResolver:
+    """The operator's settings, resolved against the bundle once, at start; makes each request's policy.
+
+    threshold: at which answers are flagged where a request does not say. prompt_threshold: the same of the risk before
+    generation; None where the probe gives none. ceilings: how far a caller may go below the defaults, none of them
+    None; stricter is always allowed. Neurons that are scaled, up or down, move answers and their scores away from what
+    the probe was calibrated on.
     """
 
-    mode: Mode
-    threshold: float
-    foreseen: float | None = None
-    preempt: bool = False
-    hold: Hold = Hold.ANSWER
-    fallback: Fallback = Fallback.REFUSAL
-    fail: Fail | None = None
-    loosest_mode: Mode = Mode.OFF
-    highest_threshold: float = 1.0
-    loosest_hold: Hold = Hold.NONE
-    highest_damp: float = STRONGEST
-    lowest_damp: float = 0.0
+    def __init__(self, settings: GuardSettings, bundle: Bundle) -> None:
+        """A ceiling that is not given is the default itself.
+
+        Raises RequestError when thresholds are asked for that the bundle cannot give, GuardError for a ceiling that is
+        stricter than the default.
+        """
+        self.settings = GuardSettings(**settings.model_dump(include=set(GuardSettings.model_fields)))
+        self._bundle = bundle
+        if settings.preempt:
+            require_foresight(bundle)
+        self.threshold, self.prompt_threshold = self._thresholds(settings.threshold, settings.target_fpr)
+        self.ceilings = _ceilings(settings, self.threshold)
 
     @property
     def policy(self) -> Policy:
-        preempts = self.preempt and self.mode is Mode.ABSTAIN
-        return Policy(
-            self.mode,
-            self.threshold,
-            fallback=self.fallback,
-            preempt=self.foreseen if preempts else None,
-            hold=self.hold,
-            fail=self.fail,
+        """Of a request that says nothing."""
+        return self._policy(self.settings, self.threshold, self.prompt_threshold)
+
+    def resolve(self, raw: Any, token_risk_in_stream: bool = False) -> Policy:
+        """The policy of one request's ``hallucination`` object.
+
+        Raises RequestError naming the field that is wrong, or looser than is allowed.
+        """
+        try:
+            options = Options.model_validate({} if raw is None else said(raw))
+        except ValidationError as error:
+            raise from_validation(error, FIELD) from None
+        chosen = options.model_dump(exclude_none=True, include=_DEFAULTED)
+        asked = self.settings.model_copy(update=chosen)
+        _require_possible(options, asked.mode, self._bundle)
+        threshold, before = self.threshold, self.prompt_threshold
+        if options.threshold is not None or options.target_fpr is not None:
+            threshold, before = self._thresholds(options.threshold, asked.target_fpr)
+            if self.must_check_prompts and before is not None and self.prompt_threshold is not None:
+                before = min(before, self.prompt_threshold)  # a threshold for answers must not loosen the prompt check
+        self._require_allowed(options, asked.mode, threshold)
+        return replace(
+            self._policy(asked, threshold, before),
+            damp=options.damp,
+            retry=options.retry,
+            tokens=options.tokens,
+            token_risk_in_stream=token_risk_in_stream,
         )
 
     @property
-    def must_look(self) -> bool:
-        """Whether answers that are withheld are foreseen, whatever a caller asks."""
-        return self.preempt and self.loosest_mode is Mode.ABSTAIN
+    def must_check_prompts(self) -> bool:
+        """Whether prompts of answers that are withheld are checked, whatever a caller asks."""
+        return self.settings.preempt and self.ceilings.loosest_mode is Mode.ABSTAIN
 
-    def at_threshold(self, bundle: Bundle, threshold: float | None, target_fpr: float) -> Defaults:
-        """With the thresholds that these make for ``bundle``."""
+    def _policy(self, asked: GuardSettings, threshold: float, before: float | None) -> Policy:
+        checks = asked.preempt and asked.mode is Mode.ABSTAIN
+        return Policy(
+            asked.mode,
+            threshold,
+            fallback=asked.fallback,
+            preempt=before if checks else None,
+            hold=asked.hold,
+            fail=self.settings.fail,
+        )
+
+    def _thresholds(self, threshold: float | None, target_fpr: float) -> tuple[float, float | None]:
+        """(of an answer, of the risk before it)."""
+        bundle = self._bundle
         if threshold is not None:
-            return replace(self, threshold=threshold, foreseen=threshold if bundle.foresees else None)
-        foreseen = bundle.preemptive_threshold(target_fpr) if bundle.foresees else None
-        return replace(self, threshold=bundle.threshold(target_fpr), foreseen=foreseen)
+            return threshold, threshold if bundle.foresees else None
+        return bundle.threshold(target_fpr), bundle.preemptive_threshold(target_fpr) if bundle.foresees else None
+
+    def _require_allowed(self, options: Options, mode: Mode, threshold: float) -> None:
+        """Refuse what is looser than the operator's ceilings."""
+        limits = self.ceilings
+        if _looser(mode, limits.loosest_mode):
+            raise _too_loose("mode", mode, limits.loosest_mode)
+        if threshold > limits.highest_threshold:
+            which = "threshold" if options.threshold is not None else "target_fpr"
+            raise RequestError(
+                f"this asks to flag from a risk of {threshold:.4f}, where this server flags from "
+                f"{limits.highest_threshold:.4f}; its operator can allow more with HGUARD_HIGHEST_THRESHOLD",
+                param=f"{FIELD}.{which}",
+            )
+        for name, strength in (("damp", options.damp), ("retry", options.retry)):
+            if strength is None or strength == 1 or limits.lowest_damp <= strength <= limits.highest_damp:
+                continue
+            over = strength > limits.highest_damp
+            bound, limit = ("most", limits.highest_damp) if over else ("least", limits.lowest_damp)
+            raise RequestError(
+                f"this server scales H-neurons by {limit:g} at {bound}, not by {strength:g}; its operator can allow "
+                f"{'more with HGUARD_HIGHEST_DAMP' if over else 'less with HGUARD_LOWEST_DAMP'}",
+                param=f"{FIELD}.{name}",
+            )
+        if mode is not Mode.ABSTAIN:
+            return
+        if options.hold is not None and _looser(options.hold, limits.loosest_hold):
+            raise _too_loose("hold", options.hold, limits.loosest_hold)
+        if options.preempt is False and self.must_check_prompts:
+            raise RequestError(
+                "this server looks before it answers; preempt cannot be switched off", f"{FIELD}.preempt"
+            )
 
 
-def parse(raw: Any, defaults: Defaults, bundle: Bundle, token_risk_in_stream: bool = False) -> Policy:
-    """The policy of one request. Raises RequestError naming the field that is wrong, or looser than is allowed."""
-    try:
-        options = Options.model_validate({} if raw is None else said(raw))
-    except ValidationError as error:
-        raise from_validation(error, FIELD) from None
-    asked = defaults
-    if options.threshold is not None or options.target_fpr is not None:
-        asked = defaults.at_threshold(bundle, options.threshold, options.target_fpr or 0)
-    mode = options.mode or defaults.mode
-    _require_possible(options, mode, bundle)
-    _require_allowed(options, mode, asked.threshold, defaults)
-    wanted = defaults.preempt if options.preempt is None else options.preempt
-    foreseen = asked.foreseen
-    if defaults.must_look and foreseen is not None and defaults.foreseen is not None:
-        foreseen = min(foreseen, defaults.foreseen)  # a threshold for answers must not loosen the look at the prompt
-    return Policy(
+@dataclass(frozen=True, slots=True)
+class ResolvedCeilings:
+    """``Ceilings`` with every default filled in."""
+
+    loosest_mode: Mode
+    highest_threshold: float
+    loosest_hold: Hold
+    highest_damp: float
+    lowest_damp: float
+
+
+def _ceilings(settings: GuardSettings, threshold: float) -> ResolvedCeilings:
+    mode = settings.loosest_mode or settings.mode
+    # Where the operator does nothing at the threshold, a caller may set any, and get round it in any way.
+    acts = mode in (Mode.FLAG, Mode.ABSTAIN)
+
+    def given(value: T | None, acting: T, otherwise: T) -> T:
+        return value if value is not None else acting if acts else otherwise
+
+    found = ResolvedCeilings(
         mode,
-        asked.threshold,
-        damp=options.damp,
-        tokens=options.tokens,
-        fallback=options.fallback or defaults.fallback,
-        token_risk_in_stream=token_risk_in_stream,
-        preempt=foreseen if wanted and mode is Mode.ABSTAIN else None,
-        hold=options.hold or defaults.hold,
-        retry=options.retry,
-        fail=defaults.fail,
+        given(settings.highest_threshold, threshold, 1.0),
+        settings.loosest_hold or (settings.hold if mode is Mode.ABSTAIN else Hold.NONE),
+        given(settings.highest_damp, 1.0, STRONGEST),
+        given(settings.lowest_damp, 1.0, 0.0),
     )
+    for name, asked, limit in (("mode", settings.mode, mode), ("hold", settings.hold, found.loosest_hold)):
+        if _looser(asked, limit):
+            raise GuardError(f"the default {name} ({asked}) is looser than --loosest-{name} ({limit})")
+    if threshold > found.highest_threshold:
+        limit_text = f"--highest-threshold ({found.highest_threshold})"
+        raise GuardError(f"the default threshold ({threshold:.4f}) is over {limit_text}")
+    return found
 
 
 def said(raw: Any) -> Any:
@@ -149,35 +219,6 @@ def _require_possible(options: Options, mode: Mode, bundle: Bundle) -> None:
         require_foresight(bundle)
 
 
-def _require_allowed(options: Options, mode: Mode, threshold: float, defaults: Defaults) -> None:
-    """Refuse what is looser than the operator's ceilings."""
-    if _looser(mode, defaults.loosest_mode):
-        raise _too_loose("mode", mode, defaults.loosest_mode)
-    if threshold > defaults.highest_threshold:
-        which = "threshold" if options.threshold is not None else "target_fpr"
-        raise RequestError(
-            f"this asks to flag from a risk of {threshold:.4f}, where this server flags from "
-            f"{defaults.highest_threshold:.4f}; its operator can allow more with HGUARD_HIGHEST_THRESHOLD",
-            param=f"{FIELD}.{which}",
-        )
-    for name, strength in (("damp", options.damp), ("retry", options.retry)):
-        if strength is None or strength == 1 or defaults.lowest_damp <= strength <= defaults.highest_damp:
-            continue
-        over = strength > defaults.highest_damp
-        bound, limit = ("most", defaults.highest_damp) if over else ("least", defaults.lowest_damp)
-        raise RequestError(
-            f"this server scales H-neurons by {limit:g} at {bound}, not by {strength:g}; its operator can allow "
-            f"{'more with HGUARD_HIGHEST_DAMP' if over else 'less with HGUARD_LOWEST_DAMP'}",
-            param=f"{FIELD}.{name}",
-        )
-    if mode is not Mode.ABSTAIN:
-        return
-    if options.hold is not None and _looser(options.hold, defaults.loosest_hold):
-        raise _too_loose("hold", options.hold, defaults.loosest_hold)
-    if options.preempt is False and defaults.must_look:
-        raise RequestError("this server looks before it answers; preempt cannot be switched off", f"{FIELD}.preempt")
-
-
 def _looser(asked: Mode | Hold, ceiling: Mode | Hold) -> bool:
     order = list(type(ceiling))
     return order.index(asked) < order.index(ceiling)
@@ -196,56 +237,3 @@ def require_foresight(bundle: Bundle) -> None:
     if not bundle.foresees:
         text = "this probe gives no risk before generation; `hguard fit` makes one that does"
         raise RequestError(text, param=f"{FIELD}.preempt")
-
-
-def resolve(
-    bundle: Bundle,
-    *,
-    mode: Mode,
-    threshold: float | None,
-    target_fpr: float,
-    preempt: bool = False,
-    hold: Hold = Hold.ANSWER,
-    fallback: Fallback = Fallback.REFUSAL,
-    fail: Fail | None = None,
-    loosest_mode: Mode | None = None,
-    highest_threshold: float | None = None,
-    loosest_hold: Hold | None = None,
-    highest_damp: float | None = None,
-    lowest_damp: float | None = None,
-) -> Defaults:
-    """The operator's settings for ``bundle``. A ceiling that is not given is the default itself.
-
-    Raises RequestError when thresholds are asked for that the bundle cannot give, GuardError for a ceiling that is
-    stricter than the default.
-    """
-    if preempt:
-        require_foresight(bundle)
-    defaults = Defaults(mode, 1.0, preempt=preempt, hold=hold, fallback=fallback, fail=fail)
-    defaults = defaults.at_threshold(bundle, threshold, target_fpr)
-    ceiling = loosest_mode or mode
-    # Where the operator does nothing at the threshold, a caller may set any, and get round it in any way.
-    acts = ceiling in (Mode.FLAG, Mode.ABSTAIN)
-    if highest_threshold is None:
-        highest_threshold = defaults.threshold if acts else 1.0
-    if highest_damp is None:
-        highest_damp = 1.0 if acts else STRONGEST
-    if lowest_damp is None:
-        lowest_damp = 1.0 if acts else 0.0
-    if loosest_hold is None:
-        loosest_hold = hold if ceiling is Mode.ABSTAIN else Hold.NONE
-    for name, asked, limit in (("mode", mode, ceiling), ("hold", hold, loosest_hold)):
-        if _looser(asked, limit):
-            raise GuardError(f"the default {name} ({asked}) is looser than --loosest-{name} ({limit})")
-    if defaults.threshold > highest_threshold:
-        raise GuardError(
-            f"the default threshold ({defaults.threshold:.4f}) is over --highest-threshold ({highest_threshold})"
-        )
-    return replace(
-        defaults,
-        loosest_mode=ceiling,
-        highest_threshold=highest_threshold,
-        loosest_hold=loosest_hold,
-        highest_damp=highest_damp,
-        lowest_damp=lowest_damp,
-    )

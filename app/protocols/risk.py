@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 from app import errors
 from app.ingress import body
 from app.protocols.middleware import log_line
-from app.protocols.options import Defaults, parse, said
+from app.protocols.options import PolicyResolver, said
 from app.protocols.tokenizer import Speller
 from app.protocols.wire import Token, Writer
 from app.telemetry.metrics import Metrics
@@ -95,14 +95,14 @@ class RiskScorer:
         self,
         engine: GuardedEngine,
         model: str,
-        defaults: Defaults,
+        resolver: PolicyResolver,
         speller: Speller,
         writer: Writer,
         metrics: Metrics,
         max_items: int,
         seconds: float,
     ) -> None:
-        self._engine, self._model, self._defaults = engine, model, defaults
+        self._engine, self._model, self._resolver = engine, model, resolver
         self._speller, self._writer, self._metrics = speller, writer, metrics
         self.max_items, self._seconds = max_items, seconds
         # One thread: a tokenizer may be lent to no other while it works, and texts take their turns.
@@ -125,9 +125,9 @@ class RiskScorer:
         if (item.messages is None) == (item.prompt is None):
             raise RequestError("give either messages or prompt", param="messages")
         asked = {"tokens": True, **said(item.hallucination or {})}
-        if self._defaults.mode is Mode.OFF:
+        if self._resolver.settings.mode is Mode.OFF:
             asked.setdefault("mode", Mode.SCORE)  # who asks here wants a score, whatever chats get by default
-        policy = parse(asked, self._defaults, self._engine.bundle)
+        policy = self._resolver.resolve(asked)
         if policy.mode is Mode.OFF:
             raise RequestError("mode off leaves nothing to do here", param="hallucination.mode")
         if item.messages is not None:

@@ -27,7 +27,7 @@ from app.ingress.middleware import Door
 from app.protocols import openapi, risk, validation
 from app.protocols.limits import RENDERING, RISK, Limits
 from app.protocols.middleware import GUARDED, GuardMiddleware
-from app.protocols.options import Defaults, resolve
+from app.protocols.options import PolicyResolver
 from app.protocols.tokenizer import Speller
 from app.protocols.wire import Writer
 from app.resolver import find_model, find_probe
@@ -51,7 +51,7 @@ class Plan:
     model: Path
     name: str
     bundle: Bundle
-    defaults: Defaults
+    resolver: PolicyResolver
     args: Namespace
 
 
@@ -64,27 +64,13 @@ def plan(settings: Settings, extra: Sequence[str] = ()) -> Plan:
             f"probe {bundle.card.id} has no reference: config.json and the layers' scores are compared with nothing; "
             f"`hguard probe reference {settings.model} --probe DIR` makes one"
         )
-    defaults = resolve(
-        bundle,
-        mode=settings.mode,
-        threshold=settings.threshold,
-        target_fpr=settings.target_fpr,
-        preempt=settings.preempt,
-        hold=settings.hold,
-        fallback=settings.fallback,
-        fail=settings.fail,
-        loosest_mode=settings.loosest_mode,
-        highest_threshold=settings.highest_threshold,
-        loosest_hold=settings.loosest_hold,
-        highest_damp=settings.highest_damp,
-        lowest_damp=settings.lowest_damp,
-    )
+    resolver = PolicyResolver(settings, bundle)
     own = ["--host", settings.host, "--port", str(settings.port), "--disable-uvicorn-access-log", *extra]
     args = engine_arguments(model, name, bundle, settings.compile, own, settings.relaxed)
     if (args.host, args.port) != (settings.host, settings.port):
         raise UnsupportedError("the address is set with --host and --port before --, not among vLLM's arguments")
     support.require_node(args, first=True)
-    return Plan(settings, model, name, bundle, defaults, args)
+    return Plan(settings, model, name, bundle, resolver, args)
 
 
 def matched(settings: Settings) -> tuple[Path, str, Bundle]:
@@ -102,7 +88,7 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
     from vllm.entrypoints.openai.api_server import build_app, init_app_state
 
     settings, bundle = plan.settings, plan.bundle
-    async with guarded_engine(plan.args, bundle, plan.defaults.policy, settings.slots, settings.max_tokens) as engine:
+    async with guarded_engine(plan.args, bundle, plan.resolver.policy, settings.slots, settings.max_tokens) as engine:
         tasks = await engine.get_supported_tasks()
         app: FastAPI = build_app(plan.args, tasks, engine.model_config)
         await init_app_state(engine, app.state, plan.args, tasks)
@@ -117,7 +103,7 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         writer = Writer(bundle, Speller(tokenizer).spell)
         limits = (settings.max_risk_items, settings.risk_seconds)
         reader = Speller(copy.deepcopy(tokenizer), template)  # works in a thread of its own
-        scorer = risk.RiskScorer(engine, plan.name, plan.defaults, reader, writer, metrics, *limits)
+        scorer = risk.RiskScorer(engine, plan.name, plan.resolver, reader, writer, metrics, *limits)
         app.include_router(risk.router(scorer))
         app.include_router(system.router(bundle, _effective(plan, engine, closed)))
         app.include_router(health.router(admission, lambda: engine.errored))
@@ -128,7 +114,7 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         guarding = GuardMiddleware(
             inner,
             bundle=bundle,
-            defaults=plan.defaults,
+            resolver=plan.resolver,
             writer=writer,
             metrics=metrics,
             refusal=settings.refusal,
@@ -188,19 +174,10 @@ def innermost(app: FastAPI) -> Any:
 
 def _door(app: ASGIApp, settings: Settings, admission: Admission) -> Door:
     """The layer that every request passes first. No request may ask for more answers than the house holds."""
-    capacity = admission.capacity
     return Door(
         app,
         keys=settings.api_keys,
-        limits=Limits(
-            settings.max_messages,
-            settings.max_parts,
-            settings.max_tools,
-            settings.max_grammar,
-            settings.max_tokens,
-            min(settings.max_choices, capacity),
-            min(settings.max_risk_items, capacity),
-        ),
+        limits=Limits(settings, admission.capacity),
         admission=admission,
         refused=DoorMetrics(admission).refused,
         working=GUARDED | RISK | RENDERING,
@@ -221,6 +198,7 @@ def _host_in_url(host: str) -> str:
 
 def _effective(plan: Plan, engine: Any, closed: list[str]) -> dict[str, Any]:
     distribution, version = engine_version()
+    ceilings = plan.resolver.ceilings
     return {
         "version": guard.__version__,
         "engine": {"distribution": distribution, "version": version, "compiled": not plan.args.enforce_eager},
@@ -230,13 +208,13 @@ def _effective(plan: Plan, engine: Any, closed: list[str]) -> dict[str, Any]:
             "context": engine.model_config.max_model_len,
         },
         "probe": {"id": plan.bundle.card.id, "revision": plan.bundle.revision, "h_neurons": plan.bundle.h_neurons},
-        "threshold": plan.defaults.threshold,
+        "threshold": plan.resolver.threshold,
         "ceilings": {
-            "mode": plan.defaults.loosest_mode,
-            "threshold": plan.defaults.highest_threshold,
-            "hold": plan.defaults.loosest_hold,
-            "damp": plan.defaults.highest_damp,
-            "lowest_damp": plan.defaults.lowest_damp,
+            "mode": ceilings.loosest_mode,
+            "threshold": ceilings.highest_threshold,
+            "hold": ceilings.loosest_hold,
+            "damp": ceilings.highest_damp,
+            "lowest_damp": ceilings.lowest_damp,
         },
         "settings": plan.settings.model_dump(mode="json", exclude={"model", "probe", "api_keys_file"}),
         "closed_routes": closed,

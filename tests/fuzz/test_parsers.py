@@ -18,8 +18,9 @@ from app.ingress.body import as_object
 from app.ingress.body import parse as parse_body
 from app.protocols.adapters.registry import DIALECTS
 from app.protocols.limits import RISK, Limits
-from app.protocols.options import Defaults, Options, parse, resolve
+from app.protocols.options import Options, PolicyResolver
 from app.protocols.risk import _parse
+from app.settings import GuardSettings, RequestLimits
 from guard.errors import GuardError, RequestError
 from guard.policy import Hold, Mode, Policy
 from guard.probe.bundle import Bundle
@@ -33,20 +34,22 @@ sensible = st.one_of(
 )
 options = st.dictionaries(st.sampled_from(FIELDS) | texts(max_size=4), sensible | any_json(3), max_size=5)
 LIMITS = Limits(
-    max_messages=3, max_parts=9, max_tools=2, max_grammar=40, max_tokens=64, max_choices=4, max_risk_items=2
+    RequestLimits(
+        max_messages=3, max_parts=9, max_tools=2, max_grammar=40, max_tokens=64, max_choices=4, max_risk_items=2
+    ),
+    capacity=1 << 20,
 )
 PATHS = st.sampled_from([*DIALECTS, *RISK])
 
 
 @st.composite
-def operators(draw: st.DrawFn) -> Defaults:
+def operators(draw: st.DrawFn) -> GuardSettings:
     """Any defaults and ceilings that a server would start with."""
     mode, hold = draw(modes), draw(holds)
     threshold = draw(units)
-    return Defaults(
-        mode,
-        threshold,
-        foreseen=draw(st.none() | units),
+    return GuardSettings(
+        mode=mode,
+        threshold=threshold,
         preempt=draw(st.booleans()),
         hold=hold,
         loosest_mode=draw(st.sampled_from([one for one in Mode if list(Mode).index(one) <= list(Mode).index(mode)])),
@@ -67,25 +70,28 @@ def tried(read: Callable[[], Result], statuses: tuple[int, ...] = (400, 413)) ->
     return None
 
 
-def policy_or_refusal(raw: Any, defaults: Defaults, bundle: Bundle) -> Policy | None:
-    return tried(lambda: parse(raw, defaults, bundle), (400,))
+def policy_or_refusal(raw: Any, defaults: PolicyResolver) -> Policy | None:
+    return tried(lambda: defaults.resolve(raw), (400,))
 
 
 @many(150)
 @given(operators(), options | any_json())
-def test_options(bundle_once: Bundle, foreseeing_once: Bundle, defaults: Defaults, raw: Any) -> None:
+def test_options(bundle_once: Bundle, foreseeing_once: Bundle, settings: GuardSettings, raw: Any) -> None:
     for bundle in (bundle_once, foreseeing_once):
-        policy = policy_or_refusal(raw, defaults, bundle)
+        if settings.preempt and not bundle.foresees:
+            continue
+        defaults = PolicyResolver(settings, bundle)
+        policy = policy_or_refusal(raw, defaults)
         if policy is None:
             continue
-        assert list(Mode).index(policy.mode) >= list(Mode).index(defaults.loosest_mode)
-        assert policy.threshold <= max(defaults.highest_threshold, defaults.threshold)
+        assert list(Mode).index(policy.mode) >= list(Mode).index(defaults.ceilings.loosest_mode)
+        assert policy.threshold <= max(defaults.ceilings.highest_threshold, defaults.threshold)
         assert policy.threshold >= 0
         assert 0 <= policy.damp <= 3
         assert policy.retry is None or (policy.withholds and 0 <= policy.retry <= 3)
         assert policy.preempt is None or policy.withholds
         if policy.withholds:
-            assert list(Hold).index(policy.hold) >= list(Hold).index(defaults.loosest_hold)
+            assert list(Hold).index(policy.hold) >= list(Hold).index(defaults.ceilings.loosest_hold)
 
 
 @many(100)
@@ -101,10 +107,13 @@ def test_what_the_operator_gives_is_what_no_request_loosens(
 ) -> None:
     chosen = {"loosest_mode": loosest, "highest_threshold": highest, "loosest_hold": hold}
     try:
-        defaults = resolve(bundle_once, mode=mode, threshold=threshold, target_fpr=target_fpr, **chosen)  # type: ignore[arg-type]
+        defaults = PolicyResolver(
+            GuardSettings(mode=mode, threshold=threshold, target_fpr=target_fpr, **chosen),  # type: ignore[arg-type]
+            bundle_once,
+        )
     except GuardError:  # the ceilings are stricter than the defaults
         return
-    assert parse(None, defaults, bundle_once).threshold == defaults.threshold
+    assert defaults.resolve(None).threshold == defaults.threshold
 
 
 @many(150)
@@ -202,11 +211,11 @@ def test_keys_from_any_setting(given_value: Any) -> None:
 
 
 def test_edges_one_by_one(bundle_once: Bundle) -> None:
-    defaults = resolve(bundle_once, mode=Mode.SCORE, threshold=None, target_fpr=0.05)
+    defaults = PolicyResolver(GuardSettings(mode=Mode.SCORE, threshold=None, target_fpr=0.05), bundle_once)
     for value in (*EDGES, deep(200), deep(200, "dict")):
-        policy_or_refusal(value, defaults, bundle_once)
+        policy_or_refusal(value, defaults)
         for name in FIELDS:
-            policy = policy_or_refusal({name: value}, defaults, bundle_once)
+            policy = policy_or_refusal({name: value}, defaults)
             assert policy is None or math.isfinite(policy.damp)
             if value is None:
                 assert policy is not None, "null leaves an option out"

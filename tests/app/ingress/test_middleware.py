@@ -27,6 +27,7 @@ from app.protocols.adapters.registry import CHAT, MESSAGES
 from app.protocols.limits import RISK, Limits
 from app.server import health, system
 from app.server.routes import ALLOWED, OWN
+from app.settings import RequestLimits
 from app.telemetry.metrics import DoorMetrics
 from guard.probe.bundle import Bundle
 
@@ -47,13 +48,16 @@ class House:
         self.options: dict[str, Any] = {
             "keys": Keys.parse(keys),
             "limits": Limits(
-                max_messages=4,
-                max_parts=6,
-                max_tools=2,
-                max_grammar=40,
-                max_tokens=100,
-                max_choices=4,
-                max_risk_items=3,
+                RequestLimits(
+                    max_messages=4,
+                    max_parts=6,
+                    max_tools=2,
+                    max_grammar=40,
+                    max_tokens=100,
+                    max_choices=4,
+                    max_risk_items=3,
+                ),
+                capacity=1 << 20,
             ),
             "admission": self.admission,
             "refused": DoorMetrics(self.admission, self.registry).refused,

@@ -11,10 +11,14 @@ from hypothesis import strategies as st
 
 from app.protocols.adapters.registry import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from app.protocols.limits import RISK, Limits
+from app.settings import RequestLimits
 from guard.errors import RequestError
 
 LIMITS = Limits(
-    max_messages=3, max_parts=6, max_tools=2, max_grammar=40, max_tokens=100, max_choices=4, max_risk_items=2
+    RequestLimits(
+        max_messages=3, max_parts=6, max_tools=2, max_grammar=40, max_tokens=100, max_choices=4, max_risk_items=2
+    ),
+    capacity=1 << 20,
 )
 PATHS = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, *sorted(RISK), "/tokenize")
 HELLO = {"role": "user", "content": "Hello"}

@@ -15,8 +15,9 @@ from prometheus_client import CollectorRegistry
 from starlette.responses import JSONResponse, StreamingResponse
 
 from app.protocols.middleware import CHAT, COMPLETIONS, GuardMiddleware
-from app.protocols.options import Defaults
+from app.protocols.options import PolicyResolver
 from app.protocols.wire import Token, Writer
+from app.settings import GuardSettings
 from app.telemetry.metrics import OUTCOMES, Metrics
 from guard.engine.context import GuardCall, Unscored, Verdict, current_call
 from guard.policy import Mode, decide
@@ -26,6 +27,7 @@ from guard.probe.readout import Peak, Readout, Signals
 RISKS = [0.1, 0.9, None]
 TEXT = ["It", " is", " Mars"]
 REFUSAL, MESSAGE = "I would rather not say.", "Something else."
+SETTINGS = GuardSettings(mode=Mode.SCORE, threshold=0.5, loosest_mode=Mode.OFF)
 
 
 def spell(verdict: Verdict) -> list[Token]:
@@ -117,7 +119,7 @@ def connect(bundle: Bundle) -> Connect:
         app = GuardMiddleware(
             scripted.app(),
             bundle=bundle,
-            defaults=Defaults(Mode.SCORE, 0.5),
+            resolver=PolicyResolver(SETTINGS, bundle),
             writer=Writer(bundle, spell),
             metrics=Metrics(bundle, "small", registry),
             refusal=REFUSAL,
@@ -173,7 +175,7 @@ async def test_a_root_path_does_not_get_around_the_guard(bundle: Bundle) -> None
     app.add_middleware(
         GuardMiddleware,
         bundle=bundle,
-        defaults=Defaults(Mode.SCORE, 0.5),
+        resolver=PolicyResolver(SETTINGS, bundle),
         writer=Writer(bundle, spell),
         metrics=Metrics(bundle, "small", CollectorRegistry()),
         refusal=REFUSAL,

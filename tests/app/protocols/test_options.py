@@ -8,19 +8,24 @@ from typing import Any
 
 import pytest
 
-from app.protocols.options import Defaults, parse, resolve
+from app.protocols.options import PolicyResolver
+from app.settings import GuardSettings
 from guard.errors import GuardError, RequestError
 from guard.policy import Fail, Fallback, Hold, Mode, Policy
 from guard.probe.bundle import Bundle
 
-DEFAULTS = Defaults(Mode.SCORE, 0.7)
+
+@pytest.fixture
+def free(bundle: Bundle) -> PolicyResolver:
+    """Of an operator who allows everything."""
+    return PolicyResolver(GuardSettings(mode=Mode.SCORE, threshold=0.7, loosest_mode=Mode.OFF), bundle)
 
 
-def test_nothing_asked_is_the_operators_default(bundle: Bundle) -> None:
-    assert parse(None, DEFAULTS, bundle) == Policy(Mode.SCORE, 0.7)
+def test_nothing_asked_is_the_operators_default(free: PolicyResolver) -> None:
+    assert free.resolve(None) == Policy(Mode.SCORE, 0.7)
 
 
-def test_everything_asked(bundle: Bundle) -> None:
+def test_everything_asked(free: PolicyResolver) -> None:
     asked = {
         "mode": "abstain",
         "threshold": 0.25,
@@ -31,12 +36,12 @@ def test_everything_asked(bundle: Bundle) -> None:
         "retry": 0,
     }
     expected = Policy(Mode.ABSTAIN, 0.25, 0.5, True, Fallback.MESSAGE, hold=Hold.WINDOW, retry=0)
-    assert parse(asked, DEFAULTS, bundle) == expected
+    assert free.resolve(asked) == expected
 
 
-def test_target_fpr_becomes_the_bundles_threshold(bundle: Bundle) -> None:
+def test_target_fpr_becomes_the_bundles_threshold(free: PolicyResolver) -> None:
     # 99 right answers with risks .01 to .99: the k-th smallest for 10 % is the 90th.
-    assert parse({"target_fpr": 0.1}, DEFAULTS, bundle).threshold == pytest.approx(0.9, abs=1e-6)
+    assert free.resolve({"target_fpr": 0.1}).threshold == pytest.approx(0.9, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -71,41 +76,45 @@ def test_target_fpr_becomes_the_bundles_threshold(bundle: Bundle) -> None:
         ({"threshold": 0.5, "target_fpr": 0.1}, "hallucination"),
     ],
 )
-def test_wrong_options_are_named(bundle: Bundle, asked: Any, field: str) -> None:
+def test_wrong_options_are_named(free: PolicyResolver, asked: Any, field: str) -> None:
     with pytest.raises(RequestError) as caught:
-        parse(asked, DEFAULTS, bundle)
+        free.resolve(asked)
     assert caught.value.param == field
     assert caught.value.status == 400
     assert str(caught.value)
 
 
 def test_refusing_before_generation(foreseeing: Bundle) -> None:
-    defaults = resolve(
-        foreseeing,
-        mode=Mode.ABSTAIN,
-        threshold=None,
-        target_fpr=0.05,
-        preempt=True,
-        loosest_mode=Mode.SCORE,
-        highest_threshold=1.0,
-    )
-    assert parse(None, defaults, foreseeing).preempt == pytest.approx(0.95, abs=1e-6)
-    assert parse({"target_fpr": 0.1}, defaults, foreseeing).preempt == pytest.approx(0.9, abs=1e-6)
-    assert parse({"threshold": 0.4}, defaults, foreseeing).preempt == 0.4
-    assert parse({"preempt": False}, defaults, foreseeing).preempt is None
-    assert parse({"mode": "score"}, defaults, foreseeing).preempt is None, "the operator's default is no error"
-    plain = resolve(foreseeing, mode=Mode.SCORE, threshold=0.3, target_fpr=0.05)
-    assert parse({"mode": "abstain"}, plain, foreseeing).preempt is None
-    assert parse({"mode": "abstain", "preempt": True}, plain, foreseeing).preempt == 0.3
-    assert (
-        resolve(
-            foreseeing,
+    defaults = PolicyResolver(
+        GuardSettings(
             mode=Mode.ABSTAIN,
             threshold=None,
             target_fpr=0.05,
             preempt=True,
             loosest_mode=Mode.SCORE,
             highest_threshold=1.0,
+        ),
+        foreseeing,
+    )
+    assert defaults.resolve(None).preempt == pytest.approx(0.95, abs=1e-6)
+    assert defaults.resolve({"target_fpr": 0.1}).preempt == pytest.approx(0.9, abs=1e-6)
+    assert defaults.resolve({"threshold": 0.4}).preempt == 0.4
+    assert defaults.resolve({"preempt": False}).preempt is None
+    assert defaults.resolve({"mode": "score"}).preempt is None, "the operator's default is no error"
+    plain = PolicyResolver(GuardSettings(mode=Mode.SCORE, threshold=0.3, target_fpr=0.05), foreseeing)
+    assert plain.resolve({"mode": "abstain"}).preempt is None
+    assert plain.resolve({"mode": "abstain", "preempt": True}).preempt == 0.3
+    assert (
+        PolicyResolver(
+            GuardSettings(
+                mode=Mode.ABSTAIN,
+                threshold=None,
+                target_fpr=0.05,
+                preempt=True,
+                loosest_mode=Mode.SCORE,
+                highest_threshold=1.0,
+            ),
+            foreseeing,
         ).policy.preempt
         is not None
     )
@@ -113,99 +122,118 @@ def test_refusing_before_generation(foreseeing: Bundle) -> None:
 
 def test_an_operator_cannot_ask_for_what_the_probe_does_not_give(bundle: Bundle) -> None:
     with pytest.raises(RequestError, match="no risk before generation"):
-        resolve(bundle, mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, preempt=True)
+        PolicyResolver(GuardSettings(mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, preempt=True), bundle)
 
 
 def test_a_threshold_of_ones_own_needs_no_calibration_answers(foreseeing: Bundle) -> None:
     few = replace(foreseeing, right_risks=foreseeing.right_risks[:3], right_foreseen=foreseeing.right_risks[:3])
-    assert resolve(few, mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, preempt=True).policy.preempt == 0.5
+    assert (
+        PolicyResolver(
+            GuardSettings(mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, preempt=True), few
+        ).policy.preempt
+        == 0.5
+    )
     with pytest.raises(RequestError, match="below what this probe's 3 calibration answers"):
-        resolve(few, mode=Mode.ABSTAIN, threshold=None, target_fpr=0.05)
+        PolicyResolver(GuardSettings(mode=Mode.ABSTAIN, threshold=None, target_fpr=0.05), few)
 
 
 def test_a_caller_may_be_stricter_and_not_looser(bundle: Bundle) -> None:
-    strict = resolve(bundle, mode=Mode.FLAG, threshold=0.5, target_fpr=0.05, fail=Fail.CLOSED)
+    strict = PolicyResolver(GuardSettings(mode=Mode.FLAG, threshold=0.5, target_fpr=0.05, fail=Fail.CLOSED), bundle)
     for asked in ({"mode": "abstain"}, {"threshold": 0.2}, {"mode": "abstain", "hold": "none"}, {"target_fpr": 0.9}):
-        assert parse(asked, strict, bundle).fail is Fail.CLOSED
+        assert strict.resolve(asked).fail is Fail.CLOSED
     for field, asked in (
         ("mode", {"mode": "score"}),
         ("threshold", {"threshold": 0.51}),
         ("target_fpr", {"target_fpr": 0.1}),
     ):
         with pytest.raises(RequestError, match="operator can allow") as caught:
-            parse(asked, strict, bundle)
+            strict.resolve(asked)
         assert caught.value.param == f"hallucination.{field}"
-    stricter = resolve(bundle, mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, hold=Hold.WINDOW)
-    assert parse({"hold": "answer"}, stricter, bundle).hold is Hold.ANSWER
+    stricter = PolicyResolver(
+        GuardSettings(mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, hold=Hold.WINDOW), bundle
+    )
+    assert stricter.resolve({"hold": "answer"}).hold is Hold.ANSWER
     with pytest.raises(RequestError, match="HGUARD_LOOSEST_HOLD"):
-        parse({"hold": "none"}, stricter, bundle)
+        stricter.resolve({"hold": "none"})
 
 
 def test_an_operator_who_only_watches_leaves_thresholds_free(bundle: Bundle) -> None:
-    watching = resolve(bundle, mode=Mode.SCORE, threshold=0.5, target_fpr=0.05)
-    assert parse({"mode": "abstain", "threshold": 1.0, "hold": "none"}, watching, bundle).threshold == 1.0
+    watching = PolicyResolver(GuardSettings(mode=Mode.SCORE, threshold=0.5, target_fpr=0.05), bundle)
+    assert watching.resolve({"mode": "abstain", "threshold": 1.0, "hold": "none"}).threshold == 1.0
     with pytest.raises(RequestError, match="HGUARD_LOOSEST_MODE"):
-        parse({"mode": "off"}, watching, bundle)
+        watching.resolve({"mode": "off"})
 
 
 def test_what_the_operator_allows_is_allowed(bundle: Bundle) -> None:
-    allowing = resolve(
+    allowing = PolicyResolver(
+        GuardSettings(
+            mode=Mode.ABSTAIN,
+            threshold=0.5,
+            target_fpr=0.05,
+            loosest_mode=Mode.OFF,
+            highest_threshold=0.8,
+            loosest_hold=Hold.NONE,
+        ),
         bundle,
-        mode=Mode.ABSTAIN,
-        threshold=0.5,
-        target_fpr=0.05,
-        loosest_mode=Mode.OFF,
-        highest_threshold=0.8,
-        loosest_hold=Hold.NONE,
     )
-    assert parse({"mode": "off"}, allowing, bundle).mode is Mode.OFF
-    assert parse({"threshold": 0.8, "hold": "none"}, allowing, bundle).hold is Hold.NONE
+    assert allowing.resolve({"mode": "off"}).mode is Mode.OFF
+    assert allowing.resolve({"threshold": 0.8, "hold": "none"}).hold is Hold.NONE
     with pytest.raises(RequestError):
-        parse({"threshold": 0.81}, allowing, bundle)
+        allowing.resolve({"threshold": 0.81})
 
 
 def test_no_threshold_loosens_a_look_that_cannot_be_switched_off(foreseeing: Bundle) -> None:
     """The answers' threshold may lie far over the one that the prompt's risk is held to."""
     assert foreseeing.right_foreseen is not None
     few = replace(foreseeing, right_foreseen=foreseeing.right_foreseen[:60])
-    strict = resolve(few, mode=Mode.ABSTAIN, threshold=None, target_fpr=0.05, preempt=True)
+    strict = PolicyResolver(GuardSettings(mode=Mode.ABSTAIN, threshold=None, target_fpr=0.05, preempt=True), few)
     own = strict.policy.preempt
     assert own is not None
     assert own < strict.threshold
     for asked in ({}, {"threshold": strict.threshold}, {"threshold": (own + strict.threshold) / 2}):
-        assert parse(asked, strict, few).preempt == own
-    assert parse({"threshold": own / 2}, strict, few).preempt == own / 2
-    assert parse({"target_fpr": 0.2}, strict, few).preempt < own
-    allowing = resolve(few, mode=Mode.ABSTAIN, threshold=None, target_fpr=0.05, preempt=True, highest_threshold=1.0)
-    assert parse({"threshold": 1.0}, allowing, few).preempt == own, "only answers may be let through"
-    assert parse({"target_fpr": 0.02}, allowing, few).preempt == own
+        assert strict.resolve(asked).preempt == own
+    assert strict.resolve({"threshold": own / 2}).preempt == own / 2
+    assert strict.resolve({"target_fpr": 0.2}).preempt < own
+    allowing = PolicyResolver(
+        GuardSettings(mode=Mode.ABSTAIN, threshold=None, target_fpr=0.05, preempt=True, highest_threshold=1.0), few
+    )
+    assert allowing.resolve({"threshold": 1.0}).preempt == own, "only answers may be let through"
+    assert allowing.resolve({"target_fpr": 0.02}).preempt == own
 
 
 @pytest.mark.parametrize("field", ["damp", "retry"])
 def test_weaker_neurons_are_no_way_round_the_operator(bundle: Bundle, field: str) -> None:
-    strict = resolve(bundle, mode=Mode.FLAG, threshold=0.5, target_fpr=0.05)
-    assert parse({field: 1.0, "mode": "abstain"}, strict, bundle)
+    strict = PolicyResolver(GuardSettings(mode=Mode.FLAG, threshold=0.5, target_fpr=0.05), bundle)
+    assert strict.resolve({field: 1.0, "mode": "abstain"})
     with pytest.raises(RequestError, match=r"by 1 at least, not by 0\.5; .*HGUARD_LOWEST_DAMP") as refused:
-        parse({field: 0.5, "mode": "abstain"}, strict, bundle)
+        strict.resolve({field: 0.5, "mode": "abstain"})
     assert refused.value.param == f"hallucination.{field}"
-    allowing = resolve(bundle, mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, lowest_damp=0.25)
-    assert parse({field: 0.25}, allowing, bundle)
+    allowing = PolicyResolver(
+        GuardSettings(mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, lowest_damp=0.25), bundle
+    )
+    assert allowing.resolve({field: 0.25})
     with pytest.raises(RequestError, match=r"by 0\.25 at least, not by 0;"):
-        parse({field: 0.0}, allowing, bundle)
-    free = resolve(bundle, mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, loosest_mode=Mode.SCORE)
-    assert parse({field: 0.0}, free, bundle)
+        allowing.resolve({field: 0.0})
+    free = PolicyResolver(
+        GuardSettings(mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, loosest_mode=Mode.SCORE), bundle
+    )
+    assert free.resolve({field: 0.0})
 
 
 @pytest.mark.parametrize("field", ["damp", "retry"])
 def test_stronger_neurons_are_no_way_round_the_operator(bundle: Bundle, field: str) -> None:
-    strict = resolve(bundle, mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05)
+    strict = PolicyResolver(GuardSettings(mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05), bundle)
     with pytest.raises(RequestError, match=r"by 1 at most, not by 1\.5; .*HGUARD_HIGHEST_DAMP") as refused:
-        parse({field: 1.5}, strict, bundle)
+        strict.resolve({field: 1.5})
     assert refused.value.param == f"hallucination.{field}"
-    allowing = resolve(bundle, mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, highest_damp=2.0)
-    assert parse({field: 1.5}, allowing, bundle)
-    free = resolve(bundle, mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, loosest_mode=Mode.SCORE)
-    assert parse({field: 3.0}, free, bundle)
+    allowing = PolicyResolver(
+        GuardSettings(mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, highest_damp=2.0), bundle
+    )
+    assert allowing.resolve({field: 1.5})
+    free = PolicyResolver(
+        GuardSettings(mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, loosest_mode=Mode.SCORE), bundle
+    )
+    assert free.resolve({field: 3.0})
 
 
 @pytest.mark.parametrize(
@@ -218,4 +246,4 @@ def test_stronger_neurons_are_no_way_round_the_operator(bundle: Bundle, field: s
 )
 def test_a_default_over_its_own_ceiling_is_refused(bundle: Bundle, ceilings: dict[str, Any], named: str) -> None:
     with pytest.raises(GuardError, match=named):
-        resolve(bundle, mode=Mode.FLAG, threshold=0.5, target_fpr=0.05, **ceilings)
+        PolicyResolver(GuardSettings(mode=Mode.FLAG, threshold=0.5, target_fpr=0.05, **ceilings), bundle)
