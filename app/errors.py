@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from app import anthropic_errors
-from guard.errors import RequestError
+from guard.errors import CapacityError, RequestError
 
 _TYPES = {
     400: "BadRequestError",
@@ -27,7 +27,7 @@ _TYPES = {
 
 
 class Reason(StrEnum):
-    """Why the door refuses a request; the label of ``hguard_refused_total``."""
+    """Why the ingress refuses a request; the label of ``hguard_refused_total``."""
 
     UNAUTHORIZED = "unauthorized"
     TOO_LARGE = "too_large"
@@ -55,15 +55,23 @@ _STATUS = {
 _CLOSING = frozenset({Reason.SLOW_BODY, Reason.DRAINING})
 
 
-class RefusedError(RequestError):
-    """A request that the door turns away."""
+class ApiError(RequestError):
+    """A request that is answered with an HTTP status of its own."""
 
-    def __init__(self, reason: Reason, message: str, param: str | None = None) -> None:
-        super().__init__(message, param, reason.status)
+    def __init__(self, message: str, param: str | None = None, status: int = 400) -> None:
+        super().__init__(message, param)
+        self.status = status
+
+
+class RefusedError(ApiError):
+    """A request that the ingress turns away."""
+
+    def __init__(self, reason: Reason, message: str, param: str | None = None, status: int | None = None) -> None:
+        super().__init__(message, param, status or reason.status)
         self.reason = reason
 
 
-class MalformedError(RequestError):
+class MalformedError(ApiError):
     """A body that is no JSON, or no object: with the type and ``param`` of vLLM, which lets FastAPI say so."""
 
     kind = HTTPStatus.BAD_REQUEST.phrase
@@ -71,6 +79,13 @@ class MalformedError(RequestError):
     def __init__(self, message: str, position: int | None = None) -> None:
         """``position``: of the character that is wrong, where one is."""
         super().__init__(message, "body" if position is None else f"body.{position}")
+
+
+def status_of(error: RequestError) -> int:
+    """The HTTP status to answer with."""
+    if isinstance(error, ApiError):
+        return error.status
+    return 503 if isinstance(error, CapacityError) else 400
 
 
 def body(
@@ -96,7 +111,7 @@ def response(
 
 def of(error: RequestError, path: str = "") -> JSONResponse:
     kind = error.kind if isinstance(error, MalformedError) else None
-    made = response(error.status, str(error), error.param, path, kind)
+    made = response(status_of(error), str(error), error.param, path, kind)
     if isinstance(error, RefusedError) and error.reason in _CLOSING:
         made.headers["Connection"] = "close"
     return made
@@ -112,7 +127,7 @@ async def of_http(request: Request, error: Exception) -> JSONResponse:
 
 def frame(error: RequestError, path: str = "") -> bytes:
     """The error as the last event of a stream that has begun."""
-    data = b"data: " + json.dumps(body(error.status, str(error), error.param, path)).encode() + b"\n\n"
+    data = b"data: " + json.dumps(body(status_of(error), str(error), error.param, path)).encode() + b"\n\n"
     return b"event: error\n" + data if anthropic_errors.asked(path) else data
 
 

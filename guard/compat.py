@@ -6,9 +6,8 @@ from http import HTTPStatus
 
 try:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-    from vllm.entrypoints.launchers.launcher import create_server_socket, serve_http
+    from vllm.entrypoints.launchers.launcher import create_server_socket
 except ImportError:  # 0.26
-    from vllm.entrypoints.launcher import serve_http
     from vllm.entrypoints.openai.api_server import create_server_socket
     from vllm.entrypoints.openai.cli_args import make_arg_parser, validate_parsed_serve_args
 
@@ -28,6 +27,16 @@ except ImportError:  # 0.26 answers with the status of this exception
             self.message, self.http_status, self.status_code = message, http_status, http_status
 
 
+def refused(message: str) -> RefusalError:
+    """To be raised where vLLM's routes are to answer that the request is wrong."""
+    return RefusalError(message, HTTPStatus.BAD_REQUEST)
+
+
+def refused_for_load(message: str) -> RefusalError:
+    """To be raised where they are to answer that there is no room."""
+    return RefusalError(message, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
 try:
     from vllm.renderers.chat_utils import load_chat_template
 except ImportError:  # 0.26
@@ -39,6 +48,7 @@ __all__ = [
     "create_server_socket",
     "load_chat_template",
     "make_arg_parser",
-    "serve_http",
+    "refused",
+    "refused_for_load",
     "validate_parsed_serve_args",
 ]

@@ -6,6 +6,7 @@ GuardError
 ├── TapError           the taps are not where they should be, or do not answer: refuse to serve
 ├── FitError           questions, answers or a judge that no probe can be fit with; what was done is kept
 └── RequestError       a request that cannot be carried out; names the field
+    └── CapacityError  one that could be, were there room
 """
 
 from __future__ import annotations
@@ -32,9 +33,12 @@ class FitError(GuardError):
 
 
 class RequestError(GuardError):
-    """A request is wrong: ``param`` names the field, ``status`` is the HTTP status to answer with."""
+    """A request is wrong: ``param`` names the field."""
 
-    def __init__(self, message: str, param: str | None = None, status: int = 400) -> None:
+    def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
-        self.status = status
+
+
+class CapacityError(RequestError):
+    """There is no room for a request now; later there may be."""

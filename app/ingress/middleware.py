@@ -113,14 +113,14 @@ class Door:
         if not path.isprintable():
             # The router's patterns end in `$`, which matches before a newline: it would find a guarded route by a path
             # that GuardMiddleware does not know.
-            raise RequestError("the path holds a character that no route has", status=404)
+            raise errors.ApiError("the path holds a character that no route has", status=404)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         """The body; None when the caller hangs up. Raises RequestError (413, 408, 415) for one that is too
         large, too slow, or compressed."""
         limit, headers = self._max_body_bytes, Headers(scope=scope)
         if (encoding := headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
-            raise RequestError(f"the body is encoded ({encoding[:20]}); send it as it is", "body", 415)
+            raise errors.ApiError(f"the body is encoded ({encoding[:20]}); send it as it is", "body", 415)
         declared = headers.get("content-length", "")
         size, parts = int(declared[:18]) if declared.isdecimal() else 0, bytearray()
         try:

@@ -146,6 +146,4 @@ def _integer(value: Any) -> int | None:
 
 
 def _too_much(param: str | None, message: str, status: int = 400) -> RefusedError:
-    refused = RefusedError(Reason.INVALID_LIMITS, message, param)
-    refused.status = status
-    return refused
+    return RefusedError(Reason.INVALID_LIMITS, message, param, status)

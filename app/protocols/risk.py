@@ -119,7 +119,7 @@ class RiskScorer:
     def prepare(self, item: RiskItem) -> Prepared:
         """Check one item and turn it into tokens. Raises RequestError naming the field."""
         if item.model not in (None, self._model):
-            raise RequestError(
+            raise errors.ApiError(
                 f"the model {item.model!r} does not exist; this server has {self._model!r}", "model", 404
             )
         if (item.messages is None) == (item.prompt is None):
@@ -140,7 +140,7 @@ class RiskScorer:
         room = self._engine.model_config.max_model_len - 1
         if len(prompt) + len(response) > room:
             length = len(prompt) + len(response)
-            raise RequestError(
+            raise errors.ApiError(
                 f"prompt and response have {length} tokens, more than the {room} that fit", "response", 413
             )
         return Prepared(policy, prompt, response, spelled)
@@ -155,7 +155,7 @@ class RiskScorer:
                 work.prompt, work.response, work.policy, request_id, within=self._seconds
             )
         except RefusalError as refusal:
-            raise RequestError(refusal.message, status=int(refusal.http_status)) from None
+            raise errors.ApiError(refusal.message, status=int(refusal.http_status)) from None
         call.verdicts[0] = verdict
         self._metrics.observe(call)
         log_line("/risk", call, time.perf_counter() - began)
@@ -197,7 +197,8 @@ def _located(scorer: RiskScorer, item: RiskItem, index: int | None) -> Prepared:
     except RequestError as error:
         if index is None:
             raise
-        raise RequestError(f"item {index}: {error}", f"{index}.{error.param}", error.status) from None
+        status = errors.status_of(error)
+        raise errors.ApiError(f"item {index}: {error}", f"{index}.{error.param}", status) from None
 
 
 def _parse(raw: bytes, max_items: int) -> tuple[list[RiskItem], bool]:
@@ -209,5 +210,5 @@ def _parse(raw: bytes, max_items: int) -> tuple[list[RiskItem], bool]:
     except ValidationError as error:
         raise errors.from_validation(error) from None
     if len(items) > max_items:
-        raise RequestError(f"{len(items)} items, more than the {max_items} allowed in one request", status=413)
+        raise errors.ApiError(f"{len(items)} items, more than the {max_items} allowed in one request", status=413)
     return items, False

@@ -31,7 +31,7 @@ def fault_of(error: Exception) -> RequestError | None:
     """
     cause = error.__cause__ or error  # Starlette wraps what it could have answered, had nothing been sent
     if isinstance(cause, RefusalError):
-        return RequestError(cause.message, status=int(cause.http_status))
+        return errors.ApiError(cause.message, status=int(cause.http_status))
     return RequestError(str(cause)) if isinstance(cause, (RequestFault, ValueError)) else None
 
 

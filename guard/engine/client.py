@@ -17,12 +17,11 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from functools import cached_property
-from http import HTTPStatus
 from typing import Any
 
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from guard.compat import RefusalError
+from guard.compat import refused_for_load
 from guard.engine import prompt_check
 from guard.engine.answer import Answer, refused, unscored, verdict_on
 from guard.engine.context import GuardCall, Unscored, Verdict, current_call, use_call
@@ -33,7 +32,7 @@ from guard.engine.reading import Room, pieces
 from guard.engine.reasoning import Thinker
 from guard.engine.turn import Turns
 from guard.engine.validation import require_sendable, require_valid
-from guard.errors import RequestError
+from guard.errors import CapacityError
 from guard.ipc import capture
 from guard.ipc.rows import rows_of_step
 from guard.ipc.score_table import ScoreRing, Slot, SlotPool
@@ -93,7 +92,7 @@ class GuardedEngine:
         return getattr(self._engine, name)
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
-        """vLLM asks before it starts a response, while a refusal can still carry an HTTP status."""
+        """vLLM asks before it starts a response, while a refusal can still be one."""
         policy = self._policy()
         if policy.mode is not Mode.OFF:
             self.pool.release(self._claim(n, policy), finished=True)
@@ -113,13 +112,13 @@ class GuardedEngine:
 
     def _claim(self, count: int, policy: Policy) -> list[Slot]:
         """Claim slots. When none are free: nothing where the policy fails open, else vLLM's own refusal for load, which
-        its routes answer with 503."""
+        its routes pass on."""
         try:
             return self.pool.claim(count)
-        except RequestError as error:
+        except CapacityError as error:
             if not policy.fails_closed:
                 return []
-            raise RefusalError(str(error), HTTPStatus(error.status)) from None
+            raise refused_for_load(str(error)) from None
 
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any

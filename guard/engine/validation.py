@@ -1,4 +1,4 @@
-"""What no request may carry to the engine: what would not arrive, and what vLLM refuses too late for a status.
+"""What no request may carry to the engine: what would not arrive, and what vLLM refuses once it has begun to answer.
 
 Written against vLLM 0.32 (``v1/engine/input_processor.py``, ``v1/engine/output_processor.py``).
 """
@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from http import HTTPStatus
 from typing import Any
 
 import msgspec
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from guard.compat import RefusalError, RequestFault
+from guard.compat import RequestFault, refused
 
 # What vLLM looks into, wherever a request names it: in a field of its own, or among vllm_xargs, which take any text.
 _OBJECTS = ("kv_transfer_params", "ec_transfer_params")
@@ -22,7 +21,7 @@ _BOUNDS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "m
 
 
 def require_sendable(params: SamplingParams, request: Any) -> None:
-    """Raises RefusalError (400) for values that the message to the engine's process cannot hold.
+    """Raises RefusalError for values that the message to the engine's process cannot hold.
 
     vLLM would find out when it sends them, and answer 500: integers beyond 64 bits, strings that are no text,
     objects without end.
@@ -30,7 +29,7 @@ def require_sendable(params: SamplingParams, request: Any) -> None:
     try:
         msgspec.msgpack.encode([params, request.get("priority", 0)])
     except (OverflowError, UnicodeEncodeError, RecursionError) as error:
-        raise _refusal(f"a value cannot be sent to the engine: {error}") from None
+        raise refused(f"a value cannot be sent to the engine: {error}") from None
 
 
 class Checked(SamplingParams, omit_defaults=True, dict=True):  # type: ignore[call-arg, misc]
@@ -44,7 +43,7 @@ class Checked(SamplingParams, omit_defaults=True, dict=True):  # type: ignore[ca
 
 
 def require_valid(params: SamplingParams, engine: Any) -> SamplingParams:
-    """Raises RefusalError (400) for what vLLM would refuse after it has begun the stream, or fall over.
+    """Raises RefusalError for what vLLM would refuse after it has begun the stream, or fall over.
 
     A stream has its status before vLLM checks its parameters, so they are checked here first; what is returned is to
     be generated with.
@@ -52,7 +51,7 @@ def require_valid(params: SamplingParams, engine: Any) -> SamplingParams:
     for name in _OBJECTS:
         value = (params.extra_args or {}).get(name)
         if value is not None and not isinstance(value, Mapping):
-            raise _refusal(f"{name} must be an object, not {type(value).__name__}")
+            raise refused(f"{name} must be an object, not {type(value).__name__}")
     if params.structured_outputs is not None:
         _require_grammar(params.structured_outputs.json)
     check = getattr(getattr(engine, "input_processor", None), "_validate_params", None)
@@ -62,7 +61,7 @@ def require_valid(params: SamplingParams, engine: Any) -> SamplingParams:
     try:
         check(checked, ("generate",))
     except (RequestFault, ValueError) as error:
-        raise _refusal(str(error)) from None
+        raise refused(str(error)) from None
     if checked.structured_outputs is not None:
         checked.__class__ = Checked
     return checked
@@ -78,11 +77,11 @@ def _require_grammar(given: Any) -> None:
         for name in _BOUNDS:
             bound = part.get(name)
             if isinstance(bound, int) and bound < 0:
-                raise _refusal(f"the JSON schema's {name} is {bound}; it cannot be negative")
+                raise refused(f"the JSON schema's {name} is {bound}; it cannot be negative")
         patterns = part.get("patternProperties")
         for pattern in patterns if isinstance(patterns, Mapping) else ():
             if not _compiles(pattern):
-                raise _refusal(f"the JSON schema's pattern {pattern!r} is no regular expression")
+                raise refused(f"the JSON schema's pattern {pattern!r} is no regular expression")
 
 
 def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:
@@ -109,7 +108,3 @@ def _compiles(pattern: Any) -> bool:
         except (RuntimeError, TypeError, ValueError):
             return False
     return True
-
-
-def _refusal(message: str) -> RefusalError:
-    return RefusalError(message, HTTPStatus.BAD_REQUEST)

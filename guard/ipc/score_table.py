@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.errors import RequestError, TapError, UnsupportedError
+from guard.errors import CapacityError, TapError, UnsupportedError
 
 PATH_VARIABLE = "HGUARD_RING_PATH"
 
@@ -166,11 +166,10 @@ class SlotPool:
         return self.size - len(self._free)
 
     def claim(self, count: int) -> list[Slot]:
-        """Claim ``count`` slots. Raises RequestError (503) when fewer are free."""
+        """Claim ``count`` slots. Raises CapacityError when fewer are free."""
         if count > len(self._free):
-            raise RequestError(
-                f"all {self.size} score slots are in use, so this answer could not be guarded; try again later",
-                status=503,
+            raise CapacityError(
+                f"all {self.size} score slots are in use, so this answer could not be guarded; try again later"
             )
         claimed = []
         for _ in range(count):

@@ -64,9 +64,10 @@ def tried(read: Callable[[], Result], statuses: tuple[int, ...] = (400, 413)) ->
         return read()
     except RequestError as error:
         refusal = error
-    assert refusal.status in statuses
+    status = errors.status_of(refusal)
+    assert status in statuses
     assert str(refusal)
-    json.dumps(errors.body(refusal.status, str(refusal), refusal.param), ensure_ascii=False).encode()
+    json.dumps(errors.body(status, str(refusal), refusal.param), ensure_ascii=False).encode()
     return None
 
 

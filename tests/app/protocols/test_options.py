@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from app.errors import status_of
 from app.protocols.options import PolicyResolver
 from app.settings import GuardSettings
 from guard.errors import GuardError, RequestError
@@ -80,7 +81,7 @@ def test_wrong_options_are_named(free: PolicyResolver, asked: Any, field: str) -
     with pytest.raises(RequestError) as caught:
         free.resolve(asked)
     assert caught.value.param == field
-    assert caught.value.status == 400
+    assert status_of(caught.value) == 400
     assert str(caught.value)
 
 
