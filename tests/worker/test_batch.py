@@ -107,8 +107,8 @@ def test_a_harvest_survives_the_next_step(bundle: Bundle) -> None:
 
 
 def test_given_tokens_are_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guard.engine.reading._LOGITS", 16)
-    monkeypatch.setattr("guard.engine.reading._LEAST_ROWS", 1)
+    monkeypatch.setattr("guard.ipc.rows._LOGITS", 16)
+    monkeypatch.setattr("guard.ipc.rows._LEAST_ROWS", 1)
     torch.manual_seed(0)
     hidden, head = torch.randn(7, 5), torch.randn(5, 8)
     pool = SlotPool(1)
@@ -151,7 +151,7 @@ def test_a_runner_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch, bu
     ring = ScoreRing(tmp_path / "memory" / "ring", create=(1, 1))
     monkeypatch.setenv(PATH_VARIABLE, str(ring.path))
     assert kind_of(Worker.model_runner) is None
-    with pytest.raises(UnsupportedError, match=r"test_step\.Unknown, which the guard does not tap"):
+    with pytest.raises(UnsupportedError, match=r"test_batch\.Unknown, which the guard does not tap"):
         Worker().load_model()
     assert "which the guard does not tap" in str(ring.refusal())
     ring.unlink()
