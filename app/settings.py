@@ -30,7 +30,7 @@ class GuardDefaults(BaseModel):
     target_fpr: Annotated[
         float, Field(gt=0, lt=1, description="flag at this rate of false alarms on right answers")
     ] = 0.05
-    preempt: Annotated[
+    prompt_check: Annotated[
         bool, Field(description="in abstain mode: generate nothing when the prompt alone is as risky")
     ] = False
     hold: Annotated[

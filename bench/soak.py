@@ -57,7 +57,7 @@ def options(rng: random.Random) -> dict[str, Any]:
         if rng.random() < 0.3:
             asked["retry"] = 0.0
         if rng.random() < 0.2:
-            asked["preempt"] = True
+            asked["prompt_check"] = True
     return asked
 
 

@@ -53,7 +53,8 @@ class Fallback(StrEnum):
 class Policy:
     """What one request asked of the guard, with every default filled in.
 
-    preempt: in abstain mode, the risk before generation at which nothing is generated; None generates in any case.
+    prompt_threshold: in abstain mode, the risk before generation at which nothing is generated; None: prompts are not
+    checked.
     retry: in abstain mode, the strength of the H-neurons in a second try at what would be withheld; None tries once.
     fail: None is closed in abstain mode and open in the others.
     """
@@ -64,7 +65,7 @@ class Policy:
     tokens: bool = False
     fallback: Fallback = Fallback.REFUSAL
     token_risk_in_stream: bool = False
-    preempt: float | None = None
+    prompt_threshold: float | None = None
     hold: Hold = Hold.ANSWER
     retry: float | None = None
     fail: Fail | None = None

@@ -20,7 +20,7 @@ from guard.probe.bundle import Bundle
 from guard.probe.identity import DTYPES
 
 # What the stages of a fit depend on, beside model, questions and judge.
-_SETTINGS = ("seed", "samples", "temperature", "longest", "agree", "cap", "refit", "suppress", "span", "foresee")
+_SETTINGS = ("seed", "samples", "temperature", "longest", "agree", "cap", "refit", "suppress", "span", "prompt_risk")
 
 
 def add_parser(commands: Any) -> None:
@@ -59,7 +59,7 @@ def add_parser(commands: Any) -> None:
         help="what the neurons are fit on: the whole answer, or the part that states the fact (default: answer)",
     )
     parser.add_argument(
-        "--no-foresee", action="store_true", help="fit them on answers alone: no risk before generation"
+        "--no-prompt_risk", action="store_true", help="fit them on answers alone: no risk before generation"
     )
     parser.add_argument("--refit", action="store_true", help="fit the chosen neurons again with L2")
     parser.add_argument(
@@ -153,7 +153,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
         refit=options.refit,
         suppress=options.suppress if neurons is None else 0,
         span=options.span,
-        foresee=not options.no_foresee,
+        prompt_risk=not options.no_prompt_risk,
         method=options.calibration,
         slots=options.slots,
         neurons=neurons,

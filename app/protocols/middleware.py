@@ -176,7 +176,7 @@ def log_line(route: str, call: GuardCall, seconds: float) -> None:
         "risks": [None if v.risk is None else round(v.risk, 4) for v in verdicts],
         "actions": [v.decision.action.value for v in verdicts],
         "reasons": sorted({v.reason.value for v in verdicts if v.reason is not None}),
-        "preempted": any(v.preempted for v in verdicts),
+        "prompt_refused": any(v.prompt_refused for v in verdicts),
         "retried": any(v.first_risk is not None for v in verdicts),
         "tokens": sum(len(v.token_ids) for v in verdicts),
         "seconds": round(seconds, 4),

@@ -62,8 +62,8 @@ class AnswerRisk(TypedDict):
     action: Action
     threshold: Annotated[float, Field(ge=0)]
     scored_tokens: Offset
-    preemptive: NotRequired[Annotated[Risk, Field(description="the risk before any text existed")]]
-    preempted: NotRequired[Annotated[Literal[True], Field(description="nothing was generated")]]
+    prompt_risk: NotRequired[Annotated[Risk, Field(description="the risk before any text existed")]]
+    prompt_refused: NotRequired[Annotated[Literal[True], Field(description="nothing was generated")]]
     first_risk: NotRequired[Annotated[Risk, Field(description="that of the first try; `risk` is the second one's")]]
     beyond_calibration: NotRequired[
         Annotated[Literal[True], Field(description="longer than any answer that stands behind the probe's thresholds")]

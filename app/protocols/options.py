@@ -39,7 +39,7 @@ class Options(BaseModel):
         "none of it, each window, or the whole answer",
     )
     fallback: Fallback | None = Field(None, description="how an abstention looks")
-    preempt: Annotated[bool, Field(strict=True)] | None = Field(
+    prompt_check: Annotated[bool, Field(strict=True)] | None = Field(
         None, description="in abstain mode: generate nothing when the prompt alone is as risky as the threshold says"
     )
     retry: Strength | None = Field(
@@ -75,8 +75,8 @@ class PolicyResolver:
         """
         self.settings = GuardSettings(**settings.model_dump(include=set(GuardSettings.model_fields)))
         self._bundle = bundle
-        if settings.preempt:
-            require_foresight(bundle)
+        if settings.prompt_check:
+            require_prompt_risk(bundle)
         self.threshold, self.prompt_threshold = self._thresholds(settings.threshold, settings.target_fpr)
         self.ceilings = _ceilings(settings, self.threshold)
 
@@ -114,15 +114,15 @@ class PolicyResolver:
     @property
     def must_check_prompts(self) -> bool:
         """Whether prompts of answers that are withheld are checked, whatever a caller asks."""
-        return self.settings.preempt and self.ceilings.loosest_mode is Mode.ABSTAIN
+        return self.settings.prompt_check and self.ceilings.loosest_mode is Mode.ABSTAIN
 
     def _policy(self, asked: GuardSettings, threshold: float, before: float | None) -> Policy:
-        checks = asked.preempt and asked.mode is Mode.ABSTAIN
+        checks = asked.prompt_check and asked.mode is Mode.ABSTAIN
         return Policy(
             asked.mode,
             threshold,
             fallback=asked.fallback,
-            preempt=before if checks else None,
+            prompt_threshold=before if checks else None,
             hold=asked.hold,
             fail=self.settings.fail,
         )
@@ -131,8 +131,8 @@ class PolicyResolver:
         """(of an answer, of the risk before it)."""
         bundle = self._bundle
         if threshold is not None:
-            return threshold, threshold if bundle.foresees else None
-        return bundle.threshold(target_fpr), bundle.preemptive_threshold(target_fpr) if bundle.foresees else None
+            return threshold, threshold if bundle.has_prompt_risk else None
+        return bundle.threshold(target_fpr), bundle.prompt_threshold(target_fpr) if bundle.has_prompt_risk else None
 
     def _require_allowed(self, options: Options, mode: Mode, threshold: float) -> None:
         """Refuse what is looser than the operator's ceilings."""
@@ -160,10 +160,8 @@ class PolicyResolver:
             return
         if options.hold is not None and _looser(options.hold, limits.loosest_hold):
             raise _too_loose("hold", options.hold, limits.loosest_hold)
-        if options.preempt is False and self.must_check_prompts:
-            raise RequestError(
-                "this server looks before it answers; preempt cannot be switched off", f"{FIELD}.preempt"
-            )
+        if options.prompt_check is False and self.must_check_prompts:
+            raise RequestError("prompt_check is required by this server", f"{FIELD}.prompt_check")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,12 +209,12 @@ def _require_possible(options: Options, mode: Mode, bundle: Bundle) -> None:
         raise RequestError("this probe has no neurons that can be dampened", param=f"{FIELD}.damp")
     if options.retry is not None and bundle.h_neurons == 0:
         raise RequestError("this probe has no neurons that a second try could dampen", param=f"{FIELD}.retry")
-    for name in ("preempt", "retry"):
+    for name in ("prompt_check", "retry"):
         value = getattr(options, name)
         if value is not None and value is not False and mode is not Mode.ABSTAIN:
             raise RequestError(f"only mode abstain withholds answers, so {name} needs it", param=f"{FIELD}.{name}")
-    if options.preempt:
-        require_foresight(bundle)
+    if options.prompt_check:
+        require_prompt_risk(bundle)
 
 
 def _looser(asked: Mode | Hold, ceiling: Mode | Hold) -> bool:
@@ -232,8 +230,8 @@ def _too_loose(name: str, asked: str, ceiling: str) -> RequestError:
     )
 
 
-def require_foresight(bundle: Bundle) -> None:
-    """Raise RequestError where the probe cannot look before it answers."""
-    if not bundle.foresees:
+def require_prompt_risk(bundle: Bundle) -> None:
+    """Raise RequestError where the probe gives no risk before generation."""
+    if not bundle.has_prompt_risk:
         text = "this probe gives no risk before generation; `hguard fit` makes one that does"
-        raise RequestError(text, param=f"{FIELD}.preempt")
+        raise RequestError(text, param=f"{FIELD}.prompt_check")

@@ -46,7 +46,7 @@ class Writer:
         # Of a withheld answer, no more than that it is one; a given text its sender has.
         given = spelled is not None
         withheld = verdict.decision.action is Action.ABSTAINED and not given
-        threshold = verdict.policy.preempt if verdict.preempted else verdict.policy.threshold
+        threshold = verdict.policy.prompt_threshold if verdict.prompt_refused else verdict.policy.threshold
         result: dict[str, Any] = {
             "index": verdict.index,
             "risk": coarse(verdict.risk, threshold) if withheld else verdict.risk,
@@ -55,11 +55,11 @@ class Writer:
             "threshold": threshold,
             "scored_tokens": min(verdict.scored_tokens, 1) * verdict.told if withheld else verdict.scored_tokens,
         }
-        if verdict.foreseen is not None:
-            floor = threshold if verdict.preempted else None  # else it may lie anywhere
-            result["preemptive"] = coarse(verdict.foreseen, floor) if withheld else verdict.foreseen
-        if verdict.preempted:
-            result["preempted"] = True
+        if verdict.prompt_risk is not None:
+            floor = threshold if verdict.prompt_refused else None  # else it may lie anywhere
+            result["prompt_risk"] = coarse(verdict.prompt_risk, floor) if withheld else verdict.prompt_risk
+        if verdict.prompt_refused:
+            result["prompt_refused"] = True
         if verdict.first_risk is not None:
             result["first_risk"] = coarse(verdict.first_risk, threshold)  # of an answer that was withheld
         if verdict.beyond_calibration and not withheld:

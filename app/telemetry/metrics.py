@@ -133,9 +133,9 @@ class Metrics:
                 self._observe_drift(verdict)
 
     def _observe_drift(self, verdict: Verdict) -> None:
-        """What is foreseen, and what dampened neurons answer, was not what the calibration saw."""
+        """What is prompt_risk, and what dampened neurons answer, was not what the calibration saw."""
         risk = verdict.risk if verdict.first_risk is None else verdict.first_risk
-        if self._bands is not None and risk is not None and not verdict.preempted:
+        if self._bands is not None and risk is not None and not verdict.prompt_refused:
             self._in_band[self._bands.of(risk)].inc()
 
     def _observe_answer(self, verdict: Verdict) -> None:

@@ -270,7 +270,7 @@ def service() -> Sheet:
     )
     made.lines(
         "Preempted sequences",
-        [(f"sum(rate(vllm:num_preemptions_total{{{ENGINE}}}{EVERY}))", "preempted")],
+        [(f"sum(rate(vllm:num_preemptions_total{{{ENGINE}}}{EVERY}))", "prompt_refused")],
         "ops",
         "For want of KV cache; they are computed again.",
     )

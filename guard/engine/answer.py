@@ -156,7 +156,7 @@ def verdict_on(
         return unscored(index, policy, ids, Unscored(flaw.value))
     try:
         risk, peak = readout.risk(signals)
-        foreseen = readout.foreseen(signals.lead)
+        prompt_risk = readout.prompt_risk(signals.lead)
     except Exception:  # whatever it is: an answer must not pass for it, nor a server fall
         log.exception("the probe failed on an answer")
         return unscored(index, policy, ids, Unscored.PROBE_ERROR)
@@ -164,7 +164,7 @@ def verdict_on(
         return unscored(index, policy, ids, Unscored.PROBE_ERROR)
     worst = Peak(max(peak.start - given, 0), peak.end - given) if peak.end > given else None
     own = signals.part(given, len(signals)) if given else signals
-    return Verdict(index, policy, decide(risk, policy), risk, worst, ids, None, own, readout, foreseen)
+    return Verdict(index, policy, decide(risk, policy), risk, worst, ids, None, own, readout, prompt_risk)
 
 
 def _risk(signals: Signals, readout: Readout, before: int) -> float:
@@ -184,7 +184,9 @@ def unscored(index: int, policy: Policy, ids: list[int], reason: Unscored) -> Ve
 
 def refused(index: int, policy: Policy, risk: float) -> Verdict:
     """The verdict on an answer that is not going to exist."""
-    return Verdict(index, policy, Decision(True, Action.ABSTAINED), risk, None, [], foreseen=risk, preempted=True)
+    return Verdict(
+        index, policy, Decision(True, Action.ABSTAINED), risk, None, [], prompt_risk=risk, prompt_refused=True
+    )
 
 
 def risks_so_far(answer: Answer, ring: ScoreRing, readout: Readout, known: list[float | None], count: int) -> None:

@@ -145,8 +145,8 @@ class GuardedEngine:
         kwargs: dict[str, Any],
     ) -> AsyncGenerator[Any, None]:
         policy = call.policy
-        if policy.preempt is not None and not call.unshown:
-            ahead = await self._preempted(call, first, prompt, params, request_id, kwargs)
+        if policy.prompt_threshold is not None and not call.unshown:
+            ahead = await self._prompt_refused(call, first, prompt, params, request_id, kwargs)
             if ahead is not None:
                 yield ahead
                 return
@@ -287,7 +287,7 @@ class GuardedEngine:
         ended = [one for one in names if int(one.split("_", 1)[0]) in {answer.seat for answer in answers}]
         await self._engine.abort(ended, internal=True)
 
-    async def _preempted(
+    async def _prompt_refused(
         self, call: GuardCall, first: int, prompt: Any, params: SamplingParams, request_id: str, kwargs: dict[str, Any]
     ) -> Any | None:
         """The output that refuses all answers, when the prompt alone is risky enough; else None."""
@@ -305,12 +305,12 @@ class GuardedEngine:
                     done = output.finished
             finally:
                 await inner.aclose()
-            self.own.count(Purpose.LOOK_AHEAD, len(output.prompt_token_ids))
-            risk = self.readout.foreseen(prompt_check.lead_of(output, slots[0], self.ring))
+            self.own.count(Purpose.PROMPT_CHECK, len(output.prompt_token_ids))
+            risk = self.readout.prompt_risk(prompt_check.lead_of(output, slots[0], self.ring))
         finally:
             self.pool.release(slots, done)
         call.uncounted[first] += 1
-        if risk is None or policy.preempt is None or risk < policy.preempt:
+        if risk is None or policy.prompt_threshold is None or risk < policy.prompt_threshold:
             return None
         ahead = prompt_check.refused(output, request_id, count, self._blank_token)
         for index in range(count):

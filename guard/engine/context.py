@@ -68,8 +68,8 @@ class Verdict:
     """The guard's word on one answer. ``reason`` says why it could not be scored; then risk and peak are None.
 
     token_ids: those of the answer, without thinking before it and the end-of-sequence token after it.
-    foreseen: the risk before any text existed, where the probe gives one. preempted: nothing was generated, and
-    ``risk`` is what was foreseen. first_risk: that of the first try, where this is the verdict on a second one.
+    prompt_risk: the risk before any text existed, where the probe gives one. prompt_refused: nothing was generated, and
+    ``risk`` is what was prompt_risk. first_risk: that of the first try, where this is the verdict on a second one.
     shown: how many tokens had left before the decision. told: of a withheld answer, how many usage counts.
     generated: what the text of its tokens is worked out from, where the policy wants them.
     """
@@ -83,8 +83,8 @@ class Verdict:
     reason: Unscored | None = None
     signals: Signals | None = None
     readout: Readout | None = None
-    foreseen: float | None = None
-    preempted: bool = False
+    prompt_risk: float | None = None
+    prompt_refused: bool = False
     first_risk: float | None = None
     shown: int = 0
     told: int = 0

@@ -12,7 +12,7 @@ class Purpose(StrEnum):
     CANARY = "canary"
     RISK = "risk"  # given text that a caller wants scored; a long one takes several
     TURN = "turn"  # what a prompt holds of the assistant's turn, which is scored with what is added
-    LOOK_AHEAD = "look_ahead"
+    PROMPT_CHECK = "prompt_check"
 
 
 class OwnRequests:

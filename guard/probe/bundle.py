@@ -100,7 +100,7 @@ class Bundle:
         )
 
     @property
-    def foresees(self) -> bool:
+    def has_prompt_risk(self) -> bool:
         """Whether it gives a risk before any text exists, and thresholds for it."""
         return self.card.readout.preemptive is not None and self.right_foreseen is not None
 
@@ -115,12 +115,12 @@ class Bundle:
         """The risk at which to flag for at most this rate of false alarms on right answers."""
         return conformal.threshold(self.right_risks, target_fpr)
 
-    def preemptive_threshold(self, target_fpr: float) -> float:
+    def prompt_threshold(self, target_fpr: float) -> float:
         """The same of the risk before any text exists. Raises RequestError where this bundle gives none."""
         if self.right_foreseen is None:
             raise RequestError(
                 f"probe {self.card.id} gives no risk before generation; `hguard calibrate` adds it",
-                param="hallucination.preempt",
+                param="hallucination.prompt_check",
             )
         return conformal.threshold(self.right_foreseen, target_fpr)
 

@@ -163,7 +163,7 @@ class Readout:
         a, b = self.platt
         return float(sigmoid(np.float64(a * logit + b))), peak
 
-    def foreseen(self, lead: float) -> float | None:
+    def prompt_risk(self, lead: float) -> float | None:
         """The calibrated probability that what follows the prompt is wrong, from its last token's neuron score alone.
 
         None without a score, or without a calibration of it.

@@ -1,4 +1,4 @@
-"""From neuron scores to calibrated risks: window, stack, tail, calibration, the token head, what is foreseen."""
+"""From neuron scores to calibrated risks: window, stack, tail, calibration, the token head, what is prompt_risk."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def fit_readout(
 
     The stack learns from each answer's highest-entropy window, Platt scaling or isotonic regression from the resulting
     logits; the token head from single tokens: those of a wrong answer's span (``spans``, token indices) are 1, all
-    others 0; what is foreseen from the score of the last prompt token, where that says anything.
+    others 0; what is prompt_risk from the score of the last prompt token, where that says anything.
     """
     chosen = []
     for answer in signals:
@@ -89,14 +89,14 @@ def fit_readout(
     rough = Readout(window, answer_stack, (1.0, 0.0), token_stack)
     rough = replace(rough, tail=tail(np.array([rough.logit(one.part(0, window))[0] for one in signals])[~wrong]))
     logits = [rough.logit(answer)[0] for answer in signals]
-    foreseen = platt([answer.lead for answer in signals], wrong)
+    prompt_risk = platt([answer.lead for answer in signals], wrong)
     return Readout(
         window,
         answer_stack,
         platt(logits, wrong),
         token_stack,
         isotonic(logits, wrong) if method == "isotonic" else None,
-        foreseen if foreseen[0] > 0 else None,
+        prompt_risk if prompt_risk[0] > 0 else None,
         tail=rough.tail,
     )
 
@@ -126,7 +126,7 @@ def calibrated(
     )
     tensors = {"right_risks": np.sort(risks[~wrong]), "wrong_risks": np.sort(risks[wrong])}
     if readout.preemptive is not None:
-        tensors["right_foreseen"] = np.sort(np.array([readout.foreseen(one.lead) for one in right], np.float32))
+        tensors["right_foreseen"] = np.sort(np.array([readout.prompt_risk(one.lead) for one in right], np.float32))
     return parameters, tensors
 
 

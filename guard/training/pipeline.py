@@ -57,7 +57,7 @@ class Options:
     cap: largest share of all neurons that may be kept.
     suppress: questions that are answered with each candidate's neurons switched off, to choose C by; 0 for none.
     span: what the neurons are fit on: the part that states the fact, or the whole answer, as it is scored when served.
-    foresee: fit them on the last prompt token, too, so that there is a risk before generation.
+    prompt_risk: fit them on the last prompt token, too, so that there is a risk before generation.
     method: how risks are calibrated. slots: answers that are collected at once.
     neurons: flat indices of those to fit with L2, in place of finding any.
     """
@@ -72,7 +72,7 @@ class Options:
     refit: bool = False
     suppress: int = 200
     span: Literal["fact", "answer"] = "answer"
-    foresee: bool = True
+    prompt_risk: bool = True
     method: calibration.Method = "platt"
     slots: int = 32
     neurons: tuple[int, ...] | None = None
@@ -168,7 +168,7 @@ class Fit:
             return [Found.from_dict(row) for row in self._work.read_json(FOUND)]
         options = self._options
         train = dealt.parts["train"]
-        leads = self._of_questions(LEADS, dealt, train) if options.foresee else None
+        leads = self._of_questions(LEADS, dealt, train) if options.prompt_risk else None
         if options.neurons is not None:
             found = [given_neurons(self.features(dealt, train), dealt.wrong("train"), np.array(options.neurons), leads)]
             self._work.write_json(FOUND, [one.to_dict() for one in found])

@@ -179,13 +179,13 @@ def test_a_second_try(chat: Any) -> None:
 def test_what_is_foreseen_costs_a_token(chat: Any, n: int) -> None:
     for stream in (False, True):
         more = {"stream_options": {"include_usage": True}} if stream else {}
-        reply = ask(chat, "Is it foreseen?", {**ABSTAIN, "preempt": True}, n=n, stream=stream, **more)
+        reply = ask(chat, "Is it prompt_risk?", {**ABSTAIN, "prompt_check": True}, n=n, stream=stream, **more)
         finished = ends(reply) if stream else dict(enumerate(reply.choices))
         assert [finished[index].finish_reason for index in range(n)] == ["content_filter"] * n
-        assert all(one["preempted"] for one in results(reply))
+        assert all(one["prompt_refused"] for one in results(reply))
         usage = (reply[-1] if stream else reply).usage
         assert usage.completion_tokens == 1
-        passed = ask(chat, SAFE, {**ABSTAIN, "preempt": True}, n=n, stream=stream, **more)
+        passed = ask(chat, SAFE, {**ABSTAIN, "prompt_check": True}, n=n, stream=stream, **more)
         assert (passed[-1] if stream else passed).usage.completion_tokens == 8 * n + 1
 
 

@@ -233,31 +233,31 @@ RISK = 1 / (1 + np.exp(-2))  # of the scripted lead score, which is its position
 
 
 async def test_a_risky_prompt_is_refused_before_generation(looking: GuardedEngine) -> None:
-    seen, call = await texts(looking, Policy(Mode.ABSTAIN, 1.1, preempt=RISK - 0.01), n=3)
+    seen, call = await texts(looking, Policy(Mode.ABSTAIN, 1.1, prompt_threshold=RISK - 0.01), n=3)
     assert seen == [""]
     assert looking._engine.drawn == 1, "one token looks, for all three answers"
     assert sorted(call.verdicts) == [0, 1, 2]
     for verdict in call.verdicts.values():
-        assert verdict.preempted
+        assert verdict.prompt_refused
         assert verdict.decision.action is Action.ABSTAINED
-        assert verdict.risk == verdict.foreseen == pytest.approx(RISK)
+        assert verdict.risk == verdict.prompt_risk == pytest.approx(RISK)
         assert verdict.scored_tokens == 0
     assert looking.pool.in_use == 0
     assert call.uncounted.total() == 1 - 3, "usage shows a token for each answer, and one was drawn"
 
 
 async def test_a_prompt_that_is_not_risky_is_answered(looking: GuardedEngine) -> None:
-    seen, call = await texts(looking, Policy(Mode.ABSTAIN, 1.1, preempt=RISK + 0.01))
+    seen, call = await texts(looking, Policy(Mode.ABSTAIN, 1.1, prompt_threshold=RISK + 0.01))
     assert seen == WORDS
     verdict = call.verdicts[0]
-    assert not verdict.preempted
-    assert verdict.foreseen == pytest.approx(RISK), "what was foreseen is reported beside what came"
+    assert not verdict.prompt_refused
+    assert verdict.prompt_risk == pytest.approx(RISK), "what was prompt_risk is reported beside what came"
     assert looking.pool.in_use == 0
 
 
 async def test_leaving_while_the_engine_looks_frees_everything(looking: GuardedEngine) -> None:
     params = SamplingParams(max_tokens=8, output_kind=RequestOutputKind.DELTA)
-    with use_call(GuardCall(Policy(Mode.ABSTAIN, 1.1, preempt=0.1))):
+    with use_call(GuardCall(Policy(Mode.ABSTAIN, 1.1, prompt_threshold=0.1))):
         stream = looking.generate({"type": "token", "prompt_token_ids": PROMPT}, params, "r")
         await anext(stream)
         await stream.aclose()

@@ -300,7 +300,7 @@ def test_what_was_given_of_a_turn_is_scored_with_it(stage: Stage) -> None:
     whole = Answer(0, slot, prompt_length=1, token_ids=[6, 7, 100, 101, EOS])
     expected = whole.judge(stage.ring, stage.readout, policy(), ended=True)
     assert verdict.risk == expected.risk
-    assert verdict.foreseen == expected.foreseen
+    assert verdict.prompt_risk == expected.prompt_risk
     assert (verdict.token_ids, verdict.scored_tokens, expected.scored_tokens) == ([100, 101], 2, 4)
     assert verdict.peak == Peak(0, 2)
     assert whole.signals(stage.ring, 0, 4).lead == answer.signals(stage.ring, -2, 2).lead == 1.0

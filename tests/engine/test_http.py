@@ -162,44 +162,44 @@ def drawn_tokens(http: httpx.Client) -> float:
 
 
 def test_what_is_foreseen_is_reported_and_tells_known_from_fabricated(client: openai.OpenAI) -> None:
-    known = [result(ask(client, fact["subject"]))["preemptive"] for fact in KNOWN]
-    fabricated = [result(ask(client, name))["preemptive"] for name in FABRICATED]
+    known = [result(ask(client, fact["subject"]))["prompt_risk"] for fact in KNOWN]
+    fabricated = [result(ask(client, name))["prompt_risk"] for name in FABRICATED]
     assert roc_auc_score([0] * len(known) + [1] * len(fabricated), known + fabricated) > 0.9
 
 
 def test_refusing_before_generation(client: openai.OpenAI, http: httpx.Client) -> None:
-    options = {"mode": "abstain", "preempt": True, "threshold": 0.0}
+    options = {"mode": "abstain", "prompt_check": True, "threshold": 0.0}
     before = drawn_tokens(http)
     reply = ask(client, FABRICATED[1], options, n=3, temperature=1.0)
     assert drawn_tokens(http) - before == 1, "one token looked; three answers were never begun"
     assert [choice.finish_reason for choice in reply.choices] == ["content_filter"] * 3
     assert [choice.message.refusal for choice in reply.choices] == [BEYOND] * 3
     one = result(reply, 2)
-    assert one["preempted"] is True
+    assert one["prompt_refused"] is True
     assert (one["action"], one["flagged"], one["scored_tokens"]) == ("abstained", True, 0)
-    assert one["risk"] == one["preemptive"]
+    assert one["risk"] == one["prompt_risk"]
     assert "peak" not in one
-    at_rate = {"mode": "abstain", "preempt": True, "target_fpr": 0.1}
+    at_rate = {"mode": "abstain", "prompt_check": True, "target_fpr": 0.1}
     refused, card = result(ask(client, FABRICATED[1], at_rate)), http.get("/v1/probe").json()
-    assert refused["preempted"] is True
+    assert refused["prompt_refused"] is True
     assert refused["threshold"] not in card["thresholds"].values(), "a threshold of its own"
     assert refused["threshold"] <= refused["risk"]
     chunks = list(ask(client, FABRICATED[1], options, stream=True))
     deltas = [choice for chunk in chunks for choice in chunk.choices]
     assert deltas[-1].finish_reason == "content_filter"
     assert deltas[-1].delta.refusal == BEYOND
-    assert chunks[-1].model_extra["hallucination"]["results"][0]["preempted"] is True
+    assert chunks[-1].model_extra["hallucination"]["results"][0]["prompt_refused"] is True
     message = ask(client, FABRICATED[1], {**options, "fallback": "message"}).choices[0]
     assert (message.finish_reason, message.message.content) == ("stop", BEYOND)
 
 
 def test_a_prompt_that_passes_is_answered_the_same(client: openai.OpenAI) -> None:
     plain = ask(client, KNOWN[1]["subject"])
-    looked = ask(client, KNOWN[1]["subject"], {"mode": "abstain", "preempt": True, "threshold": 1.0})
+    looked = ask(client, KNOWN[1]["subject"], {"mode": "abstain", "prompt_check": True, "threshold": 1.0})
     assert looked.choices[0].message.content == plain.choices[0].message.content
-    assert "preempted" not in result(looked)
+    assert "prompt_refused" not in result(looked)
     assert result(looked)["risk"] == pytest.approx(result(plain)["risk"], rel=1e-3)
-    assert result(looked)["preemptive"] == pytest.approx(result(plain)["preemptive"], rel=1e-3)
+    assert result(looked)["prompt_risk"] == pytest.approx(result(plain)["prompt_risk"], rel=1e-3)
 
 
 def test_fallback_message(client: openai.OpenAI) -> None:

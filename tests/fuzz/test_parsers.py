@@ -50,7 +50,7 @@ def operators(draw: st.DrawFn) -> GuardSettings:
     return GuardSettings(
         mode=mode,
         threshold=threshold,
-        preempt=draw(st.booleans()),
+        prompt_check=draw(st.booleans()),
         hold=hold,
         loosest_mode=draw(st.sampled_from([one for one in Mode if list(Mode).index(one) <= list(Mode).index(mode)])),
         highest_threshold=draw(st.floats(threshold, 1)),
@@ -79,7 +79,7 @@ def policy_or_refusal(raw: Any, defaults: PolicyResolver) -> Policy | None:
 @given(operators(), options | any_json())
 def test_options(bundle_once: Bundle, foreseeing_once: Bundle, settings: GuardSettings, raw: Any) -> None:
     for bundle in (bundle_once, foreseeing_once):
-        if settings.preempt and not bundle.foresees:
+        if settings.prompt_threshold and not bundle.has_prompt_risk:
             continue
         defaults = PolicyResolver(settings, bundle)
         policy = policy_or_refusal(raw, defaults)
@@ -90,7 +90,7 @@ def test_options(bundle_once: Bundle, foreseeing_once: Bundle, settings: GuardSe
         assert policy.threshold >= 0
         assert 0 <= policy.damp <= 3
         assert policy.retry is None or (policy.withholds and 0 <= policy.retry <= 3)
-        assert policy.preempt is None or policy.withholds
+        assert policy.prompt_threshold is None or policy.withholds
         if policy.withholds:
             assert list(Hold).index(policy.hold) >= list(Hold).index(defaults.ceilings.loosest_hold)
 

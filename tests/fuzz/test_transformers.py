@@ -66,7 +66,7 @@ def policies(draw: st.DrawFn) -> Policy:
         tokens=draw(st.booleans()),
         fallback=draw(st.sampled_from(Fallback)),
         token_risk_in_stream=draw(st.booleans()),
-        preempt=draw(st.none() | risks),
+        prompt_threshold=draw(st.none() | risks),
     )
 
 
@@ -80,8 +80,8 @@ def verdicts(draw: st.DrawFn, policy: Policy, index: int) -> Verdict:
     measured = np.zeros(len(ids), np.float32)
     told = Verdict(index, policy, Decision(draw(st.booleans()), action), draw(risks), Peak(0, len(ids)), ids)
     told.signals = Signals(0.0, measured, measured, measured) if draw(st.booleans()) else None
-    told.foreseen = draw(st.none() | risks)
-    told.preempted = policy.preempt is not None and draw(st.booleans())
+    told.prompt_risk = draw(st.none() | risks)
+    told.prompt_refused = policy.prompt_threshold is not None and draw(st.booleans())
     told.first_risk = draw(st.none() | risks)
     told.shown = draw(st.integers(0, 3))
     return told

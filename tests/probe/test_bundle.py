@@ -168,10 +168,10 @@ def test_what_no_answers_stand_behind_is_not_calibrated(bundle: Bundle, tmp_path
 
 
 def test_a_risk_before_generation_has_thresholds_of_its_own(bundle: Bundle, foreseeing: Bundle) -> None:
-    assert foreseeing.foresees
-    assert not bundle.foresees
-    assert foreseeing.readout.foreseen(0.0) == 0.5
-    assert foreseeing.preemptive_threshold(0.1) == pytest.approx(0.9, abs=1e-6)
-    assert bundle.readout.foreseen(0.0) is None
+    assert foreseeing.has_prompt_risk
+    assert not bundle.has_prompt_risk
+    assert foreseeing.readout.prompt_risk(0.0) == 0.5
+    assert foreseeing.prompt_threshold(0.1) == pytest.approx(0.9, abs=1e-6)
+    assert bundle.readout.prompt_risk(0.0) is None
     with pytest.raises(RequestError, match="no risk before generation"):
-        bundle.preemptive_threshold(0.1)
+        bundle.prompt_threshold(0.1)

@@ -7,7 +7,7 @@ A request chooses by the words in its last user message, or in the answer that i
     risky     each token is of high risk
     rises     32 tokens, of high risk from token 12 on
     second    as risky, but only in the second of n answers
-    foreseen  the last prompt token is of high risk, the answer is not
+    prompt_risk  the last prompt token is of high risk, the answer is not
     long      200 tokens
     unicode   characters of several tokens each
     slow      0.05 seconds before each step
@@ -39,7 +39,7 @@ WORDS: dict[str, dict[str, Any]] = {
     "risky": {"risky_from": 0},
     "rises": {"risky_from": 12, "length": 32},
     "second": {"risky_from": 0, "risky_choice": 1},
-    "foreseen": {"lead": True},
+    "prompt_risk": {"lead": True},
     "long": {"length": 200},
     "unicode": {"text": "Île-de-France, 日本 🇯🇵."},
     "slow": {"seconds": 0.05},

@@ -178,14 +178,14 @@ async def test_callers_who_hang_up_leave_no_trace(path: str, caplog: pytest.LogC
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_refusing_ahead_with_log_probabilities_asked_for(stream: bool) -> None:
-    options = {"mode": "abstain", "preempt": True}
+    options = {"mode": "abstain", "prompt_check": True}
     async with scripted_app() as app, over(app) as http:
         for path, body in (
-            (CHAT, {**asking("foreseen"), "logprobs": True, "top_logprobs": 2}),
-            ("/v1/completions", {"model": "atlas", "prompt": "foreseen", "logprobs": 1, "echo": True}),
+            (CHAT, {**asking("prompt_risk"), "logprobs": True, "top_logprobs": 2}),
+            ("/v1/completions", {"model": "atlas", "prompt": "prompt_risk", "logprobs": 1, "echo": True}),
         ):
             reply = await http.post(path, json={**body, "stream": stream, "hallucination": options})
-            assert '"preempted":true' in reply.text
+            assert '"prompt_refused":true' in reply.text
             assert '"error":{' not in reply.text
 
 

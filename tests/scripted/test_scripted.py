@@ -89,11 +89,11 @@ async def test_damping(http: httpx.AsyncClient) -> None:
 
 
 async def test_what_is_foreseen(app: FastAPI, http: httpx.AsyncClient) -> None:
-    options = {"mode": "abstain", "preempt": True}
+    options = {"mode": "abstain", "prompt_check": True}
     before = app.state.engine_client.engine_core.drawn
-    assert result(await ask(http, "foreseen", hallucination=options))["preempted"] is True
+    assert result(await ask(http, "prompt_risk", hallucination=options))["prompt_refused"] is True
     assert app.state.engine_client.engine_core.drawn == before + 1
-    assert "preempted" not in result(await ask(http, "safe", hallucination=options))
+    assert "prompt_refused" not in result(await ask(http, "safe", hallucination=options))
 
 
 async def test_completions(http: httpx.AsyncClient) -> None:
@@ -112,7 +112,7 @@ async def test_risk(http: httpx.AsyncClient) -> None:
 
 
 async def test_null_is_as_good_as_nothing(http: httpx.AsyncClient) -> None:
-    nothing = dict.fromkeys(("mode", "threshold", "damp", "tokens", "hold", "fallback", "preempt", "retry"))
+    nothing = dict.fromkeys(("mode", "threshold", "damp", "tokens", "hold", "fallback", "prompt_check", "retry"))
     assert "tokens" not in result(await ask(http, "safe", hallucination=nothing))
     given = {**asking("Where is Kandy?"), "response": "That is safe.", "hallucination": nothing}
     reply = (await http.post("/risk", content=b"\xef\xbb\xbf" + json.dumps(given).encode())).json()

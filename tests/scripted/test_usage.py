@@ -17,10 +17,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "withheld": ABSTAIN,
     "a second try": {**ABSTAIN, "retry": 0},
     "a second try in vain": {**ABSTAIN, "retry": 1},
-    "a look ahead": {**ABSTAIN, "preempt": True},
-    "refused ahead": {**ABSTAIN, "preempt": True},
+    "a look ahead": {**ABSTAIN, "prompt_check": True},
+    "refused ahead": {**ABSTAIN, "prompt_check": True},
 }
-WORDS = {"as it is": "safe", "a look ahead": "safe", "refused ahead": "risky foreseen"}
+WORDS = {"as it is": "safe", "a look ahead": "safe", "refused ahead": "risky prompt_risk"}
 
 
 async def usages(http: httpx.AsyncClient, path: str, case: str, n: int, **more: Any) -> list[Any]:

@@ -155,7 +155,7 @@ async def test_named_tokens_have_no_log_probabilities(http: httpx.AsyncClient) -
 @pytest.mark.parametrize("words", ["safe", "risky"])
 async def test_a_prompt_s_log_probabilities_are_its_own_tokens(http: httpx.AsyncClient, words: str) -> None:
     ids = TOKENS.encode(PROMPT.format(words), add_special_tokens=False).ids
-    for options in ({"mode": "score"}, ABSTAIN, {**ABSTAIN, "preempt": True, "threshold": 0.5}):
+    for options in ({"mode": "score"}, ABSTAIN, {**ABSTAIN, "prompt_check": True, "threshold": 0.5}):
         choice = (await completed(http, words, prompt_logprobs=2, hallucination=options))["choices"][0]
         sizes = {len(item) for item in choice["prompt_logprobs"][1:]}
         if options["mode"] == "score":
@@ -202,7 +202,7 @@ async def test_an_empty_answer_has_nothing_beside_it_in_other_apis(mute: httpx.A
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("options", [{"mode": "score"}, ABSTAIN, {**ABSTAIN, "threshold": 0.0, "preempt": True}])
+@pytest.mark.parametrize("options", [{"mode": "score"}, ABSTAIN, {**ABSTAIN, "threshold": 0.0, "prompt_check": True}])
 async def test_echo_without_generation_is_empty(http: httpx.AsyncClient, options: Any, stream: bool) -> None:
     """As evaluation harnesses ask: the prompt, and the log-probabilities of its tokens."""
     text = PROMPT.format("risky")

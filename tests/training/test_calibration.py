@@ -36,10 +36,10 @@ def test_risks_are_probabilities_on_fresh_answers(method: calibration.Method) ->
     entities = [str(i) for i in range(len(fresh))]
     assert metrics.ece(wrong, risk) < 0.03
     assert metrics.auroc(wrong, risk, entities, draws=20).value > 0.9
-    foreseen = np.array([readout.foreseen(one.lead) for one in fresh])
+    prompt_risk = np.array([readout.prompt_risk(one.lead) for one in fresh])
     # Without the entropy, the truth is no logistic function of the lead score any more.
-    assert metrics.ece(wrong, foreseen) < 0.05
-    ahead = metrics.auroc(wrong, foreseen, entities, draws=20).value
+    assert metrics.ece(wrong, prompt_risk) < 0.05
+    ahead = metrics.auroc(wrong, prompt_risk, entities, draws=20).value
     assert 0.6 < ahead < metrics.auroc(wrong, risk, entities, draws=20).value
 
 

@@ -37,7 +37,11 @@ OUTCOMES: dict[str, tuple[str, dict[str, Any] | None, dict[str, Any]]] = {
     "shown in part": ("rises", {"mode": "abstain", "hold": "none"}, {"action": "abstained"}),
     "retried": ("risky", {"mode": "abstain", "retry": 0.0}, {"action": "pass", "first_risk": 0.98}),
     "retried in vain": ("risky", {"mode": "abstain", "retry": 1.0}, {"action": "abstained", "first_risk": 0.98}),
-    "preempted": ("foreseen", {"mode": "abstain", "preempt": True}, {"preempted": True, "action": "abstained"}),
+    "prompt_refused": (
+        "prompt_risk",
+        {"mode": "abstain", "prompt_check": True},
+        {"prompt_refused": True, "action": "abstained"},
+    ),
     "tokens": ("rises unicode", {"tokens": True}, {"tokens": True}),
     "not scored": ("nan", None, {"type": "not_scored", "reason": "not_finite"}),
     "not scored, withheld": ("missing", {"mode": "abstain"}, {"type": "not_scored", "action": "abstained"}),

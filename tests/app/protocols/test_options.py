@@ -68,9 +68,9 @@ def test_target_fpr_becomes_the_bundles_threshold(free: PolicyResolver) -> None:
         ({"tokens": "yes"}, "hallucination.tokens"),
         ({"hold": "sentence"}, "hallucination.hold"),
         ({"fallback": "shrug"}, "hallucination.fallback"),
-        ({"preempt": "yes", "mode": "abstain"}, "hallucination.preempt"),
-        ({"preempt": True}, "hallucination.preempt"),
-        ({"preempt": True, "mode": "abstain"}, "hallucination.preempt"),  # this probe foresees nothing
+        ({"prompt_check": "yes", "mode": "abstain"}, "hallucination.prompt_check"),
+        ({"prompt_check": True}, "hallucination.prompt_check"),
+        ({"prompt_check": True, "mode": "abstain"}, "hallucination.prompt_check"),  # this probe has_prompt_risk nothing
         ({"retry": 0.0}, "hallucination.retry"),  # score mode withholds nothing
         ({"retry": 4, "mode": "abstain"}, "hallucination.retry"),
         ({"treshold": 0.5}, "hallucination.treshold"),
@@ -91,47 +91,47 @@ def test_refusing_before_generation(foreseeing: Bundle) -> None:
             mode=Mode.ABSTAIN,
             threshold=None,
             target_fpr=0.05,
-            preempt=True,
+            prompt_check=True,
             loosest_mode=Mode.SCORE,
             highest_threshold=1.0,
         ),
         foreseeing,
     )
-    assert defaults.resolve(None).preempt == pytest.approx(0.95, abs=1e-6)
-    assert defaults.resolve({"target_fpr": 0.1}).preempt == pytest.approx(0.9, abs=1e-6)
-    assert defaults.resolve({"threshold": 0.4}).preempt == 0.4
-    assert defaults.resolve({"preempt": False}).preempt is None
-    assert defaults.resolve({"mode": "score"}).preempt is None, "the operator's default is no error"
+    assert defaults.resolve(None).prompt_threshold == pytest.approx(0.95, abs=1e-6)
+    assert defaults.resolve({"target_fpr": 0.1}).prompt_threshold == pytest.approx(0.9, abs=1e-6)
+    assert defaults.resolve({"threshold": 0.4}).prompt_threshold == 0.4
+    assert defaults.resolve({"prompt_check": False}).prompt_threshold is None
+    assert defaults.resolve({"mode": "score"}).prompt_threshold is None, "the operator's default is no error"
     plain = PolicyResolver(GuardSettings(mode=Mode.SCORE, threshold=0.3, target_fpr=0.05), foreseeing)
-    assert plain.resolve({"mode": "abstain"}).preempt is None
-    assert plain.resolve({"mode": "abstain", "preempt": True}).preempt == 0.3
+    assert plain.resolve({"mode": "abstain"}).prompt_threshold is None
+    assert plain.resolve({"mode": "abstain", "prompt_check": True}).prompt_threshold == 0.3
     assert (
         PolicyResolver(
             GuardSettings(
                 mode=Mode.ABSTAIN,
                 threshold=None,
                 target_fpr=0.05,
-                preempt=True,
+                prompt_check=True,
                 loosest_mode=Mode.SCORE,
                 highest_threshold=1.0,
             ),
             foreseeing,
-        ).policy.preempt
+        ).policy.prompt_threshold
         is not None
     )
 
 
 def test_an_operator_cannot_ask_for_what_the_probe_does_not_give(bundle: Bundle) -> None:
     with pytest.raises(RequestError, match="no risk before generation"):
-        PolicyResolver(GuardSettings(mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, preempt=True), bundle)
+        PolicyResolver(GuardSettings(mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, prompt_check=True), bundle)
 
 
 def test_a_threshold_of_ones_own_needs_no_calibration_answers(foreseeing: Bundle) -> None:
     few = replace(foreseeing, right_risks=foreseeing.right_risks[:3], right_foreseen=foreseeing.right_risks[:3])
     assert (
         PolicyResolver(
-            GuardSettings(mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, preempt=True), few
-        ).policy.preempt
+            GuardSettings(mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, prompt_check=True), few
+        ).policy.prompt_threshold
         == 0.5
     )
     with pytest.raises(RequestError, match="below what this probe's 3 calibration answers"):
@@ -187,19 +187,19 @@ def test_no_threshold_loosens_a_look_that_cannot_be_switched_off(foreseeing: Bun
     """The answers' threshold may lie far over the one that the prompt's risk is held to."""
     assert foreseeing.right_foreseen is not None
     few = replace(foreseeing, right_foreseen=foreseeing.right_foreseen[:60])
-    strict = PolicyResolver(GuardSettings(mode=Mode.ABSTAIN, threshold=None, target_fpr=0.05, preempt=True), few)
-    own = strict.policy.preempt
+    strict = PolicyResolver(GuardSettings(mode=Mode.ABSTAIN, threshold=None, target_fpr=0.05, prompt_check=True), few)
+    own = strict.policy.prompt_threshold
     assert own is not None
     assert own < strict.threshold
     for asked in ({}, {"threshold": strict.threshold}, {"threshold": (own + strict.threshold) / 2}):
-        assert strict.resolve(asked).preempt == own
-    assert strict.resolve({"threshold": own / 2}).preempt == own / 2
-    assert strict.resolve({"target_fpr": 0.2}).preempt < own
+        assert strict.resolve(asked).prompt_threshold == own
+    assert strict.resolve({"threshold": own / 2}).prompt_threshold == own / 2
+    assert strict.resolve({"target_fpr": 0.2}).prompt_threshold < own
     allowing = PolicyResolver(
-        GuardSettings(mode=Mode.ABSTAIN, threshold=None, target_fpr=0.05, preempt=True, highest_threshold=1.0), few
+        GuardSettings(mode=Mode.ABSTAIN, threshold=None, target_fpr=0.05, prompt_check=True, highest_threshold=1.0), few
     )
-    assert allowing.resolve({"threshold": 1.0}).preempt == own, "only answers may be let through"
-    assert allowing.resolve({"target_fpr": 0.02}).preempt == own
+    assert allowing.resolve({"threshold": 1.0}).prompt_threshold == own, "only answers may be let through"
+    assert allowing.resolve({"target_fpr": 0.02}).prompt_threshold == own
 
 
 @pytest.mark.parametrize("field", ["damp", "retry"])

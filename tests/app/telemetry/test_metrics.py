@@ -46,7 +46,7 @@ def test_a_second_try_counts_as_what_the_first_one_was(known: Bundle) -> None:
     ("policy", "of_verdict"),
     [
         (Policy(Mode.SCORE, 0.5, damp=0.5), {}),
-        (Policy(Mode.ABSTAIN, 0.5), {"preempted": True}),
+        (Policy(Mode.ABSTAIN, 0.5), {"prompt_refused": True}),
         (Policy(Mode.SCORE, 0.5), {"risk": None}),
     ],
 )
