@@ -16,6 +16,9 @@ from guard.probe.bundle import Bundle, load_bundle
 from guard.probe.taps import TapSpec
 
 KEY = "hguard"
+# Which ops a compiled graph calls, and with what. Raised whenever that changes: no cache must bring back a graph that
+# calls them as they were.
+OPS = 2
 
 
 def spec_of(bundle: Bundle) -> TapSpec:
@@ -31,6 +34,7 @@ class TapConfig:
     sha256: str
     layers: list[int]
     width: int
+    ops: int = OPS
 
     @classmethod
     def of(cls, bundle: Bundle) -> TapConfig:
