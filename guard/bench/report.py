@@ -75,7 +75,7 @@ def _ratios(result: dict[str, Any]) -> Iterator[str]:
 def _kernels(result: dict[str, Any]) -> Iterator[str]:
     yield (
         f"The guard's Triton kernels on {result['machine']}, on random bfloat16. Error: the largest difference from "
-        "float64 (of `scale` relative to its terms' sum of magnitudes, of `tap` to the score, of the statistics of logits "
+        "float64 (of `scale` relative to the sum of its terms' sizes, of `tap` to the score, of logits' statistics "
         "in nats). Time: in a CUDA graph, beside a copy of as many bytes as the kernel must move."
     )
     yield ""
