@@ -43,6 +43,7 @@ def measure(bundle: Bundle, engine: Any, rows: Sequence[int]) -> list[Part]:
         z = torch.randn(count, bundle.card.model.neurons_per_layer, dtype=dtype, device=device)
         h = torch.randn(count, hidden, dtype=dtype, device=device)
         neuron, folded = (torch.from_numpy(array).to(device) for array in (tap.neuron, tap.folded))
+        marked = torch.from_numpy(np.isin(tap.neuron, tap.damped)).to(device)
         logits = torch.randn(count, vocabulary, dtype=dtype, device=device)
         tokens = torch.zeros(count, dtype=torch.int64, device=device)
         ring = ScoreRing.create(count, 64)
@@ -58,16 +59,17 @@ def measure(bundle: Bundle, engine: Any, rows: Sequence[int]) -> list[Part]:
             h: torch.Tensor = h,
             neuron: torch.Tensor = neuron,
             folded: torch.Tensor = folded,
+            marked: torch.Tensor = marked,
             taps: Taps = taps,
             plain: Step = plain,
         ) -> None:
             if z.is_cuda:  # in the graph
                 for _ in spec.layers:
-                    ops.tap(z, h, neuron, folded, taps.score)
+                    ops.tap(h, ops.scale(z, neuron, folded, marked, taps.alpha), taps.score)
                 return
             taps.begin(plain)
             for _ in spec.layers:
-                taps.read(z, h, neuron)
+                taps.read(z.index_select(1, neuron), h)
             taps.total(len(z))
 
         def draws(logits: torch.Tensor = logits, tokens: torch.Tensor = tokens) -> None:

@@ -28,9 +28,9 @@ VOCABULARY = 128_256
 class Case:
     """One kernel on one input of bfloat16.
 
-    error: the largest difference from float64; the tap's relative to the sum of its terms' magnitudes, that of entropy
-    and normaliser in nats. moved: bytes that must be read and written, each once. copy_microseconds: what it takes to
-    copy as many on the device. Both times are None without a GPU.
+    error: the largest difference from float64; that of ``scale`` relative to the sum of its terms' magnitudes, that of
+    ``tap`` to the score, that of entropy and normaliser in nats. moved: bytes that must be read and written, each once.
+    copy_microseconds: what it takes to copy as many on the device. Both times are None without a GPU.
     """
 
     kernel: str
@@ -51,10 +51,11 @@ def can_run() -> bool:
 def bench(
     layers: Sequence[str] = tuple(LAYERS), widths: Sequence[int] = WIDTHS, rows: Sequence[int] = ROWS
 ) -> dict[str, Any]:
-    """Measure the tap at all sizes and the statistics of logits, and return what goes into ``bench/results``."""
+    """Measure a tap's two kernels and the statistics of logits at all sizes, for ``bench/results``."""
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cases = [_tap(layer, width, count, device) for layer in layers for width in widths for count in rows]
+    cases = [_scale(layer, width, count, device) for layer in layers for width in widths for count in rows]
+    cases += [_tap(layer, count, device) for layer in layers for count in rows]
     cases += [_statistics(count, device) for count in rows]
     distribution, version = engine_version()
     return {
@@ -64,22 +65,33 @@ def bench(
     }
 
 
-def _tap(layer: str, width: int, rows: int, device: torch.device) -> Case:
+def _scale(layer: str, width: int, rows: int, device: torch.device) -> Case:
+    """With damping in every row, so that all is written that may be; by -1, which however often leaves sizes alone."""
     from guard.worker import kernels
 
-    hidden, intermediate = LAYERS[layer]
-    z = torch.randn(rows, intermediate, device=device).bfloat16()
-    h = torch.randn(rows, hidden, device=device).bfloat16()
-    neuron = torch.randperm(intermediate, device=device)[:width]
+    z = torch.randn(rows, LAYERS[layer][1], device=device).bfloat16()
+    neuron = torch.randperm(z.shape[1], device=device)[:width]
     folded = torch.randn(width, device=device)
-    score = torch.zeros(rows, device=device)
-    kernels.tap(z, h, neuron, folded, score)
-    terms = z[:, neuron].double().abs() * folded.double() / (h.double().norm(dim=1, keepdim=True) + EPSILON)
-    error = float(((score.double() - terms.sum(1)).abs() / terms.abs().sum(1)).max())
-    moved = rows * (2 * width + 2 * hidden + 2 * score.itemsize) + width * (neuron.itemsize + folded.itemsize)
-    return Case(
-        "tap", layer, width, rows, error, moved, *_times(lambda: kernels.tap(z, h, neuron, folded, score), moved)
-    )
+    damped, alpha = torch.ones_like(neuron).bool(), torch.full((rows,), -1.0, device=device)
+    terms = z[:, neuron].double().abs() * folded.double()
+    contribution = kernels.scale(z, neuron, folded, damped, alpha)
+    error = float(((contribution.double() - terms.sum(1)).abs() / terms.abs().sum(1)).max())
+    moved = rows * (2 * width * z.itemsize + alpha.itemsize + contribution.itemsize)
+    moved += width * (neuron.itemsize + folded.itemsize + damped.itemsize)
+    times = _times(lambda: kernels.scale(z, neuron, folded, damped, alpha), moved)
+    return Case("scale", layer, width, rows, error, moved, *times)
+
+
+def _tap(layer: str, rows: int, device: torch.device) -> Case:
+    from guard.worker import kernels
+
+    h = torch.randn(rows, LAYERS[layer][0], device=device).bfloat16()
+    contribution, score = torch.randn(rows, device=device), torch.zeros(rows, device=device)
+    kernels.tap(h, contribution, score)
+    exact = contribution.double() / (h.double().norm(dim=1) + EPSILON)
+    error = float(((score.double() - exact) / exact).abs().max())
+    moved = rows * (h.shape[1] * h.itemsize + contribution.itemsize + 2 * score.itemsize)
+    return Case("tap", layer, 0, rows, error, moved, *_times(lambda: kernels.tap(h, contribution, score), moved))
 
 
 def _statistics(rows: int, device: torch.device) -> Case:

@@ -75,8 +75,8 @@ def _ratios(result: dict[str, Any]) -> Iterator[str]:
 def _kernels(result: dict[str, Any]) -> Iterator[str]:
     yield (
         f"The guard's Triton kernels on {result['machine']}, on random bfloat16. Error: the largest difference from "
-        "float64 (the tap's relative to its terms' sum of magnitudes, that of the statistics of logits in nats). Time: "
-        "in a CUDA graph, beside a copy of as many bytes as the kernel must move."
+        "float64 (of `scale` relative to the sum of its terms' sizes, of `tap` to the score, of logits' statistics "
+        "in nats). Time: in a CUDA graph, beside a copy of as many bytes as the kernel must move."
     )
     yield ""
     yield "| kernel | layer | H-neurons | rows | bytes | error | microseconds | copy | ratio |"

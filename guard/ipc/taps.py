@@ -17,6 +17,9 @@ from guard.probe.taps import TapSpec
 
 KEY = "hguard"
 COLLECT_KEY = "hguard_collect"  # how many sequences an engine collects activations of at once
+# Which ops a compiled graph calls, and with what. Raised whenever that changes: no cache must bring back a graph that
+# calls them as they were.
+OPS = 2
 
 
 def spec_of(bundle: Bundle) -> TapSpec:
@@ -32,6 +35,7 @@ class TapConfig:
     sha256: str
     layers: list[int]
     width: int
+    ops: int = OPS
 
     @classmethod
     def of(cls, bundle: Bundle) -> TapConfig:

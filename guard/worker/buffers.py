@@ -20,7 +20,6 @@ from guard.worker.batch import Step
 class Taps:
     """score, alpha: float32 [max_num_batched_tokens], allocated once, addresses never change.
 
-    excess: alpha - 1, float32 [max_num_batched_tokens, 1], while ``damping``.
     ranks: over how many tensor-parallel ranks a layer's neurons are spread. damping: whether any row's alpha differs
     from 1 in this step.
     """
@@ -30,7 +29,6 @@ class Taps:
     alpha: torch.Tensor
     ranks: int = 1
     damping: bool = False
-    excess: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 1))
     tapped_layers: int = 0
     _read: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     _folded: list[torch.Tensor] = field(default_factory=list)
@@ -55,12 +53,13 @@ class Taps:
             folded.copy_(weight if layer in (None, number) else torch.zeros_like(weight))
         self._stacked = None
 
-    def read(self, z: torch.Tensor, h: torch.Tensor, neuron: torch.Tensor) -> None:
+    def read(self, columns: torch.Tensor, h: torch.Tensor) -> None:
         """Eager mode: keep what the score needs of one layer; ``total`` sums over all layers at once.
 
-        As ``guard.worker.ops.tap`` with half its calls: at a decode's few rows it is their number that costs.
+        columns: the layer's neurons before damping, [tokens, K]; h: its output, [tokens, hidden]; in the model's dtype.
+        As ``guard.worker.ops`` with half its calls: at a decode's few rows it is their number that costs.
         """
-        self._read.append((z.index_select(1, neuron), torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32)))
+        self._read.append((columns, torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32)))
 
     @property
     def expected_layers(self) -> int:
@@ -82,7 +81,6 @@ class Taps:
         damping = step.roster.any_damped
         if damping:
             self.fill_alpha(np.repeat(step.roster.damp, step.scheduled))
-            self.excess = self.alpha[:, None] - 1
         elif self.damping:
             self.alpha.fill_(1)
         self.damping = damping

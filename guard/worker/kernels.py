@@ -1,4 +1,4 @@
-"""The taps on CUDA, in Triton: one kernel for each tapped layer, one for the logits of a step.
+"""The taps on CUDA, in Triton: two kernels for each tapped layer, before and after it, and one for a step's logits.
 
 Imported only where a CUDA device is; under ``TRITON_INTERPRET=1`` the same source runs on any machine.
 """
@@ -16,14 +16,48 @@ _VOCABULARY_BLOCK = 2048
 
 
 @triton.jit
-def _tap(z, h, neuron, folded, score, z_stride, h_stride, width, hidden, epsilon, K: tl.constexpr, H: tl.constexpr):  # type: ignore[no-untyped-def]
+def _scale(z, neuron, folded, damped, alpha, contribution, row_stride, column_stride, width, K: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, K)
     inside = k < width
     column = tl.load(neuron + k, mask=inside, other=0)
     weight = tl.load(folded + k, mask=inside, other=0.0)
-    value = tl.load(z + row * z_stride + column, mask=inside, other=0.0).to(tl.float32)
-    contribution = tl.sum(tl.abs(value) * weight)
+    scaled = tl.load(damped + k, mask=inside, other=0) != 0
+    factor = tl.where(scaled, tl.load(alpha + row), 1.0)
+    place = z + row * row_stride + column * column_stride
+    value = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(contribution + row, tl.sum(tl.abs(value) * weight))
+    # Padding repeats a column, and several threads may hold one: all have read before any writes.
+    tl.debug_barrier()
+    tl.store(place, (value * factor).to(z.dtype.element_ty), mask=inside & (factor != 1))
+
+
+def scale(
+    z: torch.Tensor, neuron: torch.Tensor, folded: torch.Tensor, damped: torch.Tensor, alpha: torch.Tensor
+) -> torch.Tensor:
+    """As ``guard.worker.ops.scale``, one program for each token, which writes only what alpha changes."""
+    contribution = torch.empty(z.shape[0], dtype=torch.float32, device=z.device)
+    if z.shape[0]:
+        width = triton.next_power_of_2(neuron.shape[0])
+        _scale[(z.shape[0],)](
+            z,
+            neuron,
+            folded,
+            damped,
+            alpha,
+            contribution,
+            z.stride(0),
+            z.stride(1),
+            neuron.shape[0],
+            K=width,
+            num_warps=min(max(width // 64, 1), 4),
+        )
+    return contribution
+
+
+@triton.jit
+def _tap(h, contribution, score, h_stride, hidden, epsilon, H: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64)
     squares = tl.zeros([H], tl.float32)
     for start in range(0, hidden, H):
         offset = start + tl.arange(0, H)
@@ -31,27 +65,16 @@ def _tap(z, h, neuron, folded, score, z_stride, h_stride, width, hidden, epsilon
         squares += part * part
     norm = tl.sqrt(tl.sum(squares)) + epsilon
     # 0 times the norm: an output that overflows must not look like one to which no neuron contributes.
-    tl.store(score + row, tl.load(score + row) + (contribution + norm * 0) / norm)
+    share = (tl.load(contribution + row) + norm * 0) / norm
+    tl.store(score + row, tl.load(score + row) + share)
 
 
-def tap(z: torch.Tensor, h: torch.Tensor, neuron: torch.Tensor, folded: torch.Tensor, score: torch.Tensor) -> None:
+def tap(h: torch.Tensor, contribution: torch.Tensor, score: torch.Tensor) -> None:
     """As ``guard.worker.ops.tap``, in one launch: one program for each token."""
-    if z.stride(1) != 1 or h.stride(1) != 1:
-        z, h = z.contiguous(), h.contiguous()
-    _tap[(z.shape[0],)](
-        z,
-        h,
-        neuron,
-        folded,
-        score,
-        z.stride(0),
-        h.stride(0),
-        neuron.shape[0],
-        h.shape[1],
-        EPSILON,
-        K=triton.next_power_of_2(neuron.shape[0]),
-        H=_HIDDEN_BLOCK,
-    )
+    if h.stride(1) != 1:
+        h = h.contiguous()
+    if h.shape[0]:
+        _tap[(h.shape[0],)](h, contribution, score, h.stride(0), h.shape[1], EPSILON, H=_HIDDEN_BLOCK)
 
 
 @triton.jit

@@ -12,12 +12,15 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 import torch
 from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.linear import RowParallelLinear, UnquantizedLinearMethod
 
 from guard.errors import TapError, UnsupportedError
-from guard.worker import activations, buffers
+from guard.probe.taps import LayerTap
+from guard.worker import activations, buffers, ops
+from guard.worker.buffers import Taps
 
 # Vision towers have layers.N.mlp.down_proj too; only the language model's count.
 DOWN_PROJ = re.compile(r"^(?:language_model\.)?model\.layers\.(\d+)\.mlp\.down_proj$")
@@ -25,6 +28,10 @@ DOWN_PROJ = re.compile(r"^(?:language_model\.)?model\.layers\.(\d+)\.mlp\.down_p
 
 class GuardRowParallelLinear(RowParallelLinear):
     """A RowParallelLinear that may be tapped."""
+
+    hguard_neuron: torch.Tensor
+    hguard_folded: torch.Tensor
+    hguard_damped: torch.Tensor
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -48,16 +55,19 @@ class GuardRowParallelLinear(RowParallelLinear):
             return
         self._require_readable(kwargs["prefix"])
         tap = taps.spec.layers[layer].shard(self.tp_rank * size, size)
-        mask = torch.zeros(size)
-        mask[torch.from_numpy(tap.damped)] = 1
+        self.add_tap(tap, taps)
+
+    def add_tap(self, tap: LayerTap, taps: Taps) -> None:
+        """Read ``tap``, which is this rank's part, from now on."""
+        device = taps.score.device
+        # Padding, too, where it repeats a damped neuron: entries of one neuron agree.
+        damped = np.isin(tap.neuron, tap.damped)
         # Buffers, so that they are inputs of the compiled graph and layers stay alike; not part of the checkpoint.
-        self.register_buffer("hguard_neuron", torch.from_numpy(tap.neuron).to(taps.score.device), persistent=False)
-        self.register_buffer("hguard_folded", torch.from_numpy(tap.folded).to(taps.score.device), persistent=False)
-        self.register_buffer("hguard_mask", mask.to(taps.score.device, self.params_dtype), persistent=False)
-        self.register_buffer("hguard_one", torch.ones_like(self.hguard_mask[:1]), persistent=False)
+        for name, values in (("neuron", tap.neuron), ("folded", tap.folded), ("damped", damped)):
+            self.register_buffer(f"hguard_{name}", torch.from_numpy(values).to(device), persistent=False)
         self.taps = taps
-        self.tapped, self.hguard_layer = True, layer
-        taps.add_layer(layer, self.hguard_folded)
+        self.tapped, self.hguard_layer = True, tap.layer
+        taps.add_layer(tap.layer, self.hguard_folded)
 
     def _require_readable(self, prefix: str) -> None:
         """Raise UnsupportedError where activations would not be what they seem; have them kept as they are."""
@@ -81,25 +91,25 @@ class GuardRowParallelLinear(RowParallelLinear):
             return output
         if torch.compiler.is_compiling() or input_.is_cuda:
             return self._in_graph(input_)
-        taps = self.taps
-        # The pass over the input is spared when nothing is dampened.
-        output = super().forward(self._dampened(input_, taps.excess[: input_.shape[-2]]) if taps.damping else input_)
+        taps, z = self.taps, _rows(input_)
+        read = z.index_select(1, self.hguard_neuron)  # before damping: switched-off neurons still tell
+        if taps.damping:
+            ops.write_scaled(z, read, self.hguard_neuron, self.hguard_damped, taps.alpha)
+        output = super().forward(z.view(input_.shape))
         h = output[0] if isinstance(output, tuple) else output
-        taps.read(_rows(input_), _rows(h), self.hguard_neuron)
+        taps.read(read, _rows(h))
         return output
 
     def _in_graph(self, input_: torch.Tensor) -> Any:
         """The same for compilers and graphs: alpha is data, and a factor of 1 is exact."""
-        rows = input_.shape[-2]
-        output = super().forward(self._dampened(input_, self.taps.alpha[:rows, None] - 1))
+        called = torch.ops.hguard if input_.is_cuda else ops
+        z = _rows(input_)
+        contribution = called.scale(z, self.hguard_neuron, self.hguard_folded, self.hguard_damped, self.taps.alpha)
+        # Through z, not input_: where rows could only be had as a copy, it is the copy that is scaled.
+        output = super().forward(z.view(input_.shape))
         h = output[0] if isinstance(output, tuple) else output
-        # |z| before damping: switched-off neurons still tell. h as the model went on with it.
-        torch.ops.hguard.tap(_rows(input_), _rows(h), self.hguard_neuron, self.hguard_folded, self.taps.score)
+        called.tap(_rows(h), contribution, self.taps.score)  # h as the model goes on with it
         return output
-
-    def _dampened(self, input_: torch.Tensor, excess: torch.Tensor) -> torch.Tensor:
-        """z (1 + (alpha - 1) mask), where ``excess`` [tokens, 1] is alpha - 1."""
-        return input_ * torch.addcmul(self.hguard_one, excess.to(input_.dtype), self.hguard_mask)
 
 
 def require_taps(model: torch.nn.Module, wanted: Collection[int], worker: int) -> None:

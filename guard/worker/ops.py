@@ -1,4 +1,8 @@
-"""The taps as torch ops: opaque to the compiler, so they survive torch.compile; each mutates one buffer only."""
+"""The taps as torch ops, opaque to the compiler; each mutates one tensor only.
+
+CUDA calls the ops, which are Triton kernels. On CPU compiled models have the functions themselves: there a call costs
+more than what it does, and the compiler makes loops of them that it puts into those around them.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,50 @@ import torch
 from guard.probe.cett import EPSILON
 
 
-def tap(z: torch.Tensor, h: torch.Tensor, neuron: torch.Tensor, folded: torch.Tensor, score: torch.Tensor) -> None:
-    """score[t] += sum_k folded[k] |z[t, neuron[k]]| / ||h[t]||.
+def scale(
+    z: torch.Tensor, neuron: torch.Tensor, folded: torch.Tensor, damped: torch.Tensor, alpha: torch.Tensor
+) -> torch.Tensor:
+    """Before the projection: sum_k folded[k] |z[t, neuron[k]]|, float32 [tokens]; then damped columns of z times alpha.
 
-    z [tokens, neurons] and h [tokens, hidden] in the model's dtype; neuron int64 [K]; folded float32 [K];
-    score float32 [at least tokens]; NaN where z or h is not finite.
+    z [tokens, neurons] in the model's dtype, written in place; neuron int64 [K]; folded float32 [K]; damped bool [K],
+    the same for entries of the same neuron; alpha float32 [at least tokens]. A product is rounded once.
     """
     if z.is_cuda:
         from guard.worker import kernels
 
-        kernels.tap(z, h, neuron, folded, score)
+        return kernels.scale(z, neuron, folded, damped, alpha)
+    read = z.index_select(1, neuron)
+    contribution = (read.float().abs() * folded).sum(1)
+    write_scaled(z, read, neuron, damped, alpha)
+    return contribution
+
+
+def write_scaled(
+    z: torch.Tensor, read: torch.Tensor, neuron: torch.Tensor, damped: torch.Tensor, alpha: torch.Tensor
+) -> None:
+    """z[t, neuron[k]] = alpha[t] read[t, k] where damped[k]; ``read`` [tokens, K] is what stood there.
+
+    The rest as for ``scale``. All K columns are written: entries of one neuron agree, so any of them may come last.
+    """
+    factor = torch.where(damped, alpha.narrow(0, 0, z.shape[0])[:, None], 1.0)
+    z.index_copy_(1, neuron, (read.float() * factor).to(z.dtype))
+
+
+def tap(h: torch.Tensor, contribution: torch.Tensor, score: torch.Tensor) -> None:
+    """After the projection: score[t] += contribution[t] / ||h[t]||.
+
+    h [tokens, hidden] in the model's dtype; contribution float32 [tokens], from ``scale``; score float32 [at least
+    tokens]; NaN where either is not finite.
+    """
+    if h.is_cuda:
+        from guard.worker import kernels
+
+        kernels.tap(h, contribution, score)
     else:
-        # Eight calls of torch, most of them in place: at a decode's few rows it is their number that costs.
-        contribution = z.index_select(1, neuron).float().abs_().mv(folded)
-        norm = torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32).add_(EPSILON)
-        # 0 times the norm: an output that overflows must not look like one to which no neuron contributes.
-        score.narrow(0, 0, z.shape[0]).addcdiv_(contribution.add_(norm, alpha=0), norm)
+        norm = torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32) + EPSILON
+        # An output that overflows must not look like one to which no neuron contributes. Said, not left to infinity
+        # times 0: the compiler takes that for 0.
+        score.narrow(0, 0, h.shape[0]).add_(torch.where(norm.isinf(), torch.nan, contribution / norm))
 
 
 def collect(z: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, sums: torch.Tensor) -> None:
@@ -78,9 +110,13 @@ def _mark(sums: torch.Tensor, weight: torch.Tensor, flawed: torch.Tensor) -> Non
     sums[:, 0].masked_fill_(((weight != 0) & flawed).any(1), torch.nan)
 
 
-def _tap_fake(
-    z: torch.Tensor, h: torch.Tensor, neuron: torch.Tensor, folded: torch.Tensor, score: torch.Tensor
-) -> None:
+def _scale_fake(
+    z: torch.Tensor, neuron: torch.Tensor, folded: torch.Tensor, damped: torch.Tensor, alpha: torch.Tensor
+) -> torch.Tensor:
+    return z.new_empty(z.shape[0], dtype=torch.float32)
+
+
+def _tap_fake(h: torch.Tensor, contribution: torch.Tensor, score: torch.Tensor) -> None:
     return None
 
 
@@ -97,11 +133,12 @@ _library = torch.library.Library("hguard", "FRAGMENT")  # type: ignore[no-untype
 
 
 def register() -> None:
-    """Register ``torch.ops.hguard``'s ``tap``, ``collect`` and ``collect_outputs``; again is harmless."""
+    """Register ``torch.ops.hguard``'s ``scale``, ``tap``, ``collect`` and ``collect_outputs``; again is harmless."""
     if hasattr(torch.ops.hguard, "tap"):
         return
     from vllm.utils.torch_utils import direct_register_custom_op
 
+    direct_register_custom_op("scale", scale, mutates_args=["z"], fake_impl=_scale_fake, target_lib=_library)
     direct_register_custom_op("tap", tap, mutates_args=["score"], fake_impl=_tap_fake, target_lib=_library)
     direct_register_custom_op("collect", collect, mutates_args=["sums"], fake_impl=_collect_fake, target_lib=_library)
     direct_register_custom_op(

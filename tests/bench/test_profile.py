@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from app.cli.main.main import main
 
-from app.cli.main import main
 from guard.bench import kernels, profile, report
 from guard.errors import GuardError
 
@@ -47,13 +47,14 @@ def test_kernels_are_held_to_float64(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="vLLM brings Triton on Linux only")
     result = kernels.bench(["1B"], [1, 64], [1, 3])
     assert [(case["kernel"], case["neurons"], case["rows"]) for case in result["kernels"]] == [
-        *(("tap", width, rows) for width in (1, 64) for rows in (1, 3)),
+        *(("scale", width, rows) for width in (1, 64) for rows in (1, 3)),
+        *(("tap", 0, rows) for rows in (1, 3)),
         *(("statistics", 0, rows) for rows in (1, 3)),
     ]
     assert all(0 <= case["error"] < 1e-5 for case in result["kernels"])
     timed = [{**case, "microseconds": 4.0, "copy_microseconds": 2.0} for case in result["kernels"]]
     (tmp_path / "gpu-kernels.json").write_text(json.dumps({**result, "kernels": timed}))
-    assert report.rendered(f"{report.BEGIN}{report.END}", tmp_path).count("| 4 | 2 | 2.00 |") == 6
+    assert report.rendered(f"{report.BEGIN}{report.END}", tmp_path).count("| 4 | 2 | 2.00 |") == 8
 
 
 def test_kernels_need_a_place_to_run(

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from app.cli.main.main import main
 from transformers import AutoTokenizer
 
-from app.cli.main import main
 from app.settings import ATLAS
 from guard.errors import BundleError, GuardError, TapError
 from guard.launch import support
@@ -190,7 +190,7 @@ class Saboteur:
     model_runner: Any
 
     def _tapped(self) -> list[Any]:
-        return [module for module in self.model_runner.model.modules() if hasattr(module, "hguard_mask")]
+        return [module for module in self.model_runner.model.modules() if hasattr(module, "hguard_damped")]
 
     def deafen(self, deaf: bool) -> int:
         """The layers run as if compiled without the tap."""
@@ -198,10 +198,10 @@ class Saboteur:
             module.tapped = not deaf
         return len(self._tapped())
 
-    def numb(self, factor: float) -> int:
-        """Damping scales no column (0), or as always (1)."""
+    def numb(self, damped: bool) -> int:
+        """Damping scales no column, or all that are read."""
         for module in self._tapped():
-            module.hguard_mask.mul_(factor)
+            module.hguard_damped.fill_(damped)
         return len(self._tapped())
 
 
@@ -212,7 +212,7 @@ def test_taps_that_are_in_the_model_but_not_in_the_graph(atlas_bundle: Bundle) -
     def check() -> None:
         harness.run(require_live_taps(harness.engine, [0, 4, 299]))
 
-    def sabotage(method: str, how: float) -> None:
+    def sabotage(method: str, how: bool) -> None:
         assert harness.run(harness.engine.collective_rpc(method, args=(how,))) == [4]
 
     try:
@@ -222,7 +222,7 @@ def test_taps_that_are_in_the_model_but_not_in_the_graph(atlas_bundle: Bundle) -
             check()
         sabotage("deafen", False)
         check()
-        sabotage("numb", 0.0)
+        sabotage("numb", False)
         with pytest.raises(TapError, match="damping has no effect"):
             check()
     finally:

@@ -1,0 +1,109 @@
+"""The tapped layer by itself: what it scales, what it scores, and on what shapes of input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from vllm.config import VllmConfig
+from vllm.config.vllm import set_current_vllm_config
+from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+
+from guard.ipc import taps as configuration
+from guard.ipc.capture import EMPTY, Seat
+from guard.ipc.taps import TapConfig
+from guard.probe.bundle import Bundle
+from guard.probe.taps import TapSpec
+from guard.worker import ops
+from guard.worker.batch import Roster, Step
+from guard.worker.buffers import Taps
+from guard.worker.layer import GuardRowParallelLinear
+
+NEURONS, HIDDEN, ROWS = 48, 32, 6
+# Two layers, so that the second is padded: with neuron 0, which is a damped one of its own.
+LAYER = np.array([0] * 4 + [1] * 2, np.int32)
+NEURON = np.array([3, 5, 8, 13, 0, 7], np.int32)
+COEFFICIENT = np.array([1, -1, 0.5, -0.5, 2, -2], np.float32)
+FOLDED = np.array([4, -6, 4.5, -7, 2, -16], np.float32)
+STEP = Step(Roster.of([Seat(damp=0.3), EMPTY, Seat(damp=0.0)], [2] * 3), np.zeros(3, np.int64), np.full(3, 2))
+ALPHA = torch.tensor([0.3, 0.3, 1, 1, 0, 0])
+PLAIN = Step(Roster.of([EMPTY], [ROWS]), np.zeros(1, np.int64), np.full(1, ROWS))
+
+
+def shapes() -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+    """Ways to hand over rows [tokens, neurons], none of which may be left unscaled."""
+    return {
+        "rows": lambda rows: rows.clone(),
+        "a batch of one": lambda rows: rows.clone()[None],
+        "a batch": lambda rows: rows.clone().view(2, 3, -1),
+        "a batch that has no rows": lambda rows: rows.view(2, 3, -1).transpose(0, 1).contiguous().transpose(0, 1),
+        "part of another": lambda rows: torch.cat((rows, rows), 1)[:, :NEURONS],
+    }
+
+
+def tapped(layer: int, dtype: torch.dtype) -> tuple[GuardRowParallelLinear, Taps, torch.Tensor]:
+    """A real layer whose engine is left out, the buffers of a step, and the layer's weights, which it packs."""
+    torch.manual_seed(layer)
+    spec = TapSpec.from_arrays(LAYER, NEURON, FOLDED, COEFFICIENT)
+    taps = Taps(spec, torch.zeros(ROWS + 2), torch.ones(ROWS + 2))
+    made = GuardRowParallelLinear.__new__(GuardRowParallelLinear)
+    torch.nn.Module.__init__(made)
+    weight = torch.randn(HIDDEN, NEURONS).to(dtype)
+    made.weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
+    made.input_is_parallel, made.reduce_results, made.skip_bias_add, made.return_bias = True, True, False, True
+    made.tp_size, made.tp_rank, made.bias = 1, 0, None
+    made.collected = False
+    with set_current_vllm_config(VllmConfig()):
+        made.quant_method = UnquantizedLinearMethod()
+        made.quant_method.process_weights_after_loading(made)
+    made.add_tap(spec.layers[layer], taps)
+    return made, taps, weight.double()
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("way", ["eager", "graph", "compiled"])
+@pytest.mark.parametrize("shape", shapes())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_damped_neurons_are_scaled_and_all_are_scored(layer: int, way: str, shape: str, dtype: torch.dtype) -> None:
+    one, taps, weight = tapped(layer, dtype)
+    rows = torch.randn(ROWS, NEURONS).to(dtype)
+    torch._dynamo.reset()
+    forward: Any = {"eager": one, "graph": one._in_graph, "compiled": torch.compile(one, fullgraph=True)}[way]
+    own = layer == LAYER
+    for step, alpha in ((STEP, ALPHA), (PLAIN, torch.ones(ROWS))):
+        given = shapes()[shape](rows)
+        scaled = rows.clone()
+        damped = torch.from_numpy(NEURON[own & (COEFFICIENT > 0)]).long()
+        scaled[:, damped] = (rows[:, damped].double() * alpha.double()[:, None]).to(dtype)
+        taps.begin(step)
+        with torch.inference_mode():
+            h, _ = forward(given)
+        assert h.shape == (*given.shape[:-1], HIDDEN)
+        h = h.reshape(ROWS, HIDDEN).double()
+        exact = scaled.double() @ weight.T
+        tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(h, exact, rtol=tolerance, atol=10 * tolerance)
+        folded = torch.from_numpy(FOLDED[own]).double()
+        score = rows[:, NEURON[own]].double().abs() @ folded / exact.norm(dim=1)
+        torch.testing.assert_close(taps.total(ROWS).double(), score, rtol=tolerance, atol=tolerance)
+
+
+def test_a_compile_cache_knows_the_ops(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    ops.register()
+    tensors = "Tensor neuron, Tensor folded, Tensor damped, Tensor alpha"
+    assert [str(getattr(torch.ops.hguard, name).default._schema) for name in ("scale", "tap")] == [
+        f"hguard::scale(Tensor(a0!) z, {tensors}) -> Tensor",
+        "hguard::tap(Tensor h, Tensor contribution, Tensor(a2!) score) -> ()",
+    ], "raise OPS in guard/ipc/taps.py when this changes"
+    given = TapConfig.of(bundle)
+    assert given.ops == configuration.OPS
+    keys = {
+        VllmConfig(
+            additional_config={configuration.KEY: {**given.additional_config()[configuration.KEY], "ops": number}}
+        ).compute_hash()
+        for number in (configuration.OPS - 1, configuration.OPS)
+    }
+    assert len(keys) == 2
