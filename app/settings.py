@@ -31,7 +31,7 @@ class GuardDefaults(BaseModel):
         float, Field(gt=0, lt=1, description="flag at this rate of false alarms on right answers")
     ] = 0.05
     prompt_check: Annotated[
-        bool, Field(description="in abstain mode: generate nothing when the prompt alone is as risky")
+        bool, Field(description="in abstain mode: abstain before generation if the prompt's risk reaches the threshold")
     ] = False
     hold: Annotated[
         Hold, Field(description="how much of a stream waits for its verdict in abstain mode: none, window or answer")
@@ -54,7 +54,7 @@ class Ceilings(BaseModel):
     loosest_mode: Annotated[
         Mode | None, Field(description="loosest mode that a request may ask for; default: the server's own")
     ] = None
-    highest_threshold: Annotated[
+    max_threshold: Annotated[
         float | None,
         Field(
             ge=0,
@@ -67,22 +67,22 @@ class Ceilings(BaseModel):
         Hold | None,
         Field(description="loosest hold that a request may ask for; default: the server's own if it abstains"),
     ] = None
-    highest_damp: Annotated[
+    max_scale: Annotated[
         float | None,
         Field(
             ge=0,
             le=3,
-            description="how much a request may strengthen the H-neurons (damp, retry); default: not at all, that is "
-            "1, if the server flags or abstains whatever is asked, else 3",
+            description="largest neuron scale that a request may ask for (scale, retry_scale); default: 1 if the "
+            "server flags or abstains whatever is asked, else 3",
         ),
     ] = None
-    lowest_damp: Annotated[
+    min_scale: Annotated[
         float | None,
         Field(
             ge=0,
             le=1,
-            description="how much a request may weaken the H-neurons (damp, retry); default: not at all, that is 1, if "
-            "the server flags or abstains whatever is asked, else 0",
+            description="smallest neuron scale that a request may ask for (scale, retry_scale); default: 1 if the "
+            "server flags or abstains whatever is asked, else 0",
         ),
     ] = None
 
@@ -100,38 +100,38 @@ class RequestLimits(BaseModel):
         int,
         Field(
             ge=1,
-            description="most messages of one request: each is rendered here, and 2048 are a very long session",
+            description="maximum messages per request: each is rendered here, and 2048 are a very long session",
         ),
     ] = 2048
     max_parts: Annotated[
         int,
         Field(
             ge=1,
-            description="most parts of a request's messages, tool calls and what they hold among them: 4096 are two a "
+            description="maximum parts of a request's messages, tool calls and their contents included: 4096 are two a "
             "message, and take a tenth of a second to read",
         ),
     ] = 4096
-    max_tools: Annotated[int, Field(ge=1, description="most tools of one request: 128, as OpenAI's API has it")] = 128
+    max_tools: Annotated[int, Field(ge=1, description="maximum tools per request: 128, as OpenAI's API has it")] = 128
     max_grammar: Annotated[
         int,
         Field(
             ge=1,
-            description="largest schemas, choices and patterns of one request, in values (a character of a pattern "
-            "counts for 2, 16 of other text for 1): 4096 compile in a second or two, beside other callers' answers",
+            description="maximum size of a request's schemas, choices and patterns, in values (a character of a "
+            "pattern counts for 2, 16 of other text for 1): 4096 compile in a second or two",
         ),
     ] = 4096
     max_tokens: Annotated[
         int,
         Field(
-            ge=1, description="most tokens of one answer: 16384 leave room to think, and end an answer that runs away"
+            ge=1, description="maximum tokens per answer: 16384 leave room to think, and end an answer that runs away"
         ),
     ] = 16384
     max_choices: Annotated[
         int,
-        Field(ge=1, description="most answers of one request, n times its prompts: at 64 none takes the house alone"),
+        Field(ge=1, description="maximum answers per request (n times prompts): at 64 none fills the server alone"),
     ] = 64
     max_risk_items: Annotated[
-        int, Field(ge=1, description="most items of one /risk request: 32 are checked before the first is scored")
+        int, Field(ge=1, description="maximum items per /risk request: all are checked before the first is scored")
     ] = 32
 
 
@@ -151,7 +151,7 @@ class Settings(GuardSettings, RequestLimits, BaseSettings):
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="port to listen on")] = 8000
     risk_seconds: Annotated[
-        float, Field(gt=0, description="how long /risk waits for a score before it answers not_scored")
+        float, Field(gt=0, description="seconds that /risk waits for a score before it answers not_scored")
     ] = 30.0
     refusal: Annotated[str, Field(min_length=1, description="text of an abstention")] = BEYOND
     fallback_text: Annotated[str, Field(min_length=1, description="text in place of an answer (fallback: message)")] = (
@@ -159,12 +159,12 @@ class Settings(GuardSettings, RequestLimits, BaseSettings):
     )
     compile: Annotated[bool, Field(description="compile the model on CPU: slower start, faster answers")] = False
     relaxed: Annotated[
-        bool, Field(description="tolerate a chat template, dtype or cache that the probe was not fit on")
+        bool, Field(description="accept a chat template, dtype or cache that the probe was not fit on")
     ] = False
     api_keys: Annotated[
         Keys,
         Field(
-            description="keys that let a caller in, with commas or whitespace between them; better given as "
+            description="API keys, separated by commas or whitespace; better given as "
             "HGUARD_API_KEYS than as a flag, which others on the machine can read"
         ),
     ] = Keys()
@@ -175,32 +175,33 @@ class Settings(GuardSettings, RequestLimits, BaseSettings):
         bool, Field(description="listen beyond this machine without keys: something else checks the callers")
     ] = False
     max_body_bytes: Annotated[
-        int, Field(ge=1024, description="largest request body: 2 MiB are about half a million tokens of English")
+        int,
+        Field(ge=1024, description="maximum bytes of a request body: 2 MiB are about half a million tokens of English"),
     ] = 2 << 20
     body_seconds: Annotated[
-        float, Field(gt=0, description="time for a body to arrive: at 70 kB/s the largest one does in 30 s")
+        float, Field(gt=0, description="seconds to receive a request body: at 70 kB/s the largest one takes 30")
     ] = 30.0
     max_concurrent_requests: Annotated[
         int,
         Field(
             ge=1,
-            description="requests in flight of each key, or of all callers without keys: at 512 one may fill all "
-            "places; lower it to share them among several",
+            description="maximum concurrent requests per API key, or of all callers without keys: at 512 one key may "
+            "fill the server; lower it to share it among several",
         ),
     ] = 512
     max_queue: Annotated[
         int | None,
         Field(
             ge=0,
-            description="answers that may wait beyond what the engine runs at once; default: as many as it runs, so "
-            "that waiting takes about as long as an answer",
+            description="answers queued beyond the engine's batch size; default: as many as it runs, so that waiting "
+            "takes about as long as an answer",
         ),
     ] = None
     drain_seconds: Annotated[
         float,
         Field(
             ge=0,
-            description="time for requests in flight to end at SIGTERM: most do in 30 s; supervisors must grant more",
+            description="seconds for requests in flight to finish after SIGTERM; a supervisor must grant more",
         ),
     ] = 30.0
     keep_alive_seconds: Annotated[
@@ -211,7 +212,7 @@ class Settings(GuardSettings, RequestLimits, BaseSettings):
             "or they send a request into one that is just being closed",
         ),
     ] = 75
-    slots: Annotated[int, Field(ge=1, description="answers that can be guarded at once")] = 1024
+    slots: Annotated[int, Field(ge=1, description="score slots: how many answers can be guarded at once")] = 1024
 
     @model_validator(mode="before")
     @classmethod

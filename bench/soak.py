@@ -2,7 +2,7 @@
 
     python -m bench.soak --minutes 20 --out bench/results/operations/soak.json
 
-All generating routes and /risk, streamed and not, every mode and hold, second tries, looks ahead, damped and not,
+All generating routes and /risk, streamed and not, every mode and hold, second tries, looks ahead, scaled and not,
 several answers; 30 % of the requests are given up by their clients at a moment of chance, 10 % are invalid. Every few
 seconds the memory (without files, whose pages are the system's to keep; shared memory by its share), descriptors and
 threads of the server's processes are noted, and the number of series at /metrics. When the traffic has stopped, nothing
@@ -50,12 +50,12 @@ def options(rng: random.Random) -> dict[str, Any]:
     if rng.random() < 0.5:
         asked["threshold"] = rng.choice([0.0, 0.3, 0.6, 1.0])
     if rng.random() < 0.3:
-        asked["damp"] = rng.choice([0.0, 0.5, 2.0])
+        asked["scale"] = rng.choice([0.0, 0.5, 2.0])
     if mode == "abstain":
         asked["hold"] = rng.choice(["none", "window", "answer"])
         asked["fallback"] = rng.choice(["refusal", "message"])
         if rng.random() < 0.3:
-            asked["retry"] = 0.0
+            asked["retry_scale"] = 0.0
         if rng.random() < 0.2:
             asked["prompt_check"] = True
     return asked

@@ -55,19 +55,19 @@ class Policy:
 
     prompt_threshold: in abstain mode, the risk before generation at which nothing is generated; None: prompts are not
     checked.
-    retry: in abstain mode, the strength of the H-neurons in a second try at what would be withheld; None tries once.
+    retry_scale: in abstain mode, the neuron scale of a second try at what would be withheld; None tries once.
     fail: None is closed in abstain mode and open in the others.
     """
 
     mode: Mode
     threshold: float
-    damp: float = 1.0
+    scale: float = 1.0
     tokens: bool = False
     fallback: Fallback = Fallback.REFUSAL
     token_risk_in_stream: bool = False
     prompt_threshold: float | None = None
     hold: Hold = Hold.ANSWER
-    retry: float | None = None
+    retry_scale: float | None = None
     fail: Fail | None = None
 
     @property

@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--rounds", type=int, default=8, help="rounds, after one to warm up (default: 8)")
     parser.add_argument(
         "--modes",
-        help="what to compare, with commas (default: all): score, score+entropy, damp, risk; "
+        help="what to compare, with commas (default: all): score, score+entropy, scale, risk; "
         "with --http score, flag, abstain",
     )
     parser.add_argument("--compiled", action="store_true", help="compile the models on CPU")

@@ -35,7 +35,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--probe", help="as for serve")
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     parser.add_argument("--html", type=Path, help="where a page with plots goes (default: beside the JSON)")
-    parser.add_argument("--damp-sweep", metavar="A,B,...", help="also answer with the neurons scaled by each of these")
+    parser.add_argument("--scales", metavar="A,B,...", help="also answer with the neurons scaled by each of these")
     parser.add_argument(
         "--random-draws", type=int, default=1, help="draws of random neurons that a sweep scales, too (default: 1)"
     )
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     from guard.harness.store import Workspace, explained
     from guard.probe.bundle import load_bundle, require_calibrated, require_model
 
-    judge, strengths = judge_of(options), _strengths(options.damp_sweep)
+    judge, strengths = judge_of(options), _strengths(options.scales)
     if options.show_judged is not None and options.show_judged < 1:
         raise FitError("--show-judged takes how many questions to show, 1 or more")
     if options.random_draws < 0:
@@ -122,7 +122,7 @@ def _strengths(text: str | None) -> list[float]:
     try:
         strengths = [float(part) for part in text.split(",")] if text else []
     except ValueError:
-        raise FitError(f"--damp-sweep takes numbers with commas between, not {text!r}") from None
+        raise FitError(f"--scales takes numbers with commas between, not {text!r}") from None
     if any(not 0 <= alpha <= 3 for alpha in strengths):
-        raise FitError("--damp-sweep takes strengths from 0 to 3")
+        raise FitError("--scales takes strengths from 0 to 3")
     return strengths

@@ -59,7 +59,7 @@ def add_parser(commands: Any) -> None:
         help="what the neurons are fit on: the whole answer, or the part that states the fact (default: answer)",
     )
     parser.add_argument(
-        "--no-prompt_risk", action="store_true", help="fit them on answers alone: no risk before generation"
+        "--no-prompt-risk", action="store_true", help="fit them on answers alone: no risk before generation"
     )
     parser.add_argument("--refit", action="store_true", help="fit the chosen neurons again with L2")
     parser.add_argument(
@@ -234,7 +234,7 @@ def digest(questions: Sequence[Question]) -> str:
 
 def stopped(folder: Path) -> int:
     """Say where what is done is kept; the exit status of a stop by hand."""
-    print(f"hguard: stopped; {folder} keeps what is done, and the same command goes on from there", flush=True)
+    print(f"hguard: stopped; rerun the same command to resume ({folder} keeps finished work)", flush=True)
     return 130
 
 

@@ -67,7 +67,7 @@ def add_parser(commands: Any) -> None:
     push.set_defaults(run=_push)
     push.add_argument("folder", type=Path, help="folder of the bundle")
     push.add_argument("address", help="hf://owner/name[@branch]; repository and branch are made where missing")
-    push.add_argument("--private", action="store_true", help="for nobody else's eyes")
+    push.add_argument("--private", action="store_true", help="create a private repository")
     push.add_argument("--message", help="of the commit (default: the bundle's name and revision)")
 
     pull = actions.add_parser("pull", help="fetch a bundle from the Hugging Face Hub, verify and keep it")

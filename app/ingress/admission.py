@@ -83,17 +83,17 @@ class Admission:
     def require_open(self) -> None:
         """Raises RefusedError when the server is about to end."""
         if self.closing is not None:
-            why = "the engine has died; the server is ending" if self.closing == ENGINE_DEAD else "the server is ending"
-            raise RefusedError(Reason.DRAINING, f"{why} and takes no more requests; try again")
+            why = "engine stopped; " if self.closing == ENGINE_DEAD else ""
+            raise RefusedError(Reason.DRAINING, f"{why}server is shutting down; send the request again")
 
     def admit(self, caller: int | None, answers: int = 1) -> Permit:
         """A place for one request of this caller (None without keys). Raises RefusedError when there is none."""
         self.require_open()
         if self._callers[caller] >= self.requests_per_caller:
-            whose = "all callers have" if caller is None else "this key has"
+            whose = "of callers without keys" if caller is None else "of this API key"
             raise RefusedError(
                 Reason.TOO_MANY_REQUESTS,
-                f"{whose} {self.requests_per_caller} requests in flight, and no more are allowed; try again later",
+                f"concurrency limit ({self.requests_per_caller}) {whose} reached; try again later",
             )
         permit = Permit(self, caller)
         self.take(permit, answers)
@@ -106,7 +106,7 @@ class Admission:
         if self.answers + answers > self.capacity:
             raise RefusedError(
                 Reason.QUEUE_FULL,
-                f"{self.answers} answers are in flight and {answers} more do not fit; try again later",
+                f"server at capacity ({self.answers} of {self.capacity} answers in flight); try again later",
             )
         self.answers += answers
         permit.answers += answers

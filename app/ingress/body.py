@@ -30,14 +30,14 @@ async def read(receive: Receive) -> bytes:
 def parse(body: bytes) -> Any:
     """Its JSON. Raises RequestError for what is none, and for strings that are no text."""
     if not body:
-        raise MalformedError("the body is empty, where a JSON object should be")
+        raise MalformedError("the body is empty; a JSON object is required")
     try:
         content = json.loads(body)
         if not _whole(body):
             json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         # JSON can spell it, UTF-8 cannot: vLLM fails on it wherever it goes, tokenizing, sending or answering.
-        raise RequestError("a string holds half of a surrogate pair, which is no character", param="body") from None
+        raise RequestError("invalid Unicode: unpaired surrogate in a string", param="body") from None
     except json.JSONDecodeError as error:
         raise MalformedError(f"the body is not valid JSON: {error}", error.pos) from None
     except (ValueError, RecursionError) as error:

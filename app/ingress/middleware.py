@@ -113,7 +113,7 @@ class Door:
         if not path.isprintable():
             # The router's patterns end in `$`, which matches before a newline: it would find a guarded route by a path
             # that GuardMiddleware does not know.
-            raise errors.ApiError("the path holds a character that no route has", status=404)
+            raise errors.ApiError("invalid character in path", status=404)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         """The body; None when the caller hangs up. Raises RequestError (413, 408, 415) for one that is too

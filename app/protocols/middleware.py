@@ -172,7 +172,7 @@ def log_line(route: str, call: GuardCall, seconds: float) -> None:
         "event": "left" if call.left else "answered",
         "route": route,
         "mode": call.policy.mode.value,
-        "damp": call.policy.damp,
+        "scale": call.policy.scale,
         "risks": [None if v.risk is None else round(v.risk, 4) for v in verdicts],
         "actions": [v.decision.action.value for v in verdicts],
         "reasons": sorted({v.reason.value for v in verdicts if v.reason is not None}),

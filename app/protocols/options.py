@@ -31,7 +31,7 @@ class Options(BaseModel):
     target_fpr: Annotated[float, Field(gt=0, lt=1, strict=True)] | None = Field(
         None, description="flag at the threshold that false alarms on right answers stay under, instead of `threshold`"
     )
-    damp: Strength = Field(1.0, description="scale the H-neurons: 0 switches them off, 1 leaves them alone")
+    scale: Strength = Field(1.0, description="scale the H-neurons: 0 switches them off, 1 leaves them alone")
     tokens: Annotated[bool, Field(strict=True)] = Field(False, description="report the risk of each token")
     hold: Hold | None = Field(
         None,
@@ -42,10 +42,10 @@ class Options(BaseModel):
     prompt_check: Annotated[bool, Field(strict=True)] | None = Field(
         None, description="in abstain mode: generate nothing when the prompt alone is as risky as the threshold says"
     )
-    retry: Strength | None = Field(
+    retry_scale: Strength | None = Field(
         None,
-        description="in abstain mode: before an answer is withheld of which nothing has left, generate it once more "
-        "with H-neurons of this strength, and answer if that risk passes",
+        description="in abstain mode: retry once with H-neurons scaled by this factor before an answer is withheld of "
+        "which nothing was sent",
     )
 
     @model_validator(mode="after")
@@ -105,8 +105,8 @@ class PolicyResolver:
         self._require_allowed(options, asked.mode, threshold)
         return replace(
             self._policy(asked, threshold, before),
-            damp=options.damp,
-            retry=options.retry,
+            scale=options.scale,
+            retry_scale=options.retry_scale,
             tokens=options.tokens,
             token_risk_in_stream=token_risk_in_stream,
         )
@@ -139,23 +139,23 @@ class PolicyResolver:
         limits = self.ceilings
         if _looser(mode, limits.loosest_mode):
             raise _too_loose("mode", mode, limits.loosest_mode)
-        if threshold > limits.highest_threshold:
+        if threshold > limits.max_threshold:
             which = "threshold" if options.threshold is not None else "target_fpr"
             raise RequestError(
-                f"this asks to flag from a risk of {threshold:.4f}, where this server flags from "
-                f"{limits.highest_threshold:.4f}; its operator can allow more with HGUARD_HIGHEST_THRESHOLD",
+                f"threshold {threshold:.4f} exceeds this server's maximum {limits.max_threshold:.4f}; its operator can "
+                "raise it with HGUARD_MAX_THRESHOLD",
                 param=f"{FIELD}.{which}",
             )
-        for name, strength in (("damp", options.damp), ("retry", options.retry)):
-            if strength is None or strength == 1 or limits.lowest_damp <= strength <= limits.highest_damp:
+        for name, strength in (("scale", options.scale), ("retry_scale", options.retry_scale)):
+            if strength is None or strength == 1 or limits.min_scale <= strength <= limits.max_scale:
                 continue
-            over = strength > limits.highest_damp
-            bound, limit = ("most", limits.highest_damp) if over else ("least", limits.lowest_damp)
-            raise RequestError(
-                f"this server scales H-neurons by {limit:g} at {bound}, not by {strength:g}; its operator can allow "
-                f"{'more with HGUARD_HIGHEST_DAMP' if over else 'less with HGUARD_LOWEST_DAMP'}",
-                param=f"{FIELD}.{name}",
+            over = strength > limits.max_scale
+            limit, text, way = (
+                (limits.max_scale, "exceeds this server's maximum", "raise it with HGUARD_MAX_SCALE")
+                if over
+                else (limits.min_scale, "is below this server's minimum", "lower it with HGUARD_MIN_SCALE")
             )
+            raise RequestError(f"{name} {strength:g} {text} {limit:g}; its operator can {way}", param=f"{FIELD}.{name}")
         if mode is not Mode.ABSTAIN:
             return
         if options.hold is not None and _looser(options.hold, limits.loosest_hold):
@@ -169,10 +169,10 @@ class ResolvedCeilings:
     """``Ceilings`` with every default filled in."""
 
     loosest_mode: Mode
-    highest_threshold: float
+    max_threshold: float
     loosest_hold: Hold
-    highest_damp: float
-    lowest_damp: float
+    max_scale: float
+    min_scale: float
 
 
 def _ceilings(settings: GuardSettings, threshold: float) -> ResolvedCeilings:
@@ -185,16 +185,16 @@ def _ceilings(settings: GuardSettings, threshold: float) -> ResolvedCeilings:
 
     found = ResolvedCeilings(
         mode,
-        given(settings.highest_threshold, threshold, 1.0),
+        given(settings.max_threshold, threshold, 1.0),
         settings.loosest_hold or (settings.hold if mode is Mode.ABSTAIN else Hold.NONE),
-        given(settings.highest_damp, 1.0, STRONGEST),
-        given(settings.lowest_damp, 1.0, 0.0),
+        given(settings.max_scale, 1.0, STRONGEST),
+        given(settings.min_scale, 1.0, 0.0),
     )
     for name, asked, limit in (("mode", settings.mode, mode), ("hold", settings.hold, found.loosest_hold)):
         if _looser(asked, limit):
             raise GuardError(f"the default {name} ({asked}) is looser than --loosest-{name} ({limit})")
-    if threshold > found.highest_threshold:
-        limit_text = f"--highest-threshold ({found.highest_threshold})"
+    if threshold > found.max_threshold:
+        limit_text = f"--max-threshold ({found.max_threshold})"
         raise GuardError(f"the default threshold ({threshold:.4f}) is over {limit_text}")
     return found
 
@@ -205,11 +205,11 @@ def said(raw: Any) -> Any:
 
 
 def _require_possible(options: Options, mode: Mode, bundle: Bundle) -> None:
-    if options.damp != 1 and bundle.h_neurons == 0:
-        raise RequestError("this probe has no neurons that can be dampened", param=f"{FIELD}.damp")
-    if options.retry is not None and bundle.h_neurons == 0:
-        raise RequestError("this probe has no neurons that a second try could dampen", param=f"{FIELD}.retry")
-    for name in ("prompt_check", "retry"):
+    if options.scale != 1 and bundle.h_neurons == 0:
+        raise RequestError("this probe has no neurons that can be scaled", param=f"{FIELD}.scale")
+    if options.retry_scale is not None and bundle.h_neurons == 0:
+        raise RequestError("this probe has no neurons that a second try could scale", param=f"{FIELD}.retry_scale")
+    for name in ("prompt_check", "retry_scale"):
         value = getattr(options, name)
         if value is not None and value is not False and mode is not Mode.ABSTAIN:
             raise RequestError(f"only mode abstain withholds answers, so {name} needs it", param=f"{FIELD}.{name}")

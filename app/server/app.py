@@ -211,10 +211,10 @@ def _effective(plan: Plan, engine: Any, closed: list[str]) -> dict[str, Any]:
         "threshold": plan.resolver.threshold,
         "ceilings": {
             "mode": ceilings.loosest_mode,
-            "threshold": ceilings.highest_threshold,
+            "threshold": ceilings.max_threshold,
             "hold": ceilings.loosest_hold,
-            "damp": ceilings.highest_damp,
-            "lowest_damp": ceilings.lowest_damp,
+            "scale": ceilings.max_scale,
+            "min_scale": ceilings.min_scale,
         },
         "settings": plan.settings.model_dump(mode="json", exclude={"model", "probe", "api_keys_file"}),
         "closed_routes": closed,

@@ -81,7 +81,7 @@ class Metrics:
         )
         self._would_abstain.labels(model)
         self._retries = Counter(
-            "hguard_retries_total", "Second tries with dampened neurons", ["model", "outcome"], registry=registry
+            "hguard_retries_total", "Second tries with scaled neurons", ["model", "outcome"], registry=registry
         )
         for outcome in ("pass", "abstained"):
             self._retries.labels(model, outcome)
@@ -102,7 +102,7 @@ class Metrics:
         labels = ["model", "band"]
         count = Counter(
             "hguard_risk_band_answers_total",
-            "Scored answers of the undamped model by band of risk; few calibration answers, or none known, no bands",
+            "Scored answers of the unscaled model by band of risk; few calibration answers, or none known, no bands",
             labels,
             registry=registry,
         )
@@ -129,11 +129,11 @@ class Metrics:
         self._overhead.labels(self._model).observe(call.overhead_seconds)
         for verdict in call.verdicts.values():
             self._observe_answer(verdict)
-            if call.policy.damp == 1.0:
+            if call.policy.scale == 1.0:
                 self._observe_drift(verdict)
 
     def _observe_drift(self, verdict: Verdict) -> None:
-        """What is prompt_risk, and what dampened neurons answer, was not what the calibration saw."""
+        """Prompts that were refused, and what scaled neurons answer, were not what the calibration saw."""
         risk = verdict.risk if verdict.first_risk is None else verdict.first_risk
         if self._bands is not None and risk is not None and not verdict.prompt_refused:
             self._in_band[self._bands.of(risk)].inc()
@@ -193,7 +193,7 @@ class DoorMetrics:
         refused = Counter("hguard_refused_total", "Requests refused at the door", ["reason"], registry=registry)
         self._refused = {reason: refused.labels(reason.value) for reason in Reason}
         for name, text, value in (
-            ("hguard_requests_in_flight", "Requests that hold a place in the house", lambda: admission.requests),
+            ("hguard_requests_in_flight", "Requests in flight", lambda: admission.requests),
             ("hguard_answers_in_flight", "Answers that the engine runs or that wait for it", lambda: admission.answers),
             (
                 "hguard_answers_capacity",

@@ -37,7 +37,7 @@ ASKED: list[dict[str, Any]] = [
     {"mode": "flag"},
     {"mode": "abstain"},
     {"mode": "abstain", "hold": "window"},
-    {"mode": "abstain", "retry": 0.0},
+    {"mode": "abstain", "retry_scale": 0.0},
 ]
 COLORS = ["#7eb26d", "#eab839", "#6ed0e0", "#ef843c", "#e24d42", "#1f78c1", "#ba43a9", "#705da0"]
 

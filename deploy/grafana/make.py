@@ -115,7 +115,7 @@ def quality() -> Sheet:
         "Second tries",
         [(f"sum by (outcome) (rate(hguard_retries_total{{{MODEL}}}{EVERY}))", "{{outcome}}")],
         "ops",
-        "Answers that were generated again with dampened neurons, by what became of them.",
+        "Answers that were generated again with scaled neurons, by what became of them.",
         stacked=True,
     )
     made.lines(

@@ -43,12 +43,12 @@ def measure(bundle: Bundle, engine: Any, rows: Sequence[int]) -> list[Part]:
         z = torch.randn(count, bundle.card.model.neurons_per_layer, dtype=dtype, device=device)
         h = torch.randn(count, hidden, dtype=dtype, device=device)
         neuron, folded = (torch.from_numpy(array).to(device) for array in (tap.neuron, tap.folded))
-        marked = torch.from_numpy(np.isin(tap.neuron, tap.damped)).to(device)
+        marked = torch.from_numpy(np.isin(tap.neuron, tap.scaled)).to(device)
         logits = torch.randn(count, vocabulary, dtype=dtype, device=device)
         tokens = torch.zeros(count, dtype=torch.int64, device=device)
         ring = ScoreRing.create(count, 64)
         ring.unlink()
-        damped = _step(count, 0.5)
+        scaled = _step(count, 0.5)
         plain = _step(count, 1.0)
 
         for layer in spec.layers:
@@ -84,7 +84,7 @@ def measure(bundle: Bundle, engine: Any, rows: Sequence[int]) -> list[Part]:
             drawn = step.draws(np.ones(step.rows, np.bool_), ring.positions)
             Harvest(step.roster, (step.activations(), score), [(drawn, score, score)]).to_host().deposit(ring)
 
-        def alpha(step: Step = damped, taps: Taps = taps) -> None:
+        def alpha(step: Step = scaled, taps: Taps = taps) -> None:
             taps.begin(step)
 
         pieces: dict[str, Callable[[], None]] = {
@@ -97,8 +97,8 @@ def measure(bundle: Bundle, engine: Any, rows: Sequence[int]) -> list[Part]:
     return measured
 
 
-def _step(count: int, damp: float) -> Step:
-    roster = Roster.of([Seat(i, 1, damp) for i in range(count)], [8] * count)
+def _step(count: int, scale: float) -> Step:
+    roster = Roster.of([Seat(i, 1, scale) for i in range(count)], [8] * count)
     return Step(roster, np.full(count, 9), np.ones(count, np.int64))
 
 

@@ -66,19 +66,19 @@ def bench(
 
 
 def _scale(layer: str, width: int, rows: int, device: torch.device) -> Case:
-    """With damping in every row, so that all is written that may be; by -1, which however often leaves sizes alone."""
+    """With scaling in every row, so that all is written that may be; by -1, which however often leaves sizes alone."""
     from guard.worker import kernels
 
     z = torch.randn(rows, LAYERS[layer][1], device=device).bfloat16()
     neuron = torch.randperm(z.shape[1], device=device)[:width]
     folded = torch.randn(width, device=device)
-    damped, alpha = torch.ones_like(neuron).bool(), torch.full((rows,), -1.0, device=device)
+    scaled, alpha = torch.ones_like(neuron).bool(), torch.full((rows,), -1.0, device=device)
     terms = z[:, neuron].double().abs() * folded.double()
-    contribution = kernels.scale(z, neuron, folded, damped, alpha)
+    contribution = kernels.scale(z, neuron, folded, scaled, alpha)
     error = float(((contribution.double() - terms.sum(1)).abs() / terms.abs().sum(1)).max())
     moved = rows * (2 * width * z.itemsize + alpha.itemsize + contribution.itemsize)
-    moved += width * (neuron.itemsize + folded.itemsize + damped.itemsize)
-    times = _times(lambda: kernels.scale(z, neuron, folded, damped, alpha), moved)
+    moved += width * (neuron.itemsize + folded.itemsize + scaled.itemsize)
+    times = _times(lambda: kernels.scale(z, neuron, folded, scaled, alpha), moved)
     return Case("scale", layer, width, rows, error, moved, *times)
 
 

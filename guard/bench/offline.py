@@ -24,7 +24,7 @@ from guard.probe.readout import Readout
 from guard.versions import engine_version
 
 SCORE = Policy(Mode.SCORE, 0.5)
-MODES = ("score", "score+entropy", "damp", "risk")
+MODES = ("score", "score+entropy", "scale", "risk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def _loads(plain: Any, guarded: Any, concurrency: int, options: Options) -> list
     known: dict[str, Run] = {
         "score": generate(SCORE, neurons_alone(full)),
         "score+entropy": generate(SCORE),
-        "damp": generate(replace(SCORE, damp=0.5)),
+        "scale": generate(replace(SCORE, scale=0.5)),
     }
     chosen = {mode: run for mode, run in known.items() if mode in options.modes}
     loads = [{PLAIN: generate(None), **chosen}] if chosen else []

@@ -81,7 +81,7 @@ class GuardedEngine:
         self.default_policy = default
         self._longest = longest
         self._started = itertools.count()
-        self._secret = secrets.token_bytes(32)  # no caller can name the prefixes of dampened requests
+        self._secret = secrets.token_bytes(32)  # no caller can name the prefixes of scaled requests
         bare = engine.model_config.skip_tokenizer_init
         self._blank_token = 0 if bare else int(engine.get_tokenizer().eos_token_id or 0)
         self._ends = _ends_of(engine.model_config)
@@ -153,16 +153,16 @@ class GuardedEngine:
         whole: dict[int, Any] = {}  # FINAL_ONLY: completions of all tries
         output = None
         seats = list(range(params.n))
-        tries = [policy.damp]
-        if policy.withholds and policy.retry is not None:
-            tries.append(policy.retry)
-        for number, damp in enumerate(tries):
+        tries = [policy.scale]
+        if policy.withholds and policy.retry_scale is not None:
+            tries.append(policy.retry_scale)
+        for number, scale in enumerate(tries):
             last = number == len(tries) - 1
             first_tries = {first + index: call.verdicts.pop(first + index) for index in seats if number}
             # No await since the slots of the first try were given back: the second always finds as many.
             slots = self._claim(len(seats), policy) if policy.mode is not Mode.OFF else []
             course = self._course(call, [first + index for index in seats], slots, params, kwargs, spare=not last)
-            async with aclosing(self._run(course, call, prompt, params, slots, damp, request_id, kwargs)) as outputs:
+            async with aclosing(self._run(course, call, prompt, params, slots, scale, request_id, kwargs)) as outputs:
                 async for output in outputs:
                     _remember(call, first_tries)
                     for completion in output.outputs:
@@ -220,7 +220,7 @@ class GuardedEngine:
         prompt: Any,
         params: SamplingParams,
         slots: list[Slot],
-        damp: float,
+        scale: float,
         request_id: str,
         kwargs: dict[str, Any],
     ) -> AsyncGenerator[Any, None]:
@@ -231,16 +231,16 @@ class GuardedEngine:
             params.n = len(course.answers)
             start = self._given(course, call, prompt, kwargs) if slots else None
             if start is not None and not call.unshown:
-                await self._read(prompt, start, slots, damp, request_id, Purpose.TURN)
+                await self._read(prompt, start, slots, scale, request_id, Purpose.TURN)
             params.max_tokens = self._bound(params)
             params.extra_args = {
                 **(params.extra_args or {}),
-                capture.KEY: capture.pack(slots, damp, draws=self.readout.uses_draws),
+                capture.KEY: capture.pack(slots, scale, draws=self.readout.uses_draws),
             }
             if call.policy.withholds and params.output_kind is RequestOutputKind.FINAL_ONLY:
                 params.output_kind = RequestOutputKind.CUMULATIVE  # to end it midway, its windows must be seen
             cumulative = params.output_kind is not RequestOutputKind.DELTA
-            inner = self._engine.generate(self._salted(prompt, damp), params, name, **kwargs)
+            inner = self._engine.generate(self._salted(prompt, scale), params, name, **kwargs)
             try:
                 async for output in inner:
                     began = time.perf_counter()
@@ -297,8 +297,8 @@ class GuardedEngine:
             return None
         done = False
         try:
-            looking = prompt_check.parameters(slots[0], policy.damp, params)
-            salted = self._salted(prompt, policy.damp)
+            looking = prompt_check.parameters(slots[0], policy.scale, params)
+            salted = self._salted(prompt, policy.scale)
             inner = self._engine.generate(salted, looking, self._name(request_id), **kwargs)
             try:
                 async for output in inner:
@@ -318,24 +318,24 @@ class GuardedEngine:
         call.uncounted.subtract(range(first, first + count))  # each answer's stand-in counts as a token
         return ahead
 
-    def _salted(self, prompt: Any, damp: float) -> Any:
-        """Keep dampened keys and values apart from plain ones in the prefix cache, whatever salt a caller chose.
+    def _salted(self, prompt: Any, scale: float) -> Any:
+        """Keep scaled keys and values apart from plain ones in the prefix cache, whatever salt a caller chose.
 
         A plain request's own salt gets a name space; it stays the same in each process, for caches that several share.
         """
         own = (prompt.get("cache_salt") if isinstance(prompt, Mapping) else None) or ""
-        if damp == 1:
+        if scale == 1:
             return {**prompt, "cache_salt": f"plain|{own}"} if own else prompt
         if not isinstance(prompt, Mapping):
-            raise TypeError("vLLM's routes pass rendered prompts; a dampened request needs one to salt its cache")
-        of = f"{own}|{self.bundle.card.tensors_sha256}|{damp!r}".encode(errors="surrogatepass")
-        return {**prompt, "cache_salt": f"damp|{hmac.new(self._secret, of, hashlib.sha256).hexdigest()}"}
+            raise TypeError("vLLM's routes pass rendered prompts; a scaled request needs one to salt its cache")
+        of = f"{own}|{self.bundle.card.tensors_sha256}|{scale!r}".encode(errors="surrogatepass")
+        return {**prompt, "cache_salt": f"scale|{hmac.new(self._secret, of, hashlib.sha256).hexdigest()}"}
 
     async def measure(
         self,
         prompt_ids: Sequence[int],
         response_ids: Sequence[int],
-        damp: float,
+        scale: float,
         request_id: str,
         purpose: Purpose = Purpose.RISK,
     ) -> Signals:
@@ -344,7 +344,7 @@ class GuardedEngine:
         done = False
         try:
             prompt = {"type": "token", "prompt_token_ids": [*prompt_ids, *response_ids]}
-            await self._read(prompt, len(prompt_ids) - 1, slots, damp, request_id, purpose)
+            await self._read(prompt, len(prompt_ids) - 1, slots, scale, request_id, purpose)
             done = True
             answer = Answer(0, slots[0], prompt_length=len(prompt_ids), token_ids=list(response_ids))
             return answer.signals(self.ring, 0, len(response_ids))
@@ -356,7 +356,7 @@ class GuardedEngine:
         prompt: Mapping[str, Any],
         start: int,
         slots: Sequence[Slot],
-        damp: float,
+        scale: float,
         request_id: str,
         purpose: Purpose,
     ) -> None:
@@ -368,22 +368,22 @@ class GuardedEngine:
         ids, own, (first_slot, *others) = list(prompt["prompt_token_ids"]), secrets.token_hex(16), slots
         parts = list(pieces(start, len(ids), *self._at_once))
         for first, end in parts:
-            params = one_pass(capture.pack([first_slot], damp, first, self.readout.uses_draws))
+            params = one_pass(capture.pack([first_slot], scale, first, self.readout.uses_draws))
             piece = {**prompt, "prompt_token_ids": ids[:end]}
             if len(parts) > 1:
                 params.skip_reading_prefix_cache, piece["cache_salt"] = False, own
             async with self._room.of(end - first):
-                async for _ in self._engine.generate(self._salted(piece, damp), params, self._name(request_id)):
+                async for _ in self._engine.generate(self._salted(piece, scale), params, self._name(request_id)):
                     pass
             self.own.count(purpose, end)
         for slot in others:
             self.ring.copy(first_slot, slot, start, len(ids))
 
-    async def answer(self, prompt_ids: Sequence[int], longest: int, request_id: str, damp: float = 1.0) -> Verdict:
+    async def answer(self, prompt_ids: Sequence[int], longest: int, request_id: str, scale: float = 1.0) -> Verdict:
         """A greedy answer of at most ``longest`` tokens, and what is to be said of it."""
         params = SamplingParams(max_tokens=longest, temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY)
         prompt = {"type": "token", "prompt_token_ids": list(prompt_ids)}
-        with use_call(GuardCall(Policy(Mode.SCORE, self.default_policy.threshold, damp))) as call:
+        with use_call(GuardCall(Policy(Mode.SCORE, self.default_policy.threshold, scale))) as call:
             async for _ in self.generate(prompt, params, request_id):
                 pass
         return call.verdicts[0]
@@ -401,7 +401,7 @@ class GuardedEngine:
         ids = list(response_ids)
         try:
             async with asyncio.timeout(within):
-                signals = await self.measure(prompt_ids, ids, policy.damp, request_id)
+                signals = await self.measure(prompt_ids, ids, policy.scale, request_id)
         except TimeoutError:
             return unscored(index, policy, ids, Unscored.TIMEOUT)
         return verdict_on(signals, self.readout, policy, index, ids)

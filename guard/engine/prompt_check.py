@@ -15,7 +15,7 @@ from guard.ipc import capture
 from guard.ipc.score_table import ScoreRing, Slot
 
 
-def parameters(slot: Slot, damp: float, asked: SamplingParams) -> SamplingParams:
+def parameters(slot: Slot, scale: float, asked: SamplingParams) -> SamplingParams:
     """Of the request that looks; a prompt's last token is computed anew even where the cache has the others.
 
     It is asked for the log-probabilities that were ``asked`` for: the route expects them of a refusal, too.
@@ -26,7 +26,7 @@ def parameters(slot: Slot, damp: float, asked: SamplingParams) -> SamplingParams
         logprobs=asked.logprobs,
         prompt_logprobs=asked.prompt_logprobs,
         output_kind=RequestOutputKind.FINAL_ONLY,
-        extra_args={capture.KEY: capture.pack([slot], damp, draws=False)},
+        extra_args={capture.KEY: capture.pack([slot], scale, draws=False)},
     )
 
 

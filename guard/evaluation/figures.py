@@ -44,7 +44,7 @@ async def answered(
     longest: int,
     say: Callable[[str], None],
 ) -> dict[float, list[Answered]]:
-    """Judged answers to all questions at each strength of damping in ``works``, from one engine that serves ``bundle``.
+    """Judged answers to all questions at each strength of scaling in ``works``, from one engine that serves ``bundle``.
 
     It is not started where every answer is there already.
     """
@@ -52,7 +52,7 @@ async def answered(
     if open_:
         async with engines.guarded(bundle) as engine:
             for alpha in open_:
-                say(f"{bundle.card.id}: answering {len(questions)} questions, damp {alpha:g}")
+                say(f"{bundle.card.id}: answering {len(questions)} questions, scale {alpha:g}")
                 await answer_all(works[alpha], engine, questions, longest, say, alpha)
     return {alpha: await _judged(work, questions, judge) for alpha, work in works.items()}
 
@@ -181,8 +181,8 @@ def _share(some: int, total: int) -> float | None:
     return some / total if total else None
 
 
-def damped(alpha: float, questions: Sequence[Question], answers: Sequence[Answered]) -> dict[str, Any]:
-    """What one strength of damping does: right, wrong and declined answers, of all and of every group."""
+def scaled(alpha: float, questions: Sequence[Question], answers: Sequence[Answered]) -> dict[str, Any]:
+    """What one strength of scaling does: right, wrong and declined answers, of all and of every group."""
     groups = sorted({group for question in questions for group in question.groups})
     sets = {}
     for group in groups:

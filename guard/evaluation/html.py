@@ -62,7 +62,7 @@ def render(result: dict[str, Any]) -> str:
             plots.coverage(result["risk_coverage"], result["thresholds"]),
             "</div>",
             _thresholds(result["thresholds"], result["truthfulness"]),
-            *_damp(result.get("damp"), result.get("damp_random", [])),
+            *_scale(result.get("scale"), result.get("scale_random", [])),
             *(["<h2>Sets of questions</h2>"] if sets else []),
             *(_set(name, one) for name, one in sets.items()),
             "</html>",
@@ -139,7 +139,7 @@ def _share(share: float | None, otherwise: str) -> str:
     return otherwise if share is None else f"{share:.1%}"
 
 
-def _damp(rows: list[dict[str, Any]] | None, random: list[list[dict[str, Any]]]) -> list[str]:
+def _scale(rows: list[dict[str, Any]] | None, random: list[list[dict[str, Any]]]) -> list[str]:
     if not rows:
         return []
     said = "<p>All answers again, with the probe's positive neurons scaled"
@@ -153,9 +153,9 @@ def _damp(rows: list[dict[str, Any]] | None, random: list[list[dict[str, Any]]])
         [[html.escape(name), *(str(row["sets"][name]["wrong"]) for row in rows)] for name in rows[0]["sets"]],
     )
     return [
-        "<h2>Damping</h2>",
+        "<h2>Scaling</h2>",
         f"{said}.</p>",
-        plots.damping(rows, random),
+        plots.scaling(rows, random),
         f'<div class="plots">{"".join(tables)}</div>',
         *([f"<h3>The probe's neurons, by set</h3>{by_set}"] if rows[0]["sets"] else []),
     ]

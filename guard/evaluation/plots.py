@@ -68,7 +68,7 @@ def coverage(points: list[list[float]], thresholds: Rows) -> str:
     return _svg(draw)
 
 
-def damping(rows: Rows, random: list[Rows]) -> str:
+def scaling(rows: Rows, random: list[Rows]) -> str:
     """Right, wrong and declined answers against strength; the mean of ``random``'s draws dashed."""
 
     def draw(axes: Any) -> None:

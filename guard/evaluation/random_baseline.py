@@ -34,14 +34,14 @@ def flat(bundle: Bundle) -> NDArray[np.int64]:
 
 
 def random_bundle(bundle: Bundle, folder: Path, seed: int) -> Bundle:
-    """A bundle that dampens random neurons in place of the probe's positive ones; what it scores means nothing.
+    """A bundle that scales random neurons in place of the probe's positive ones; what it scores means nothing.
 
     Raises FitError when the probe has no positive neurons.
     """
     width = bundle.card.model.neurons_per_layer
     positive = flat(bundle)[bundle.coefficient > 0]
     if not len(positive):
-        raise FitError(f"probe {bundle.card.id} has no neuron with a positive weight, so there is nothing to dampen")
+        raise FitError(f"probe {bundle.card.id} has no neuron with a positive weight, so there is nothing to scale")
     drawn = layer_matched(positive, width, seed)
     training = Training(
         method="random", labels="1-vs-1", C=1.0, seed=seed, span="answer-tokens-and-last-prompt-token", answers={}

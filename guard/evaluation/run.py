@@ -38,24 +38,24 @@ class Trial:
         self.answers: list[Answered] = []  # to the questions, in their order, once it has run
 
     async def run(self, strengths: Sequence[float], random_draws: int, with_baselines: bool) -> dict[str, Any]:
-        """Everything, as JSON. Raises FitError when damping is asked for and there is nothing to dampen."""
+        """Everything, as JSON. Raises FitError when scaling is asked for and there is nothing to scale."""
         draws = random_draws if strengths else 0
         random = [
             random_baseline.random_bundle(self._bundle, self._work(f"random-{n}").path("probe"), n)
             for n in range(draws)
         ]
-        by_strength = await self._answers(self._bundle, "damp", [PLAIN, *strengths])
+        by_strength = await self._answers(self._bundle, "scale", [PLAIN, *strengths])
         answers = self.answers = by_strength[PLAIN]
         at_random = []
         for n, bundle in enumerate(random):
-            # At strength 1 nothing is dampened, whichever neurons they are.
+            # At strength 1 nothing is scaled, whichever neurons they are.
             other = await self._answers(bundle, f"random-{n}", [alpha for alpha in strengths if alpha != PLAIN])
             at_random.append({PLAIN: answers, **other})
         made = await self._baselines(answers) if with_baselines else None
         result = figures.report(self._bundle, self._bundle.readout, self._questions, answers, baselines=made)
         if strengths:
-            result["damp"] = self._rows(strengths, by_strength)
-            result["damp_random"] = [self._rows(strengths, one) for one in at_random]
+            result["scale"] = self._rows(strengths, by_strength)
+            result["scale_random"] = [self._rows(strengths, one) for one in at_random]
         return result
 
     async def _answers(self, bundle: Bundle, name: str, strengths: Sequence[float]) -> dict[float, list[Answered]]:
@@ -65,7 +65,7 @@ class Trial:
         )
 
     def _rows(self, strengths: Sequence[float], answers: dict[float, list[Answered]]) -> list[dict[str, Any]]:
-        return [figures.damped(alpha, self._questions, answers[alpha]) for alpha in strengths]
+        return [figures.scaled(alpha, self._questions, answers[alpha]) for alpha in strengths]
 
     async def _baselines(self, answers: Sequence[Answered]) -> baselines.Baselines | None:
         greedy = [

@@ -25,7 +25,7 @@ async def answer_all(
     questions: Sequence[Question],
     longest: int,
     say: Callable[[str], None],
-    damp: float = 1.0,
+    scale: float = 1.0,
 ) -> dict[int, dict[str, Any]]:
     """Rows by question: ``question``, ``tokens``, ``text``, and ``signals``, None for what cannot be scored.
 
@@ -42,7 +42,7 @@ async def answer_all(
         async def one(i: int) -> None:
             async with gate:
                 prompt = prompt_of(tokenizer, questions[i].text)
-                verdict = await engine.answer(prompt, longest, f"hguard-ask-{damp:g}-{i}", damp)
+                verdict = await engine.answer(prompt, longest, f"hguard-ask-{scale:g}-{i}", scale)
             scored = verdict.signals is not None and verdict.reason is None
             known[i] = {
                 "question": i,

@@ -13,7 +13,7 @@ KEY = "hguard"
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """Where the worker leaves one sequence's measurements, and how it is dampened.
+    """Where the worker leaves one sequence's measurements, and how it is scaled.
 
     slot: row of the ring, -1 when nothing is to be recorded.
     start: first position to record (the last prompt token); None: the prompt's own length says it.
@@ -22,7 +22,7 @@ class Seat:
 
     slot: int = -1
     generation: int = 0
-    damp: float = 1.0
+    scale: float = 1.0
     start: int | None = None
     draws: bool = True
 
@@ -35,9 +35,9 @@ class Seat:
 EMPTY = Seat()
 
 
-def pack(slots: Sequence[Slot], damp: float, start: int | None = None, draws: bool = True) -> dict[str, Any]:
+def pack(slots: Sequence[Slot], scale: float, start: int | None = None, draws: bool = True) -> dict[str, Any]:
     """The value under KEY for a request with one slot for each of its n sequences (none: nothing is recorded)."""
-    return {"slots": [[s.index, s.generation] for s in slots], "damp": damp, "start": start, "draws": draws}
+    return {"slots": [[s.index, s.generation] for s in slots], "scale": scale, "start": start, "draws": draws}
 
 
 def unpack(extra_args: Mapping[str, Any] | None, request_id: str) -> Seat:
@@ -47,7 +47,7 @@ def unpack(extra_args: Mapping[str, Any] | None, request_id: str) -> Seat:
         return EMPTY
     slots = packed["slots"]
     if not slots:
-        return Seat(damp=packed["damp"])
+        return Seat(scale=packed["scale"])
     index = int(request_id.split("_", 1)[0]) if len(slots) > 1 else 0
     slot, generation = slots[index]
-    return Seat(slot, generation, packed["damp"], packed["start"], packed["draws"])
+    return Seat(slot, generation, packed["scale"], packed["start"], packed["draws"])

@@ -105,7 +105,7 @@ class RemoteJudge:
                 trouble = f"was asked for one of {', '.join(VERDICTS)}, and said {str(error)[:60]!r}"
             tried += 1
         raise FitError(
-            f"the judge at {self.url} {trouble}; judged answers are kept: mend it and run the same command again"
+            f"the judge at {self.url} {trouble}; fix the judge and rerun the same command; judged answers are kept"
         )
 
     async def _reply(self, client: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ _LONGEST = 24
 
 
 async def require_live_taps(engine: GuardedEngine, prompt_ids: list[int]) -> None:
-    """Raise TapError unless every worker tapped what the bundle names, scores are finite, not 0, and damping acts; and,
+    """Raise TapError unless every worker tapped what the bundle names, scores are finite, not 0, and scaling acts; and,
     where the bundle has a reference, unless each layer alone scores its prompt as it did then."""
     await require_every_layer(engine)
     reference = engine.bundle.reference
@@ -30,9 +30,9 @@ async def require_live_taps(engine: GuardedEngine, prompt_ids: list[int]) -> Non
     if np.isinf(plain).any():  # measured, and not finite; NaN is what no tap wrote
         raise TapError(f"the activations of a probe prompt are not finite in {dtype}: {precision.overflow(dtype)}")
     if not np.isfinite(plain).all() or not np.any(plain != 0):
-        raise TapError(f"the taps do not answer: a probe prompt scored {plain[:4].tolist()}; a stale compile cache?")
+        raise TapError(f"self-test: taps return no valid scores ({plain[:4].tolist()}); clear the compile cache")
     if engine.bundle.h_neurons and np.array_equal(plain, await _scores(engine, ids, 0.0)):
-        raise TapError("damping has no effect: the scores of a probe prompt do not change when the neurons are off")
+        raise TapError("self-test: scaling has no effect: scores do not change when the neurons are switched off")
     if reference is None:
         return
     found = reference.differences(await scores_by_layer(engine, ids), _coarsest(engine))
@@ -101,7 +101,7 @@ async def require_every_layer(engine: Any) -> None:
             )
 
 
-async def _scores(engine: GuardedEngine, ids: list[int], damp: float) -> NDArray[np.float32]:
+async def _scores(engine: GuardedEngine, ids: list[int], scale: float) -> NDArray[np.float32]:
     split = len(ids) // 2
-    signals = await engine.measure(ids[:split], ids[split:], damp, f"hguard-canary-{damp}", Purpose.CANARY)
+    signals = await engine.measure(ids[:split], ids[split:], scale, f"hguard-canary-{scale}", Purpose.CANARY)
     return np.append(np.float32(signals.lead), signals.neurons)

@@ -77,7 +77,7 @@ class Bundle:
 
     @property
     def h_neurons(self) -> int:
-        """How many neurons have a positive coefficient: the H-Neurons, and the ones that can be dampened."""
+        """How many neurons have a positive coefficient: the H-Neurons, and the ones that can be scaled."""
         return int((self.coefficient > 0).sum())
 
     @property
@@ -137,7 +137,7 @@ def load_bundle(path: str | Path, with_reference: bool = True) -> Bundle:
         if not file.is_file():
             raise BundleError(f"no probe bundle at {folder}: {name} is missing; fit one, or check --probe")
         if file.stat().st_size > LARGEST:
-            raise BundleError(f"{file} is larger than {LARGEST >> 20} MiB, which no probe is")
+            raise BundleError(f"{file} exceeds the {LARGEST >> 20} MiB bundle limit")
     card = _read_card(folder / "probe.json")
     raw = (folder / "probe.safetensors").read_bytes()
     if hashlib.sha256(raw).hexdigest() != card.tensors_sha256:

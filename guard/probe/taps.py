@@ -11,23 +11,23 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class LayerTap:
-    """What one tapped layer reads: neuron int64 [K]; folded float32 [K], 0 where padded; damped int64 [<=K]."""
+    """What one tapped layer reads: neuron int64 [K]; folded float32 [K], 0 where padded; scaled int64 [<=K]."""
 
     layer: int
     neuron: NDArray[np.int64]
     folded: NDArray[np.float32]
-    damped: NDArray[np.int64]
+    scaled: NDArray[np.int64]
 
     def shard(self, start: int, size: int) -> LayerTap:
         """This tap on a rank that holds neurons start..start+size-1: indices become local, foreign ones weigh 0."""
         local = self.neuron - start
         own = (local >= 0) & (local < size)
-        damped = self.damped - start
+        scaled = self.scaled - start
         return LayerTap(
             self.layer,
             np.where(own, local, 0),
             np.where(own, self.folded, np.float32(0)),
-            damped[(damped >= 0) & (damped < size)],
+            scaled[(scaled >= 0) & (scaled < size)],
         )
 
 

@@ -24,7 +24,7 @@ class Roster:
 
     slot: NDArray[np.int64]
     generation: NDArray[np.uint32]
-    damp: NDArray[np.float32]
+    scale: NDArray[np.float32]
     start: NDArray[np.int64]
     known: NDArray[np.int64]
     given: NDArray[np.bool_]
@@ -33,14 +33,14 @@ class Roster:
     any_recorded: bool = field(init=False)
     any_drawn: bool = field(init=False)
     any_given: bool = field(init=False)
-    any_damped: bool = field(init=False)
+    any_scaled: bool = field(init=False)
 
     def __post_init__(self) -> None:
         for name, value in (
             ("any_recorded", self.slot >= 0),
             ("any_drawn", self.drawn),
             ("any_given", self.given & self.drawn),
-            ("any_damped", self.damp != 1),
+            ("any_scaled", self.scale != 1),
         ):
             object.__setattr__(self, name, bool(value.any()))
 
@@ -49,7 +49,7 @@ class Roster:
         return cls(
             np.array([s.slot for s in seats], np.int64),
             np.array([s.generation for s in seats], np.uint32),
-            np.array([s.damp for s in seats], np.float32),
+            np.array([s.scale for s in seats], np.float32),
             np.array([n - 1 if s.start is None else s.start for s, n in zip(seats, prompt_lengths, strict=True)], int),
             np.array(prompt_lengths, np.int64),
             np.array([s.forced for s in seats], np.bool_),
@@ -58,7 +58,7 @@ class Roster:
 
     def put(self, index: int, seat: Seat, prompt_length: int) -> None:
         """Overwrite one entry."""
-        self.slot[index], self.generation[index], self.damp[index] = seat.slot, seat.generation, seat.damp
+        self.slot[index], self.generation[index], self.scale[index] = seat.slot, seat.generation, seat.scale
         self.start[index] = prompt_length - 1 if seat.start is None else seat.start
         self.known[index], self.given[index] = prompt_length, seat.forced
         self.drawn[index] = seat.slot >= 0 and seat.draws
@@ -68,7 +68,7 @@ class Roster:
         return Roster(
             self.slot[index],
             self.generation[index],
-            self.damp[index],
+            self.scale[index],
             self.start[index],
             self.known[index],
             self.given[index],

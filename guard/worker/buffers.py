@@ -20,7 +20,7 @@ from guard.worker.batch import Step
 class Taps:
     """score, alpha: float32 [max_num_batched_tokens], allocated once, addresses never change.
 
-    ranks: over how many tensor-parallel ranks a layer's neurons are spread. damping: whether any row's alpha differs
+    ranks: over how many tensor-parallel ranks a layer's neurons are spread. scaling: whether any row's alpha differs
     from 1 in this step.
     """
 
@@ -28,7 +28,7 @@ class Taps:
     score: torch.Tensor
     alpha: torch.Tensor
     ranks: int = 1
-    damping: bool = False
+    scaling: bool = False
     tapped_layers: int = 0
     _read: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     _folded: list[torch.Tensor] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Taps:
     def read(self, columns: torch.Tensor, h: torch.Tensor) -> None:
         """Eager mode: keep what the score needs of one layer; ``total`` sums over all layers at once.
 
-        columns: the layer's neurons before damping, [tokens, K]; h: its output, [tokens, hidden]; in the model's dtype.
+        columns: the layer's neurons before scaling, [tokens, K]; h: its output, [tokens, hidden]; in the model's dtype.
         As ``guard.worker.ops`` with half its calls: at a decode's few rows it is their number that costs.
         """
         self._read.append((columns, torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32)))
@@ -78,12 +78,12 @@ class Taps:
 
     def begin(self, step: Step) -> None:
         """Fill alpha and clear score, before the forward pass."""
-        damping = step.roster.any_damped
-        if damping:
-            self.fill_alpha(np.repeat(step.roster.damp, step.scheduled))
-        elif self.damping:
+        scaling = step.roster.any_scaled
+        if scaling:
+            self.fill_alpha(np.repeat(step.roster.scale, step.scheduled))
+        elif self.scaling:
             self.alpha.fill_(1)
-        self.damping = damping
+        self.scaling = scaling
         if self._read:
             self._read.clear()
         else:

@@ -16,13 +16,13 @@ _VOCABULARY_BLOCK = 2048
 
 
 @triton.jit
-def _scale(z, neuron, folded, damped, alpha, contribution, row_stride, column_stride, width, K: tl.constexpr):  # type: ignore[no-untyped-def]
+def _scale(z, neuron, folded, scaled, alpha, contribution, row_stride, column_stride, width, K: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, K)
     inside = k < width
     column = tl.load(neuron + k, mask=inside, other=0)
     weight = tl.load(folded + k, mask=inside, other=0.0)
-    scaled = tl.load(damped + k, mask=inside, other=0) != 0
+    scaled = tl.load(scaled + k, mask=inside, other=0) != 0
     factor = tl.where(scaled, tl.load(alpha + row), 1.0)
     place = z + row * row_stride + column * column_stride
     value = tl.load(place, mask=inside, other=0.0).to(tl.float32)
@@ -33,7 +33,7 @@ def _scale(z, neuron, folded, damped, alpha, contribution, row_stride, column_st
 
 
 def scale(
-    z: torch.Tensor, neuron: torch.Tensor, folded: torch.Tensor, damped: torch.Tensor, alpha: torch.Tensor
+    z: torch.Tensor, neuron: torch.Tensor, folded: torch.Tensor, scaled: torch.Tensor, alpha: torch.Tensor
 ) -> torch.Tensor:
     """As ``guard.worker.ops.scale``, one program for each token, which writes only what alpha changes."""
     contribution = torch.empty(z.shape[0], dtype=torch.float32, device=z.device)
@@ -43,7 +43,7 @@ def scale(
             z,
             neuron,
             folded,
-            damped,
+            scaled,
             alpha,
             contribution,
             z.stride(0),

@@ -31,7 +31,7 @@ class GuardRowParallelLinear(RowParallelLinear):
 
     hguard_neuron: torch.Tensor
     hguard_folded: torch.Tensor
-    hguard_damped: torch.Tensor
+    hguard_scaled: torch.Tensor
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -60,10 +60,10 @@ class GuardRowParallelLinear(RowParallelLinear):
     def add_tap(self, tap: LayerTap, taps: Taps) -> None:
         """Read ``tap``, which is this rank's part, from now on."""
         device = taps.score.device
-        # Padding, too, where it repeats a damped neuron: entries of one neuron agree.
-        damped = np.isin(tap.neuron, tap.damped)
+        # Padding, too, where it repeats a scaled neuron: entries of one neuron agree.
+        scaled = np.isin(tap.neuron, tap.scaled)
         # Buffers, so that they are inputs of the compiled graph and layers stay alike; not part of the checkpoint.
-        for name, values in (("neuron", tap.neuron), ("folded", tap.folded), ("damped", damped)):
+        for name, values in (("neuron", tap.neuron), ("folded", tap.folded), ("scaled", scaled)):
             self.register_buffer(f"hguard_{name}", torch.from_numpy(values).to(device), persistent=False)
         self.taps = taps
         self.tapped, self.hguard_layer = True, tap.layer
@@ -92,9 +92,9 @@ class GuardRowParallelLinear(RowParallelLinear):
         if torch.compiler.is_compiling() or input_.is_cuda:
             return self._in_graph(input_)
         taps, z = self.taps, _rows(input_)
-        read = z.index_select(1, self.hguard_neuron)  # before damping: switched-off neurons still tell
-        if taps.damping:
-            ops.write_scaled(z, read, self.hguard_neuron, self.hguard_damped, taps.alpha)
+        read = z.index_select(1, self.hguard_neuron)  # before scaling: switched-off neurons still tell
+        if taps.scaling:
+            ops.write_scaled(z, read, self.hguard_neuron, self.hguard_scaled, taps.alpha)
         output = super().forward(z.view(input_.shape))
         h = output[0] if isinstance(output, tuple) else output
         taps.read(read, _rows(h))
@@ -104,7 +104,7 @@ class GuardRowParallelLinear(RowParallelLinear):
         """The same for compilers and graphs: alpha is data, and a factor of 1 is exact."""
         called = torch.ops.hguard if input_.is_cuda else ops
         z = _rows(input_)
-        contribution = called.scale(z, self.hguard_neuron, self.hguard_folded, self.hguard_damped, self.taps.alpha)
+        contribution = called.scale(z, self.hguard_neuron, self.hguard_folded, self.hguard_scaled, self.taps.alpha)
         # Through z, not input_: where rows could only be had as a copy, it is the copy that is scaled.
         output = super().forward(z.view(input_.shape))
         h = output[0] if isinstance(output, tuple) else output

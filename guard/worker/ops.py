@@ -12,31 +12,31 @@ from guard.probe.cett import EPSILON
 
 
 def scale(
-    z: torch.Tensor, neuron: torch.Tensor, folded: torch.Tensor, damped: torch.Tensor, alpha: torch.Tensor
+    z: torch.Tensor, neuron: torch.Tensor, folded: torch.Tensor, scaled: torch.Tensor, alpha: torch.Tensor
 ) -> torch.Tensor:
-    """Before the projection: sum_k folded[k] |z[t, neuron[k]]|, float32 [tokens]; then damped columns of z times alpha.
+    """Before the projection: sum_k folded[k] |z[t, neuron[k]]|, float32 [tokens]; then scaled columns of z times alpha.
 
-    z [tokens, neurons] in the model's dtype, written in place; neuron int64 [K]; folded float32 [K]; damped bool [K],
+    z [tokens, neurons] in the model's dtype, written in place; neuron int64 [K]; folded float32 [K]; scaled bool [K],
     the same for entries of the same neuron; alpha float32 [at least tokens]. A product is rounded once.
     """
     if z.is_cuda:
         from guard.worker import kernels
 
-        return kernels.scale(z, neuron, folded, damped, alpha)
+        return kernels.scale(z, neuron, folded, scaled, alpha)
     read = z.index_select(1, neuron)
     contribution = (read.float().abs() * folded).sum(1)
-    write_scaled(z, read, neuron, damped, alpha)
+    write_scaled(z, read, neuron, scaled, alpha)
     return contribution
 
 
 def write_scaled(
-    z: torch.Tensor, read: torch.Tensor, neuron: torch.Tensor, damped: torch.Tensor, alpha: torch.Tensor
+    z: torch.Tensor, read: torch.Tensor, neuron: torch.Tensor, scaled: torch.Tensor, alpha: torch.Tensor
 ) -> None:
-    """z[t, neuron[k]] = alpha[t] read[t, k] where damped[k]; ``read`` [tokens, K] is what stood there.
+    """z[t, neuron[k]] = alpha[t] read[t, k] where scaled[k]; ``read`` [tokens, K] is what stood there.
 
     The rest as for ``scale``. All K columns are written: entries of one neuron agree, so any of them may come last.
     """
-    factor = torch.where(damped, alpha.narrow(0, 0, z.shape[0])[:, None], 1.0)
+    factor = torch.where(scaled, alpha.narrow(0, 0, z.shape[0])[:, None], 1.0)
     z.index_copy_(1, neuron, (read.float() * factor).to(z.dtype))
 
 
@@ -111,7 +111,7 @@ def _mark(sums: torch.Tensor, weight: torch.Tensor, flawed: torch.Tensor) -> Non
 
 
 def _scale_fake(
-    z: torch.Tensor, neuron: torch.Tensor, folded: torch.Tensor, damped: torch.Tensor, alpha: torch.Tensor
+    z: torch.Tensor, neuron: torch.Tensor, folded: torch.Tensor, scaled: torch.Tensor, alpha: torch.Tensor
 ) -> torch.Tensor:
     return z.new_empty(z.shape[0], dtype=torch.float32)
 

@@ -121,7 +121,7 @@ def test_a_shape_that_chats_is_a_model_with_its_probe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--modes", "score,fast"], "--modes knows score, score+entropy, damp, risk, not fast"),
+        (["--modes", "score,fast"], "--modes knows score, score+entropy, scale, risk, not fast"),
         (["--clients", "1,many"], "--clients takes whole numbers"),
         (["--rounds", "0"], "must be at least 1"),
         (["--clients", "0"], "must be at least 1"),

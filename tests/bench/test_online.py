@@ -327,7 +327,7 @@ asyncio.run(main())
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--modes", "score,damp"], "--modes knows score, flag, abstain, not damp"),
+        (["--modes", "score,scale"], "--modes knows score, flag, abstain, not scale"),
         (["--clients", "0"], "must be at least 1"),
     ],
 )

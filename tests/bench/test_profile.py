@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from app.cli.main.main import main
 
+from app.cli.main import main
 from guard.bench import kernels, profile, report
 from guard.errors import GuardError
 

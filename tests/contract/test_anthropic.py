@@ -55,5 +55,5 @@ def test_errors(observed: Observed, caller: Caller, stream: bool) -> None:
     if stream:
         assert died.body["error"] == {
             "type": "api_error",
-            "message": "the engine failed while it answered; what was sent is not complete",
+            "message": "engine failed during generation; response is incomplete",
         }

@@ -162,7 +162,7 @@ def test_a_second_try(chat: Any) -> None:
         reply = ask(
             chat,
             RISKY,
-            {**ABSTAIN, "retry": 0},
+            {**ABSTAIN, "retry_scale": 0},
             stream=stream,
             **({"stream_options": {"include_usage": True}} if stream else {}),
         )

@@ -28,7 +28,7 @@ ALL = [
 ASKED: list[dict[str, Any]] = [
     {"mode": "score"},
     {"mode": "flag", "threshold": 0.0},
-    {"mode": "abstain", "threshold": 0.0, "retry": 0.0},
+    {"mode": "abstain", "threshold": 0.0, "retry_scale": 0.0},
 ]
 
 

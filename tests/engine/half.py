@@ -23,16 +23,16 @@ class References:
     def __init__(self, exact: Reader, rounded: Reader, bundle: Bundle) -> None:
         self._exact, self._rounded, self._bundle = exact, rounded, bundle
 
-    def hold(self, produced: list[Produced], prompts: list[list[int]], damp: float = 1.0) -> None:
-        self.hold_signals([signals(one) for one in produced], prompts, [one.tokens for one in produced], damp)
+    def hold(self, produced: list[Produced], prompts: list[list[int]], scale: float = 1.0) -> None:
+        self.hold_signals([signals(one) for one in produced], prompts, [one.tokens for one in produced], scale)
         for one in produced:  # what vLLM reports, by another path, from the same logits
             np.testing.assert_allclose(signals(one).logprob, one.logprobs, rtol=1e-4, atol=1e-4)
 
     def hold_signals(
-        self, measured: list[Signals], prompts: list[list[int]], answers: list[list[int]], damp: float = 1.0
+        self, measured: list[Signals], prompts: list[list[int]], answers: list[list[int]], scale: float = 1.0
     ) -> None:
         exact, rounded = (
-            scores(read(reader, self._bundle, prompts, answers, damp)) for reader in (self._exact, self._rounded)
+            scores(read(reader, self._bundle, prompts, answers, scale)) for reader in (self._exact, self._rounded)
         )
         assert_near(scores(measured), rounded, exact)
 

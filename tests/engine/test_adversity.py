@@ -1,4 +1,4 @@
-"""Aborts, vanished clients, mixed damping, cut and resumed answers: none leaks a slot or reaches another request."""
+"""Aborts, vanished clients, mixed scaling, cut and resumed answers: none leaks a slot or reaches another request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
 from models.atlas.recipe.reference import Reader, signals_of
-from models.atlas.recipe.trials import dampened
+from models.atlas.recipe.trials import scaled
 from tests.engine.harness import Harness, Produced, guarded
 from tests.engine.test_parity import RELATIVE, cached_tokens, preemptions, signals
 
@@ -35,7 +35,7 @@ CROWDED = (
     "--enable-prefix-caching",
 )
 # Strengths from 0 to 2, no two alike but those that are left alone.
-DAMPS = [1.0 if i % 9 == 4 else round(2 * i / 63, 4) for i in range(64)]
+SCALES = [1.0 if i % 9 == 4 else round(2 * i / 63, 4) for i in range(64)]
 ABORTED, WAVE = 10_000, 200
 TOKENS = 16
 
@@ -176,33 +176,33 @@ def produced_beside(
     return produced
 
 
-# -- damping beside damping --------------------------------------------------------------------------------------------
+# -- scaling beside scaling --------------------------------------------------------------------------------------------
 
 
 def test_64_strengths_at_once(crowded: Harness, short: list[list[int]]) -> None:
     asked = [short[i % 8] for i in range(64)]
-    wanted = [cold(crowded, prompt, damp) for prompt, damp in zip(asked, DAMPS, strict=True)]
+    wanted = [cold(crowded, prompt, scale) for prompt, scale in zip(asked, SCALES, strict=True)]
     assert all(difference(wanted[i], wanted[i + 8]) for i in range(56)), "the strength must show"
     crowded.run(until_idle(crowded.engine))
-    assert_same(crowded.produce(asked, TOKENS, [damped(damp) for damp in DAMPS]), wanted)
+    assert_same(crowded.produce(asked, TOKENS, [at_scale(scale) for scale in SCALES]), wanted)
 
 
 @pytest.mark.parametrize("order", [(0.0, 1.0), (1.0, 0.0)])
 def test_twins_in_the_prefix_cache(crowded: Harness, prompts: list[list[int]], order: tuple[float, float]) -> None:
     prompt = max(prompts, key=len)
     assert len(prompt) > 2 * BLOCK
-    wanted = {damp: cold(crowded, prompt, damp) for damp in order}
+    wanted = {scale: cold(crowded, prompt, scale) for scale in order}
     crowded.run(until_idle(crowded.engine))
     hits = [cached_tokens()]
-    for damp in (*order, *order):
-        assert_same(crowded.produce([prompt], TOKENS, [damped(damp)]), [wanted[damp]])
+    for scale in (*order, *order):
+        assert_same(crowded.produce([prompt], TOKENS, [at_scale(scale)]), [wanted[scale]])
         hits.append(cached_tokens())
     assert hits[0] == hits[1] == hits[2], "a twin finds nothing that it may use"
     assert hits[2] < hits[3] < hits[4], "each finds its own"
 
 
 @pytest.mark.parametrize("how", ["as it is stored", "as it was made of what /v1/probe shows"])
-def test_a_plain_request_with_a_dampened_one_s_salt(
+def test_a_plain_request_with_a_scaled_one_s_salt(
     crowded: Harness, prompts: list[list[int]], atlas_bundle: Bundle, how: str
 ) -> None:
     prompt = max(prompts, key=len)
@@ -212,7 +212,7 @@ def test_a_plain_request_with_a_dampened_one_s_salt(
     salt = crowded.engine._salted(request, 0.0)["cache_salt"]
     if how != "as it is stored":
         salt = hashlib.sha256(f"|{atlas_bundle.card.tensors_sha256}|{0.0!r}".encode()).hexdigest()
-    crowded.produce([prompt], TOKENS, [damped(0.0)])
+    crowded.produce([prompt], TOKENS, [at_scale(0.0)])
     before = cached_tokens()
     assert_same(crowded.produce([prompt], TOKENS, salt=salt), [wanted])
     assert cached_tokens() == before, "it finds nothing of another's"
@@ -222,13 +222,13 @@ def test_a_plain_request_with_a_dampened_one_s_salt(
 def test_without_the_salt_twins_contaminate_each_other(
     crowded: Harness, prompts: list[list[int]], order: tuple[float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control: the test above would see a dampened request's keys and values in a plain one, and the reverse."""
+    """The control: the test above would see a scaled request's keys and values in a plain one, and the reverse."""
     prompt = max(prompts, key=len)
     wanted = cold(crowded, prompt, order[1])
     crowded.run(until_idle(crowded.engine))
-    monkeypatch.setattr(GuardedEngine, "_salted", lambda self, prompt, damp: prompt)
+    monkeypatch.setattr(GuardedEngine, "_salted", lambda self, prompt, scale: prompt)
     before = cached_tokens()
-    _, second = [crowded.produce([prompt], TOKENS, [damped(damp)])[0] for damp in order]
+    _, second = [crowded.produce([prompt], TOKENS, [at_scale(scale)])[0] for scale in order]
     assert cached_tokens() > before
     assert difference(second, wanted)
 
@@ -236,53 +236,53 @@ def test_without_the_salt_twins_contaminate_each_other(
 # -- answers that are cut ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damp", [1.0, 0.5])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_chunks_cut_inside_given_answers(
-    crowded: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle, damp: float
+    crowded: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle, scale: float
 ) -> None:
     answers = [prompts[(i + 1) % 50] + prompts[(i + 2) % 50] for i in range(24)]
     assert sum(len(answer) > CHUNK for answer in answers) >= 8, "longer than a chunk, so cut inside"
-    given = measure_all(crowded, prompts[:24], answers, damp)
-    wanted = read(reader, atlas_bundle, prompts[:24], answers, damp)
+    given = measure_all(crowded, prompts[:24], answers, scale)
+    wanted = read(reader, atlas_bundle, prompts[:24], answers, scale)
     assert [off(*pair, len(pair[1].neurons)) for pair in zip(given, wanted, strict=True)] == [None] * 24
 
 
 def test_preempted_answers_are_replayed_in_chunks(
     crowded: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle
 ) -> None:
-    """What a preempted answer had said is computed again, as if it were a prompt; dampened ones stay dampened."""
-    length, damps = 112, [(1.0, 0.5)[i % 2] for i in range(32)]
+    """What a preempted answer had said is computed again, as if it were a prompt; scaled ones stay scaled."""
+    length, scales = 112, [(1.0, 0.5)[i % 2] for i in range(32)]
     before = preemptions()
-    produced = crowded.produce(prompts[:32], length, [damped(damp) for damp in damps])
+    produced = crowded.produce(prompts[:32], length, [at_scale(scale) for scale in scales])
     assert preemptions() >= before + 8, "the cache must be too small for this batch"
-    for damp in (1.0, 0.5):
-        rows = [i for i in range(32) if damps[i] == damp]
-        wanted = read(reader, atlas_bundle, [prompts[i] for i in rows], [produced[i].tokens for i in rows], damp)
+    for scale in (1.0, 0.5):
+        rows = [i for i in range(32) if scales[i] == scale]
+        wanted = read(reader, atlas_bundle, [prompts[i] for i in rows], [produced[i].tokens for i in rows], scale)
         found = [off(signals(produced[i]), expected, length - 1) for i, expected in zip(rows, wanted, strict=True)]
         assert found == [None] * len(rows)
 
 
 def measure_all(
-    harness: Harness, prompts: Sequence[list[int]], answers: Sequence[list[int]], damp: float
+    harness: Harness, prompts: Sequence[list[int]], answers: Sequence[list[int]], scale: float
 ) -> list[Signals]:
     """Given texts, all at once."""
 
     async def all_at_once() -> list[Signals]:
         given = enumerate(zip(prompts, answers, strict=True))
-        return await asyncio.gather(*(harness.engine.measure(p, a, damp, f"given-{i}") for i, (p, a) in given))
+        return await asyncio.gather(*(harness.engine.measure(p, a, scale, f"given-{i}") for i, (p, a) in given))
 
     return harness.run(all_at_once())
 
 
 def read(
-    reader: Reader, bundle: Bundle, prompts: Sequence[list[int]], answers: Sequence[list[int]], damp: float
+    reader: Reader, bundle: Bundle, prompts: Sequence[list[int]], answers: Sequence[list[int]], scale: float
 ) -> list[Signals]:
-    """The same by hooks on transformers, its neurons dampened too."""
+    """The same by hooks on transformers, its neurons scaled too."""
     positive = bundle.coefficient > 0
     flat = bundle.layer.astype(np.int64) * bundle.card.model.neurons_per_layer + bundle.neuron
-    # These hooks see |z| after damping, the taps before it.
-    coefficient = bundle.coefficient / np.where(positive, np.float32(damp), np.float32(1))
-    with dampened(reader, flat[positive], damp):
+    # These hooks see |z| after scaling, the taps before it.
+    coefficient = bundle.coefficient / np.where(positive, np.float32(scale), np.float32(1))
+    with scaled(reader, flat[positive], scale):
         readings = reader.read(prompts, answers, (bundle.layer, bundle.neuron), batch=8)
         return [signals_of(reading, coefficient) for reading in readings]
 
@@ -294,7 +294,7 @@ def test_each_of_32_clients_gets_the_scores_of_its_answer_alone(crowded: Harness
     """Hang-ups, given texts, prefix hits, preemption and two strengths beside each other."""
     length, rng = 96, random.Random(7)
     asked = [*sorted(prompts, key=len)[-6:], *prompts[:6]]
-    wanted = {(i, damp): cold(crowded, asked[i], damp, length) for i in range(len(asked)) for damp in (1.0, 0.5)}
+    wanted = {(i, scale): cold(crowded, asked[i], scale, length) for i in range(len(asked)) for scale in (1.0, 0.5)}
     read = measure_all(crowded, asked, [wanted[i, 1.0].tokens for i in range(len(asked))], 1.0)
     crowded.run(until_idle(crowded.engine))
     before = preemptions(), cached_tokens()
@@ -304,18 +304,18 @@ def test_each_of_32_clients_gets_the_scores_of_its_answer_alone(crowded: Harness
     async def client(number: int) -> None:
         nonlocal answered
         for turn in range(3):
-            i, damp, kind = rng.randrange(len(asked)), rng.choice((1.0, 0.5)), rng.random()
+            i, scale, kind = rng.randrange(len(asked)), rng.choice((1.0, 0.5)), rng.random()
             if kind < 0.25:
                 await leave(crowded.engine, asked[i], rng.randrange(1, 60))
             elif kind < 0.4:
                 given = await crowded.engine.measure(asked[i], wanted[i, 1.0].tokens, 1.0, f"mixed-{number}-{turn}")
                 wrong.extend(filter(None, [off(given, read[i], length)]))
             else:
-                got = await crowded.answer(asked[i], length, damped(damp))
+                got = await crowded.answer(asked[i], length, at_scale(scale))
                 answered += 1
-                if got.tokens != wanted[i, damp].tokens:
-                    wrong.append(f"{got.tokens} is not {wanted[i, damp].tokens}")
-                wrong.extend(filter(None, [off(signals(got), signals(wanted[i, damp]), length - 1)]))
+                if got.tokens != wanted[i, scale].tokens:
+                    wrong.append(f"{got.tokens} is not {wanted[i, scale].tokens}")
+                wrong.extend(filter(None, [off(signals(got), signals(wanted[i, scale]), length - 1)]))
 
     async def clients() -> None:
         await asyncio.gather(*(client(number) for number in range(32)))
@@ -330,14 +330,14 @@ def test_each_of_32_clients_gets_the_scores_of_its_answer_alone(crowded: Harness
 # -- what is compared --------------------------------------------------------------------------------------------------
 
 
-def damped(damp: float) -> Policy:
-    return Policy(Mode.SCORE, 0.5, damp=damp)
+def at_scale(scale: float) -> Policy:
+    return Policy(Mode.SCORE, 0.5, scale=scale)
 
 
-def cold(harness: Harness, prompt: list[int], damp: float, tokens: int = TOKENS) -> Produced:
+def cold(harness: Harness, prompt: list[int], scale: float, tokens: int = TOKENS) -> Produced:
     """One answer with nothing beside it and nothing cached."""
     harness.run(until_idle(harness.engine))
-    (produced,) = harness.produce([prompt], tokens, [damped(damp)])
+    (produced,) = harness.produce([prompt], tokens, [at_scale(scale)])
     return produced
 
 

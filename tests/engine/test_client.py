@@ -36,7 +36,7 @@ class ScriptedEngine:
         self.ended: list[str] = []
         self.ahead = False  # whether the last token was fed back before the engine noticed that it is the last
         self.reasons: tuple[str, str | int | None] = ("length", None)
-        self.score: Callable[[int, int, float], float] = lambda at, seat, damp: at
+        self.score: Callable[[int, int, float], float] = lambda at, seat, scale: at
         self.output_processor = SimpleNamespace(external_req_ids={})
 
     async def abort(self, names: list[str], internal: bool = False) -> None:
@@ -54,7 +54,7 @@ class ScriptedEngine:
 
     async def generate(self, prompt: Any, params: SamplingParams, request_id: str, **more: Any) -> AsyncIterator[Any]:
         told = params.extra_args[capture.KEY]  # type: ignore[index]
-        slots, self._damp = told["slots"], told["damp"]
+        slots, self._scale = told["slots"], told["scale"]
         self.output_processor.external_req_ids[request_id] = [f"{i}_{request_id}-x" for i in range(params.n)]
         self._activate(slots, len(PROMPT) - 1)
         finished = False
@@ -81,7 +81,7 @@ class ScriptedEngine:
 
     def _activate(self, slots: list[list[int]], at: int) -> None:
         for seat_number, (index, generation) in enumerate(slots):
-            score = self.score(at, seat_number, self._damp)
+            score = self.score(at, seat_number, self._scale)
             self.ring.write_activations(*self._key(index, generation, at), np.full(1, score, "f4"))
 
     @staticmethod
@@ -201,26 +201,26 @@ async def test_a_client_cannot_choose_its_own_slot(engine: GuardedEngine) -> Non
     assert call.verdicts[0].risk is not None
 
 
-def test_damped_requests_are_salted_each_by_its_strength(engine: GuardedEngine) -> None:
+def test_scaled_requests_are_salted_each_by_its_strength(engine: GuardedEngine) -> None:
     prompt = {"type": "token", "prompt_token_ids": PROMPT}
     assert engine._salted(prompt, 1.0) is prompt
-    salts = {engine._salted({**prompt, "cache_salt": own}, damp)["cache_salt"] for own in "ab" for damp in (0.0, 0.5)}
+    salts = {engine._salted({**prompt, "cache_salt": own}, scale)["cache_salt"] for own in "ab" for scale in (0.0, 0.5)}
     assert len(salts) == 4
 
 
-def test_no_salt_of_a_caller_names_a_dampened_prefix(engine: GuardedEngine, bundle: Bundle) -> None:
+def test_no_salt_of_a_caller_names_a_scaled_prefix(engine: GuardedEngine, bundle: Bundle) -> None:
     prompt = {"type": "token", "prompt_token_ids": PROMPT}
-    dampened = engine._salted(prompt, 0.5)["cache_salt"]
+    scaled = engine._salted(prompt, 0.5)["cache_salt"]
     public = hashlib.sha256(f"|{bundle.card.tensors_sha256}|0.5".encode()).hexdigest()  # all of it is in /v1/probe
-    plain = {own: engine._salted({**prompt, "cache_salt": own}, 1.0)["cache_salt"] for own in (dampened, public, "own")}
-    assert dampened not in plain.values()
-    assert public not in (dampened, *plain.values())
+    plain = {own: engine._salted({**prompt, "cache_salt": own}, 1.0)["cache_salt"] for own in (scaled, public, "own")}
+    assert scaled not in plain.values()
+    assert public not in (scaled, *plain.values())
     assert len({*plain.values()}) == 3, "what callers keep apart stays apart"
-    assert engine._salted(prompt, 0.5)["cache_salt"] == dampened, "a dampened prefix is found again"
+    assert engine._salted(prompt, 0.5)["cache_salt"] == scaled, "a scaled prefix is found again"
     restarted = GuardedEngine(engine._engine, bundle, engine.ring, engine.default_policy)
-    assert restarted._salted(prompt, 0.5)["cache_salt"] != dampened
-    for damp in (0.5, 1.0):
-        assert engine._salted({**prompt, "cache_salt": "\ud800"}, damp)
+    assert restarted._salted(prompt, 0.5)["cache_salt"] != scaled
+    for scale in (0.5, 1.0):
+        assert engine._salted({**prompt, "cache_salt": "\ud800"}, scale)
 
 
 @pytest.fixture
@@ -265,8 +265,8 @@ async def test_leaving_while_the_engine_looks_frees_everything(looking: GuardedE
 
 
 async def test_a_second_try_answers_when_its_risk_passes(engine: GuardedEngine) -> None:
-    engine._engine.score = lambda at, seat, damp: 9.0 if damp else -9.0
-    seen, call = await texts(engine, Policy(Mode.ABSTAIN, 0.5, retry=0.0))
+    engine._engine.score = lambda at, seat, scale: 9.0 if scale else -9.0
+    seen, call = await texts(engine, Policy(Mode.ABSTAIN, 0.5, retry_scale=0.0))
     assert seen == WORDS
     verdict = call.verdicts[0]
     assert verdict.decision.action is Action.PASS
@@ -276,17 +276,17 @@ async def test_a_second_try_answers_when_its_risk_passes(engine: GuardedEngine) 
 
 
 async def test_a_second_try_that_does_not_pass_is_withheld(engine: GuardedEngine) -> None:
-    engine._engine.score = lambda at, seat, damp: 9.0
-    seen, call = await texts(engine, Policy(Mode.ABSTAIN, 0.5, retry=0.0))
+    engine._engine.score = lambda at, seat, scale: 9.0
+    seen, call = await texts(engine, Policy(Mode.ABSTAIN, 0.5, retry_scale=0.0))
     assert seen == [""]
     assert call.verdicts[0].decision.action is Action.ABSTAINED
     assert call.verdicts[0].first_risk is not None
 
 
 async def test_only_withheld_answers_are_tried_again(engine: GuardedEngine) -> None:
-    engine._engine.score = lambda at, seat, damp: 9.0 if damp and seat == 1 else -9.0
+    engine._engine.score = lambda at, seat, scale: 9.0 if scale and seat == 1 else -9.0
     params = SamplingParams(n=2, max_tokens=8, output_kind=RequestOutputKind.FINAL_ONLY)
-    with use_call(GuardCall(Policy(Mode.ABSTAIN, 0.5, retry=0.0))) as call:
+    with use_call(GuardCall(Policy(Mode.ABSTAIN, 0.5, retry_scale=0.0))) as call:
         outputs = [o async for o in engine.generate({"type": "token", "prompt_token_ids": PROMPT}, params, "r")]
     assert len(outputs) == 1
     assert [completion.index for completion in outputs[0].outputs] == [0, 1]
@@ -296,14 +296,14 @@ async def test_only_withheld_answers_are_tried_again(engine: GuardedEngine) -> N
 
 
 async def test_an_answer_that_passes_has_one_try(engine: GuardedEngine) -> None:
-    engine._engine.score = lambda at, seat, damp: -9.0
-    _, call = await texts(engine, Policy(Mode.ABSTAIN, 0.5, retry=0.0))
+    engine._engine.score = lambda at, seat, scale: -9.0
+    _, call = await texts(engine, Policy(Mode.ABSTAIN, 0.5, retry_scale=0.0))
     assert call.verdicts[0].first_risk is None
     assert engine._engine.drawn == len(WORDS)
 
 
 async def test_the_engine_stops_when_an_answer_is_decided(engine: GuardedEngine) -> None:
-    engine._engine.score = lambda at, seat, damp: 9.0
+    engine._engine.score = lambda at, seat, scale: 9.0
     seen, call = await texts(engine, Policy(Mode.ABSTAIN, 0.5), longest=16)
     assert seen == [""]
     assert engine._engine.drawn == 5, "a window of four, known with the fifth token"
@@ -330,13 +330,13 @@ async def test_the_last_token_s_own_score_is_left_out_whatever_the_schedule(
 
 
 async def test_one_of_two_sequences_is_ended_alone(engine: GuardedEngine) -> None:
-    engine._engine.score = lambda at, seat, damp: 9.0 if seat == 1 else -9.0
+    engine._engine.score = lambda at, seat, scale: 9.0 if seat == 1 else -9.0
     await texts(engine, Policy(Mode.ABSTAIN, 0.5), n=2, longest=16)
     assert engine._engine.ended == ["1_r-0-x"]
     assert engine._engine.aborted == 0, "the other ran to its end"
 
 
 async def test_leaving_during_the_second_try_frees_everything(engine: GuardedEngine) -> None:
-    engine._engine.score = lambda at, seat, damp: 9.0 if damp else -9.0
-    _, _ = await texts(engine, Policy(Mode.ABSTAIN, 0.5, retry=0.0, hold=Hold.NONE), stop_after=1)
+    engine._engine.score = lambda at, seat, scale: 9.0 if scale else -9.0
+    _, _ = await texts(engine, Policy(Mode.ABSTAIN, 0.5, retry_scale=0.0, hold=Hold.NONE), stop_after=1)
     assert engine.pool.in_use == 0

@@ -28,9 +28,9 @@ def test_compiled(compiled: Harness, prompts: list[list[int]], reader: Reader, a
     assert_measured(produced, reference(reader, atlas_bundle, prompts[:16], [one.tokens for one in produced]))
 
 
-def test_compiled_damping_is_per_request(compiled: Harness, prompts: list[list[int]]) -> None:
+def test_compiled_scaling_is_per_request(compiled: Harness, prompts: list[list[int]]) -> None:
     plain = compiled.produce(prompts[:4], 12)
-    mixed = compiled.produce(prompts[:4], 12, [Policy(Mode.SCORE, 0.5, damp=0.0), SCORE, SCORE, SCORE])
+    mixed = compiled.produce(prompts[:4], 12, [Policy(Mode.SCORE, 0.5, scale=0.0), SCORE, SCORE, SCORE])
     assert [one.tokens for one in mixed[1:]] == [one.tokens for one in plain[1:]]
     assert mixed[0].verdict is not None
     assert plain[0].verdict is not None

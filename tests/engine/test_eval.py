@@ -30,7 +30,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
             row = {"question": one.text, "answers": one.accepted, "entity": one.entity, "groups": one.groups}
             file.write(json.dumps({**row, "exists": bool(one.accepted)}) + "\n")
     paths = ["--data", str(folder / "questions.jsonl"), "--json", str(folder / "out.json"), "--work", str(folder)]
-    return ["eval", "atlas", *paths, "--longest", "16", "--damp-sweep", "1,3"]
+    return ["eval", "atlas", *paths, "--longest", "16", "--scales", "1,3"]
 
 
 def answered(folder: Path) -> list[dict[str, Any]]:
@@ -49,17 +49,17 @@ def test_everything_is_measured(result: dict[str, Any]) -> None:
     assert {"stack", "consistency", "refit", "linear", "random"} <= set(result["sets"]["all"]["parts"])
     assert 3 < result["baselines"]["consistency"]["ratio"] < 7
     whole = {"right", "wrong", "declined"}
-    (random,) = result["damp_random"]
-    assert [row["alpha"] for row in random] == [row["alpha"] for row in result["damp"]] == [1, 3]
-    assert random[0] == result["damp"][0]
-    for row in (*result["damp"], *random):
+    (random,) = result["scale_random"]
+    assert [row["alpha"] for row in random] == [row["alpha"] for row in result["scale"]] == [1, 3]
+    assert random[0] == result["scale"][0]
+    for row in (*result["scale"], *random):
         assert sum(row[name] for name in whole) == 120
         assert sum(row["sets"]["places"][name] for name in whole) > 100
 
 
 def test_random_neurons_do_something_else(result: dict[str, Any], command: list[str]) -> None:
     folder = Path(command[command.index("--work") + 1])
-    said = [answered(folder / name) for name in ("damp-1", "damp-3", "random-0-3")]
+    said = [answered(folder / name) for name in ("scale-1", "scale-3", "random-0-3")]
     texts = [[row["text"] for row in rows] for rows in said]
     assert texts[0] != texts[1] != texts[2] != texts[0]
 
@@ -68,7 +68,7 @@ def test_what_is_collected_is_transformers_s(result: dict[str, Any], command: li
     folder = Path(command[command.index("--work") + 1])
     questions = load_questions(command[command.index("--data") + 1])
     prompts, spans = [], []
-    for row in answered(folder / "damp-1"):
+    for row in answered(folder / "scale-1"):
         if judge(questions[row["question"]], row["text"]) is None:
             continue
         start, end = tokens_of(token_offsets(reader.tokenizer, row["tokens"]), find_span(row["text"]))

@@ -148,16 +148,16 @@ def test_thinking_is_not_part_of_the_risk(engine: Harness, reader: Any, prompts:
     assert compared >= 6
 
 
-def test_a_second_try_is_the_dampened_answer(engine: Harness, prompts: list[list[int]]) -> None:
+def test_a_second_try_is_the_scaled_answer(engine: Harness, prompts: list[list[int]]) -> None:
     count = 3
     plain = engine.produce(prompts[:count], 24, [Policy(Mode.FLAG, 0.5)] * count, ignore_eos=False)
-    damped = engine.produce(prompts[:count], 24, [Policy(Mode.FLAG, 0.5, damp=0.0)] * count, ignore_eos=False)
-    policy = Policy(Mode.ABSTAIN, 1.0, retry=0.0)
-    scored = [i for i in range(count) if plain[i].verdict.risk is not None and damped[i].verdict.risk is not None]
+    scaled = engine.produce(prompts[:count], 24, [Policy(Mode.FLAG, 0.5, scale=0.0)] * count, ignore_eos=False)
+    policy = Policy(Mode.ABSTAIN, 1.0, retry_scale=0.0)
+    scored = [i for i in range(count) if plain[i].verdict.risk is not None and scaled[i].verdict.risk is not None]
     assert scored
     for i in scored:
-        first, second = plain[i].verdict.risk, damped[i].verdict.risk
-        low = Policy(Mode.ABSTAIN, min(first, second) / 2, retry=0.0)
+        first, second = plain[i].verdict.risk, scaled[i].verdict.risk
+        low = Policy(Mode.ABSTAIN, min(first, second) / 2, retry_scale=0.0)
         (again,) = engine.produce([prompts[i]], 24, [low], ignore_eos=False)
         assert again.verdict.decision.action is Action.ABSTAINED
         assert again.verdict.first_risk is not None
@@ -165,8 +165,8 @@ def test_a_second_try_is_the_dampened_answer(engine: Harness, prompts: list[list
         assert once.verdict.first_risk is None
         assert once.tokens == plain[i].tokens
         if second < first:
-            between = Policy(Mode.ABSTAIN, (first + second) / 2, retry=0.0)
+            between = Policy(Mode.ABSTAIN, (first + second) / 2, retry_scale=0.0)
             (other,) = engine.produce([prompts[i]], 24, [between], ignore_eos=False)
             assert other.verdict.decision.action is Action.PASS
-            assert other.tokens == damped[i].tokens
+            assert other.tokens == scaled[i].tokens
             assert other.verdict.risk == pytest.approx(second, rel=1e-3)

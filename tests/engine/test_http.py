@@ -213,10 +213,10 @@ def test_off(client: openai.OpenAI) -> None:
     assert (block["type"], block["reason"]) == ("not_scored", "off")
 
 
-def test_damping_is_per_request(client: openai.OpenAI) -> None:
+def test_scaling_is_per_request(client: openai.OpenAI) -> None:
     plain = result(ask(client, FABRICATED[1]))["risk"]
-    assert result(ask(client, FABRICATED[1], {"damp": 0.0}))["risk"] != pytest.approx(plain, rel=1e-3)
-    assert result(ask(client, FABRICATED[1], {"damp": 1}))["risk"] == pytest.approx(plain, rel=1e-3)
+    assert result(ask(client, FABRICATED[1], {"scale": 0.0}))["risk"] != pytest.approx(plain, rel=1e-3)
+    assert result(ask(client, FABRICATED[1], {"scale": 1}))["risk"] == pytest.approx(plain, rel=1e-3)
 
 
 def test_completions(client: openai.OpenAI) -> None:
@@ -291,8 +291,8 @@ LONG = "Kandy " * 600
         ("/v1/chat/completions", {**GOOD, "use_beam_search": True}, 400, "use_beam_search"),
         ("/v1/chat/completions", {**GOOD, "hallucination": {"mode": "panic"}}, 400, "hallucination.mode"),
         ("/v1/chat/completions", {**GOOD, "hallucination": {"threshold": 2}}, 400, "hallucination.threshold"),
-        ("/v1/chat/completions", {**GOOD, "hallucination": {"damp": 4}}, 400, "hallucination.damp"),
-        ("/v1/chat/completions", {**GOOD, "hallucination": {"damp": "low"}}, 400, "hallucination.damp"),
+        ("/v1/chat/completions", {**GOOD, "hallucination": {"scale": 4}}, 400, "hallucination.scale"),
+        ("/v1/chat/completions", {**GOOD, "hallucination": {"scale": "low"}}, 400, "hallucination.scale"),
         ("/v1/chat/completions", {**GOOD, "padding": "x" * (2 << 20)}, 413, "body"),
         ("/v1/completions", {"model": "other", "prompt": "x"}, 404, "model"),
         ("/risk", b"{", 400, "body"),

@@ -33,17 +33,17 @@ def kernels() -> ModuleType:
 
 @dataclass(frozen=True)
 class Layer:
-    """What one layer's tap is given: neurons of which some are damped, and padding that repeats the first."""
+    """What one layer's tap is given: neurons of which some are scaled, and padding that repeats the first."""
 
     z: torch.Tensor
     h: torch.Tensor
     neuron: torch.Tensor
     folded: torch.Tensor
-    damped: torch.Tensor
+    scaled: torch.Tensor
     alpha: torch.Tensor
 
     def scale(self, path: ModuleType, z: torch.Tensor) -> torch.Tensor:
-        contribution: torch.Tensor = path.scale(z, self.neuron, self.folded, self.damped, self.alpha)
+        contribution: torch.Tensor = path.scale(z, self.neuron, self.folded, self.scaled, self.alpha)
         return contribution
 
     def terms(self) -> torch.Tensor:
@@ -52,10 +52,10 @@ class Layer:
         return self.z[:, self.neuron].double().abs() * self.folded.double() / norm
 
     def scaled(self) -> torch.Tensor:
-        """z with each damped neuron multiplied by its row's alpha, one by one."""
+        """z with each scaled neuron multiplied by its row's alpha, one by one."""
         wanted = self.z.clone()
         for row, alpha in enumerate(self.alpha[: len(wanted)].tolist()):
-            for neuron in {int(one) for one in self.neuron[self.damped]}:
+            for neuron in {int(one) for one in self.neuron[self.scaled]}:
                 wanted[row, neuron] = (self.z[row, neuron].double() * alpha).to(wanted.dtype)
         return wanted
 
@@ -65,10 +65,10 @@ def layer(hidden: int, neurons: int, width: int, dtype: torch.dtype, device: str
     neuron, folded = rng.choice(neurons, width, replace=False), rng.normal(size=width).astype(np.float32)
     padding = np.arange(3)  # of a layer with fewer neurons than another
     neuron, folded = np.append(neuron, neuron[0] + 0 * padding), np.append(folded, 0 * padding).astype(np.float32)
-    damped = np.isin(neuron, neuron[: (width + 1) // 2])
+    scaled = np.isin(neuron, neuron[: (width + 1) // 2])
     alpha = np.array([1, 0, 0.3, 1.7, 9, 9], np.float32)
     activations = (torch.from_numpy(rng.normal(size=(tokens, size))).to(device, dtype) for size in (neurons, hidden))
-    return Layer(*activations, *(torch.from_numpy(one).to(device) for one in (neuron, folded, damped, alpha)))
+    return Layer(*activations, *(torch.from_numpy(one).to(device) for one in (neuron, folded, scaled, alpha)))
 
 
 @pytest.fixture(params=["triton", "torch"])
@@ -84,7 +84,7 @@ def on(path: ModuleType) -> str:
 @pytest.mark.parametrize("width", [1, 3, 64, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_tap_scores_and_scales(path: ModuleType, hidden: int, neurons: int, width: int, dtype: torch.dtype) -> None:
-    """What it adds to a score is of z before it was scaled; of z it changes the damped columns, and those exactly."""
+    """What it adds to a score is of z before it was scaled; of z it changes the scaled columns, and those exactly."""
     given = layer(hidden, neurons, width, dtype, on(path))
     tokens = len(given.z)
     z, score = given.z.clone(), torch.full((tokens + 2,), 0.5, device=given.z.device)
@@ -103,7 +103,7 @@ def test_a_tap_scores_and_scales(path: ModuleType, hidden: int, neurons: int, wi
     same = z == given.z
     assert same[0].all(), "alpha is 1"
     others = torch.ones(neurons, dtype=torch.bool, device=z.device)
-    others[given.neuron[given.damped]] = False
+    others[given.neuron[given.scaled]] = False
     assert same[:, others].all()
     assert not same[1:, ~others].any()
 
@@ -121,13 +121,13 @@ def test_rows_that_are_not_contiguous_are_scaled_where_they_are(path: ModuleType
         assert (whole != before).sum() == (z != given.z).sum(), "and nothing else is written"
 
 
-def test_a_step_without_damping_writes_what_was_there(path: ModuleType) -> None:
+def test_a_step_without_scaling_writes_what_was_there(path: ModuleType) -> None:
     """A factor of 1 is exact, in rows that could not be scaled, too."""
     given = layer(32, 64, 3, torch.float16, on(path))
     flawed = given.z[1:].contiguous()
     flawed[0, given.neuron[0]], flawed[1, given.neuron[0]] = torch.inf, torch.nan
     z = flawed.clone()
-    path.scale(z, given.neuron, given.folded, given.damped, torch.ones(3, device=z.device))
+    path.scale(z, given.neuron, given.folded, given.scaled, torch.ones(3, device=z.device))
     torch.testing.assert_close(z, flawed, rtol=0, atol=0, equal_nan=True)
 
 
@@ -147,7 +147,7 @@ def test_a_tap_of_what_overflows_is_not_finite(kernels: ModuleType, way: str, fl
     z, h = (torch.randn(3, 16, device=device).half() for _ in range(2))
     {"z": z, "h": h}[flawed][1, 5] = torch.inf
     neuron, folded = torch.tensor([5, 7], device=device), torch.tensor([1.0, -2.0], device=device)
-    damped, alpha, score = torch.ones_like(neuron).bool(), torch.ones(3, device=device), torch.zeros(3, device=device)
+    scaled, alpha, score = torch.ones_like(neuron).bool(), torch.ones(3, device=device), torch.zeros(3, device=device)
     if way == "eager":
         taps = Taps(spec_of(bundle), score, alpha)
         taps.add_layer(0, folded)
@@ -157,7 +157,7 @@ def test_a_tap_of_what_overflows_is_not_finite(kernels: ModuleType, way: str, fl
 
         def forward() -> None:
             path = kernels if way == "triton" else ops
-            path.tap(h, path.scale(z, neuron, folded, damped, alpha), score)
+            path.tap(h, path.scale(z, neuron, folded, scaled, alpha), score)
 
         (torch.compile(forward, fullgraph=True) if way == "compiled" else forward)()
     assert score.isfinite().tolist() == [True, False, True]
@@ -232,6 +232,6 @@ def test_layers_are_summed_as_taps_would_sum_them(bundle: Bundle) -> None:
                     eager.add_layer(tap.layer, folded)
                 z, h = torch.randn(5, 64).to(dtype), torch.randn(5, 8).to(dtype)
                 eager.read(z.index_select(1, neuron), h)
-                damped = torch.from_numpy(np.isin(tap.neuron, tap.damped))
-                ops.tap(h, ops.scale(z, neuron, folded, damped, compiled.alpha), compiled.score)
+                scaled = torch.from_numpy(np.isin(tap.neuron, tap.scaled))
+                ops.tap(h, ops.scale(z, neuron, folded, scaled, compiled.alpha), compiled.score)
             torch.testing.assert_close(eager.total(5), compiled.total(5))

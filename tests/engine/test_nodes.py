@@ -66,13 +66,13 @@ def test_scores_are_those_of_one_machine(pair: tuple[Program, Program], alone: A
     )
 
 
-def test_damping_reaches_both(pair: tuple[Program, Program], alone: Any) -> None:
-    body = {**QUESTION, "hallucination": {"damp": 0.0, "tokens": True}}
+def test_scaling_reaches_both(pair: tuple[Program, Program], alone: Any) -> None:
+    body = {**QUESTION, "hallucination": {"scale": 0.0, "tokens": True}}
     over_two = item(nodes.ask("/v1/chat/completions", json.dumps(body)))
     on_one = item(httpx.post(f"{alone.url}/v1/chat/completions", json=body, timeout=60).text)
-    undamped = item(nodes.ask("/v1/chat/completions", json.dumps({**QUESTION, "hallucination": {"tokens": True}})))
+    unscaled = item(nodes.ask("/v1/chat/completions", json.dumps({**QUESTION, "hallucination": {"tokens": True}})))
     assert over_two["risk"] == pytest.approx(on_one["risk"], abs=1e-4)
-    assert over_two["tokens"] != undamped["tokens"]
+    assert over_two["tokens"] != unscaled["tokens"]
 
 
 def test_a_node_that_is_gone_ends_the_other(pair: tuple[Program, Program]) -> None:

@@ -81,28 +81,28 @@ def test_preemption(tight: Harness, prompts: list[list[int]], reader: Reader, at
     assert_measured(produced, reference(reader, atlas_bundle, prompts[:32], [one.tokens for one in produced]))
 
 
-def test_damp_off_leaves_neighbours_unchanged(tight: Harness, alone: list[Produced], prompts: list[list[int]]) -> None:
-    damped = Policy(Mode.SCORE, 0.5, damp=0.0)
-    policies = [damped if i % 2 else SCORE for i in range(16)]
+def test_scale_off_leaves_neighbours_unchanged(tight: Harness, alone: list[Produced], prompts: list[list[int]]) -> None:
+    scaled = Policy(Mode.SCORE, 0.5, scale=0.0)
+    policies = [scaled if i % 2 else SCORE for i in range(16)]
     mixed = tight.produce(prompts[:16], LENGTHS[:16], policies)
     for one, wanted, policy in zip(mixed, alone[:16], policies, strict=True):
         assert one.verdict is not None
         assert wanted.verdict is not None
-        got, undamped = one.verdict.signals, wanted.verdict.signals
+        got, unscaled = one.verdict.signals, wanted.verdict.signals
         assert got is not None
-        assert undamped is not None
+        assert unscaled is not None
         if policy is SCORE:
             assert one.tokens == wanted.tokens
-            np.testing.assert_allclose(got.neurons, undamped.neurons, rtol=RELATIVE, atol=1e-4)
+            np.testing.assert_allclose(got.neurons, unscaled.neurons, rtol=RELATIVE, atol=1e-4)
         else:
-            assert not np.allclose(got.lead, undamped.lead, rtol=RELATIVE)
+            assert not np.allclose(got.lead, unscaled.lead, rtol=RELATIVE)
 
 
-def test_damped_keys_do_not_reach_plain_requests(
+def test_scaled_keys_do_not_reach_plain_requests(
     tight: Harness, alone: list[Produced], prompts: list[list[int]]
 ) -> None:
     i = max(range(50), key=lambda k: len(prompts[k]))
-    tight.produce([prompts[i]], LENGTHS[i], [Policy(Mode.SCORE, 0.5, damp=0.0)])
+    tight.produce([prompts[i]], LENGTHS[i], [Policy(Mode.SCORE, 0.5, scale=0.0)])
     (plain,) = tight.produce([prompts[i]], LENGTHS[i])
     assert plain.verdict is not None
     assert alone[i].verdict is not None

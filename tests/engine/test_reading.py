@@ -69,10 +69,10 @@ async def test_room_is_given_in_turn() -> None:
         pass
 
 
-def measured(harness: Harness, texts: list[tuple[list[int], list[int]]], damp: float) -> list[Signals]:
+def measured(harness: Harness, texts: list[tuple[list[int], list[int]]], scale: float) -> list[Signals]:
     async def all_at_once() -> list[Signals]:
         return await asyncio.gather(
-            *(harness.engine.measure(prompt, answer, damp, f"given-{i}") for i, (prompt, answer) in enumerate(texts))
+            *(harness.engine.measure(prompt, answer, scale, f"given-{i}") for i, (prompt, answer) in enumerate(texts))
         )
 
     return harness.run(all_at_once())
@@ -95,15 +95,15 @@ def in_pieces(harness: Harness, monkeypatch: pytest.MonkeyPatch, rows: int) -> l
     return asked
 
 
-@pytest.mark.parametrize("damp", [1.0, 0.5])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_the_same_as_in_one_pass(
-    tight: Harness, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, damp: float
+    tight: Harness, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, scale: float
 ) -> None:
     texts = [(prompts[i], (prompts[i + 1] * 40)[:length]) for i, length in enumerate((5, 64, 97, 200, 301))]
-    whole = measured(tight, texts, damp)
+    whole = measured(tight, texts, scale)
     asked = in_pieces(tight, monkeypatch, 64)
     for _ in range(2):  # the second time, too, no position that is measured comes out of the cache
-        for one, other in zip(measured(tight, texts, damp), whole, strict=True):
+        for one, other in zip(measured(tight, texts, scale), whole, strict=True):
             assert np.isfinite(one.neurons).all()
             np.testing.assert_allclose(one.lead, other.lead, rtol=1e-4, atol=1e-5)
             for ours, wanted in (
@@ -117,9 +117,9 @@ def test_the_same_as_in_one_pass(
     assert tight.engine.pool.in_use == 0
 
 
-@pytest.mark.parametrize("damp", [1.0, 0.5])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_a_turn_that_goes_on_is_read_as_given_text_is(
-    tight: Harness, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, damp: float
+    tight: Harness, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, scale: float
 ) -> None:
     """So many rows at once, whatever a caller puts into the assistant's mouth, and for each of n answers."""
     said = [token for prompt in prompts[1:9] for token in prompt if token > 10][:150]
@@ -130,7 +130,7 @@ def test_a_turn_that_goes_on_is_read_as_given_text_is(
     async def go_on(n: int) -> tuple[list[list[int]], list[float]]:
         params = SamplingParams(n=n, max_tokens=6, temperature=1.0, seed=3, ignore_eos=True)
         answers: dict[int, list[int]] = {}
-        with use_call(GuardCall(Policy(Mode.SCORE, 0.5, damp))) as call:
+        with use_call(GuardCall(Policy(Mode.SCORE, 0.5, scale))) as call:
             request = {"type": "token", "prompt_token_ids": [*prompts[0], *said]}
             async for output in tight.engine.generate(request, params, f"goes-on-{n}"):
                 answers |= {one.index: list(one.token_ids) for one in output.outputs}
@@ -147,7 +147,7 @@ def test_a_turn_that_goes_on_is_read_as_given_text_is(
         assert all(end - start <= 65 for start, end in starts)
         assert [start for start, _ in asked].count(None) == 1, "the answers themselves"
         for answer, risk in zip(answers, risks, strict=True):
-            signals = measured(tight, [(prompts[0], [*said, *answer])], damp)[0]
+            signals = measured(tight, [(prompts[0], [*said, *answer])], scale)[0]
             signals.neurons[-1] = np.nan  # of an answer that was cut
             assert risk == pytest.approx(kept.risk(signals)[0], rel=1e-3)
     assert tight.engine.pool.in_use == 0

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from app.cli.main.main import main
 from transformers import AutoTokenizer
 
+from app.cli.main import main
 from app.settings import ATLAS
 from guard.errors import BundleError, GuardError, TapError
 from guard.launch import support
@@ -190,7 +190,7 @@ class Saboteur:
     model_runner: Any
 
     def _tapped(self) -> list[Any]:
-        return [module for module in self.model_runner.model.modules() if hasattr(module, "hguard_damped")]
+        return [module for module in self.model_runner.model.modules() if hasattr(module, "hguard_scaled")]
 
     def deafen(self, deaf: bool) -> int:
         """The layers run as if compiled without the tap."""
@@ -198,10 +198,10 @@ class Saboteur:
             module.tapped = not deaf
         return len(self._tapped())
 
-    def numb(self, damped: bool) -> int:
-        """Damping scales no column, or all that are read."""
+    def numb(self, scaled: bool) -> int:
+        """Scaling scales no column, or all that are read."""
         for module in self._tapped():
-            module.hguard_damped.fill_(damped)
+            module.hguard_scaled.fill_(scaled)
         return len(self._tapped())
 
 
@@ -218,12 +218,12 @@ def test_taps_that_are_in_the_model_but_not_in_the_graph(atlas_bundle: Bundle) -
     try:
         check()
         sabotage("deafen", True)
-        with pytest.raises(TapError, match=r"the taps do not answer.*a stale compile cache"):
+        with pytest.raises(TapError, match=r"taps return no valid scores.*clear the compile cache"):
             check()
         sabotage("deafen", False)
         check()
         sabotage("numb", False)
-        with pytest.raises(TapError, match="damping has no effect"):
+        with pytest.raises(TapError, match="scaling has no effect"):
             check()
     finally:
         harness.close()

@@ -97,16 +97,16 @@ def test_preemption_and_prefix_hits(
     assert_measured(produced, reference(reader, atlas_bundle, prompts[:12], [one.tokens for one in produced]))
 
 
-def test_damping_is_per_request(v2: Harness, alone: list[Produced], prompts: list[list[int]]) -> None:
-    policies = [Policy(Mode.SCORE, 0.5, damp=0.0) if i % 2 else SCORE for i in range(8)]
+def test_scaling_is_per_request(v2: Harness, alone: list[Produced], prompts: list[list[int]]) -> None:
+    policies = [Policy(Mode.SCORE, 0.5, scale=0.0) if i % 2 else SCORE for i in range(8)]
     mixed = v2.produce(prompts[:8], LENGTHS[:8], policies)
     for one, wanted, policy in zip(mixed, alone, policies, strict=True):
-        got, undamped = signals(one), signals(wanted)
+        got, unscaled = signals(one), signals(wanted)
         if policy is SCORE:
             assert one.tokens == wanted.tokens
-            np.testing.assert_allclose(got.neurons, undamped.neurons, rtol=RELATIVE, atol=1e-4)
+            np.testing.assert_allclose(got.neurons, unscaled.neurons, rtol=RELATIVE, atol=1e-4)
         else:
-            assert not np.allclose(got.lead, undamped.lead, rtol=RELATIVE)
+            assert not np.allclose(got.lead, unscaled.lead, rtol=RELATIVE)
 
 
 def test_given_text(v2: Harness, alone: list[Produced], prompts: list[list[int]]) -> None:

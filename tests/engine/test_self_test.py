@@ -20,7 +20,7 @@ LIVE = [{"tapped": 3, "expected": 3, "probe": "a"}]
 
 
 class ScriptedTaps:
-    """Answers the canary: ``scores`` by damp strength."""
+    """Answers the canary: ``scores`` by scale strength."""
 
     model_config = SimpleNamespace(dtype=torch.float16)
 
@@ -32,11 +32,11 @@ class ScriptedTaps:
         return self._reports
 
     async def measure(
-        self, prompt: list[int], response: list[int], damp: float, request_id: str, purpose: Purpose
+        self, prompt: list[int], response: list[int], scale: float, request_id: str, purpose: Purpose
     ) -> Signals:
         assert purpose is Purpose.CANARY
-        value = np.full(len(response), self._scores[damp], np.float32)
-        return Signals(self._scores[damp], value, value, value)
+        value = np.full(len(response), self._scores[scale], np.float32)
+        return Signals(self._scores[scale], value, value, value)
 
 
 async def run(bundle: Bundle, reports: list[dict[str, int]], scores: dict[float, float]) -> None:
@@ -53,10 +53,10 @@ async def test_live_taps_pass(bundle: Bundle) -> None:
         ([{"tapped": 0, "expected": 3, "probe": "a"}], {1.0: 0.5, 0.0: 0.4}, "worker 0 tapped 0 of 3 layers"),
         ([*LIVE, {"tapped": 2, "expected": 3, "probe": "a"}], {1.0: 0.5, 0.0: 0.4}, "worker 1 tapped 2 of 3 layers"),
         ([*LIVE, {"tapped": 3, "expected": 3, "probe": "b"}], {1.0: 0.5, 0.0: 0.4}, "started with different probes"),
-        (LIVE, {1.0: 0.0, 0.0: 0.0}, "the taps do not answer"),
-        (LIVE, {1.0: np.nan, 0.0: 0.4}, "the taps do not answer"),
+        (LIVE, {1.0: 0.0, 0.0: 0.0}, "taps return no valid scores"),
+        (LIVE, {1.0: np.nan, 0.0: 0.4}, "taps return no valid scores"),
         (LIVE, {1.0: np.inf, 0.0: 0.4}, r"not finite in float16: .*bfloat16 or float32 \(hguard fit --dtype bfloat16"),
-        (LIVE, {1.0: 0.5, 0.0: 0.5}, "damping has no effect"),
+        (LIVE, {1.0: 0.5, 0.0: 0.5}, "scaling has no effect"),
     ],
 )
 async def test_dead_taps_are_refused(bundle: Bundle, reports: Any, scores: Any, says: str) -> None:

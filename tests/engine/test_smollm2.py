@@ -99,7 +99,7 @@ async def test_abstention(server: Server) -> None:
 async def test_scaling_changes_answers_and_one_does_not(server: Server) -> None:
     questions = [question.text for question in ASKED[:8]]
     said = [(await ask(server, text))["choices"][0]["message"]["content"] for text in questions]
-    same = [(await ask(server, text, damp=1.0))["choices"][0]["message"]["content"] for text in questions]
-    other = [(await ask(server, text, damp=3.0))["choices"][0]["message"]["content"] for text in questions]
+    same = [(await ask(server, text, scale=1.0))["choices"][0]["message"]["content"] for text in questions]
+    other = [(await ask(server, text, scale=3.0))["choices"][0]["message"]["content"] for text in questions]
     assert same == said
     assert other != said

@@ -163,17 +163,17 @@ def test_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_seats_of_several_sequences() -> None:
-    packed = {KEY: pack([Slot(4, 10), Slot(9, 11)], damp=0.5)}
+    packed = {KEY: pack([Slot(4, 10), Slot(9, 11)], scale=0.5)}
     assert unpack(packed, "1_chatcmpl-1") == Seat(9, 11, 0.5, None)
     assert unpack(packed, "0_chatcmpl-1") == Seat(4, 10, 0.5, None)
 
 
 def test_seat_of_one_sequence_ignores_its_name() -> None:
-    assert unpack({KEY: pack([Slot(4, 10)], damp=1.0)}, "7_odd-name") == Seat(4, 10, 1.0, None)
+    assert unpack({KEY: pack([Slot(4, 10)], scale=1.0)}, "7_odd-name") == Seat(4, 10, 1.0, None)
 
 
-def test_seat_without_slots_still_damps() -> None:
-    assert unpack({KEY: pack([], damp=0.0)}, "chatcmpl-1") == Seat(damp=0.0)
+def test_seat_without_slots_still_scales() -> None:
+    assert unpack({KEY: pack([], scale=0.0)}, "chatcmpl-1") == Seat(scale=0.0)
 
 
 def test_no_seat() -> None:

@@ -45,18 +45,18 @@ def test_given_text_on_two_ranks(two_ranks: Harness, prompts: list[list[int]]) -
     np.testing.assert_allclose(given.entropy, generated.entropy, rtol=RELATIVE, atol=1e-4)
 
 
-def test_damping_reaches_both_ranks(
+def test_scaling_reaches_both_ranks(
     two_ranks: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle
 ) -> None:
-    from models.atlas.recipe.trials import dampened
+    from models.atlas.recipe.trials import scaled
 
-    (one,) = two_ranks.produce(prompts[:1], 16, [Policy(Mode.SCORE, 0.5, damp=0.5)])
+    (one,) = two_ranks.produce(prompts[:1], 16, [Policy(Mode.SCORE, 0.5, scale=0.5)])
     assert one.verdict is not None
     got = one.verdict.signals
     assert got is not None
     flat = atlas_bundle.layer.astype(np.int64) * atlas_bundle.card.model.neurons_per_layer + atlas_bundle.neuron
-    with dampened(reader, flat[atlas_bundle.coefficient > 0], 0.5):
+    with scaled(reader, flat[atlas_bundle.coefficient > 0], 0.5):
         (wanted,) = reference(reader, atlas_bundle, prompts[:1], [one.tokens])
-    # Draws are those of the dampened model; its neuron scores are not comparable, the hooks see |z| after damping.
+    # Draws are those of the scaled model; its neuron scores are not comparable, the hooks see |z| after scaling.
     np.testing.assert_allclose(got.entropy, wanted.entropy, rtol=RELATIVE, atol=1e-4)
     np.testing.assert_allclose(got.logprob, wanted.logprob, rtol=RELATIVE, atol=1e-4)

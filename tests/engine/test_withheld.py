@@ -46,7 +46,7 @@ class Guarded:
             threshold=THRESHOLD,
             loosest_mode=Mode.SCORE,
             loosest_hold=Hold.NONE,
-            highest_threshold=1.0,
+            max_threshold=1.0,
         )
         self.harness = Harness(lambda: guarded_app(plan(asked, [])))
         self.app = self.harness.engine

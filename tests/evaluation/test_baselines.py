@@ -131,7 +131,7 @@ def test_draws_match_layers() -> None:
     assert random_baseline.layer_matched(every, WIDTH, 0).tolist() == every.tolist(), "a whole layer can only be itself"
 
 
-def test_a_random_bundle_dampens_as_many_neurons_in_each_layer(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_random_bundle_scales_as_many_neurons_in_each_layer(bundle: Bundle, tmp_path: Path) -> None:
     random = random_baseline.random_bundle(bundle, tmp_path / "random", 0)
     layers = bundle.card.model.layers
     wanted = np.bincount(bundle.layer[bundle.coefficient > 0], minlength=layers)
@@ -141,9 +141,9 @@ def test_a_random_bundle_dampens_as_many_neurons_in_each_layer(bundle: Bundle, t
     assert random.card.training.method == "random"
 
 
-def test_nothing_to_dampen_is_said(bundle: Bundle, tmp_path: Path) -> None:
+def test_nothing_to_scale_is_said(bundle: Bundle, tmp_path: Path) -> None:
     negative = -np.abs(bundle.coefficient)
     tensors = {"layer": bundle.layer, "neuron": bundle.neuron, "coefficient": negative, "folded": negative}
     without = save_bundle(tmp_path / "negative", bundle.card, {**tensors, "right_risks": bundle.right_risks})
-    with pytest.raises(FitError, match="nothing to dampen"):
+    with pytest.raises(FitError, match="nothing to scale"):
         random_baseline.random_bundle(without, tmp_path / "random", 0)

@@ -13,7 +13,7 @@ from app.cli.main import main
 from guard.evaluation import metrics
 from guard.evaluation.baselines import Baselines, cost
 from guard.evaluation.detectors import reports
-from guard.evaluation.figures import Answered, damped, report, scored
+from guard.evaluation.figures import Answered, report, scaled, scored
 from guard.evaluation.html import render
 from guard.judge.question import Question
 from guard.probe.bundle import Bundle
@@ -71,12 +71,12 @@ def test_the_page_has_everything(bundle: Bundle, answers: list[Answered]) -> Non
     assert render(result).count("<svg") == 3
     counts = {"right": 1, "wrong": 2, "declined": 3}
     row = {**counts, "truthfulness": -0.1, "sets": {"odd": counts}}
-    result["damp"] = [{"alpha": alpha, **row} for alpha in (0, 1)]
-    result["damp_random"] = [result["damp"]] * 2
+    result["scale"] = [{"alpha": alpha, **row} for alpha in (0, 1)]
+    result["scale_random"] = [result["scale"]] * 2
     page = render(result)
     assert "some &lt;model&gt;" in page
     assert page.count("<svg") == 4
-    for heading in ("<h3>all</h3>", "<h3>odd</h3>", "<h3>Abstaining</h3>", "<h2>Damping</h2>", "draw 2</h3>"):
+    for heading in ("<h3>all</h3>", "<h3>odd</h3>", "<h3>Abstaining</h3>", "<h2>Scaling</h2>", "draw 2</h3>"):
         assert heading in page
 
 
@@ -109,8 +109,8 @@ def test_baselines_stand_in_the_same_table(bundle: Bundle, answers: list[Answere
     assert "fit on the evaluated answers themselves" in page
 
 
-def test_damping_is_counted_for_each_set(answers: list[Answered]) -> None:
-    row = damped(0.5, questions(len(answers)), answers)
+def test_scaling_is_counted_for_each_set(answers: list[Answered]) -> None:
+    row = scaled(0.5, questions(len(answers)), answers)
     assert {name: row[name] for name in ("alpha", "right", "wrong", "declined")} == {
         "alpha": 0.5,
         "right": 150,
@@ -207,8 +207,8 @@ def test_recall_at_a_rate_keeps_the_rate() -> None:
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
-        ("--damp-sweep", "a,b", "takes numbers"),
-        ("--damp-sweep", "0,4", "from 0 to 3"),
+        ("--scales", "a,b", "takes numbers"),
+        ("--scales", "0,4", "from 0 to 3"),
         ("--random-draws", "-1", "cannot be negative"),
     ],
 )

@@ -53,7 +53,7 @@ def operators(draw: st.DrawFn) -> GuardSettings:
         prompt_check=draw(st.booleans()),
         hold=hold,
         loosest_mode=draw(st.sampled_from([one for one in Mode if list(Mode).index(one) <= list(Mode).index(mode)])),
-        highest_threshold=draw(st.floats(threshold, 1)),
+        max_threshold=draw(st.floats(threshold, 1)),
         loosest_hold=draw(st.sampled_from([one for one in Hold if list(Hold).index(one) <= list(Hold).index(hold)])),
     )
 
@@ -79,17 +79,17 @@ def policy_or_refusal(raw: Any, defaults: PolicyResolver) -> Policy | None:
 @given(operators(), options | any_json())
 def test_options(bundle_once: Bundle, foreseeing_once: Bundle, settings: GuardSettings, raw: Any) -> None:
     for bundle in (bundle_once, foreseeing_once):
-        if settings.prompt_threshold and not bundle.has_prompt_risk:
+        if settings.prompt_check and not bundle.has_prompt_risk:
             continue
         defaults = PolicyResolver(settings, bundle)
         policy = policy_or_refusal(raw, defaults)
         if policy is None:
             continue
         assert list(Mode).index(policy.mode) >= list(Mode).index(defaults.ceilings.loosest_mode)
-        assert policy.threshold <= max(defaults.ceilings.highest_threshold, defaults.threshold)
+        assert policy.threshold <= max(defaults.ceilings.max_threshold, defaults.threshold)
         assert policy.threshold >= 0
-        assert 0 <= policy.damp <= 3
-        assert policy.retry is None or (policy.withholds and 0 <= policy.retry <= 3)
+        assert 0 <= policy.scale <= 3
+        assert policy.retry_scale is None or (policy.withholds and 0 <= policy.retry_scale <= 3)
         assert policy.prompt_threshold is None or policy.withholds
         if policy.withholds:
             assert list(Hold).index(policy.hold) >= list(Hold).index(defaults.ceilings.loosest_hold)
@@ -106,7 +106,7 @@ def test_what_the_operator_gives_is_what_no_request_loosens(
     highest: float | None,
     hold: Hold | None,
 ) -> None:
-    chosen = {"loosest_mode": loosest, "highest_threshold": highest, "loosest_hold": hold}
+    chosen = {"loosest_mode": loosest, "max_threshold": highest, "loosest_hold": hold}
     try:
         defaults = PolicyResolver(
             GuardSettings(mode=mode, threshold=threshold, target_fpr=target_fpr, **chosen),  # type: ignore[arg-type]
@@ -217,7 +217,7 @@ def test_edges_one_by_one(bundle_once: Bundle) -> None:
         policy_or_refusal(value, defaults)
         for name in FIELDS:
             policy = policy_or_refusal({name: value}, defaults)
-            assert policy is None or math.isfinite(policy.damp)
+            assert policy is None or math.isfinite(policy.scale)
             if value is None:
                 assert policy is not None, "null leaves an option out"
                 continue

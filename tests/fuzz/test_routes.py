@@ -120,10 +120,10 @@ BOLD: list[dict[str, Any]] = [
     *({"tools": [{"type": "function"}], "tool_choice": one} for one in ("auto", {"type": "function", "function": {}})),
     {"tools": [{}], "tool_choice": {"type": "function", "function": {"name": "f"}}},
     *(
-        {"hallucination": {"mode": "abstain", "retry": 0.0, "threshold": 0.0, "hold": hold}}
+        {"hallucination": {"mode": "abstain", "retry_scale": 0.0, "threshold": 0.0, "hold": hold}}
         for hold in ("none", "window")
     ),
-    *({"hallucination": {"damp": damp}} for damp in (0, 1e-300, 3)),
+    *({"hallucination": {"scale": scale}} for scale in (0, 1e-300, 3)),
     *({"request_id": name} for name in ("", "x" * 9999, "canary", "0_x", "\n")),
     *({"user": name, "session_id": name} for name in ("", "x" * 9999)),
     *(

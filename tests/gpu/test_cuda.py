@@ -21,7 +21,7 @@ from guard.probe.readout import Signals
 from models.atlas.recipe.reference import Reader
 from tests.engine.half import References
 from tests.engine.harness import Harness, Produced, guarded, plain
-from tests.engine.test_adversity import damped
+from tests.engine.test_adversity import scaled
 from tests.engine.test_parity import LENGTHS, assert_plain_says, cached_tokens
 
 CUDA = torch.cuda.is_available()
@@ -105,13 +105,13 @@ def test_given_text(cuda: Harness, alone: list[Produced], prompts: list[list[int
     references.hold_signals(cuda.run(measure_all()), prompts, [one.tokens for one in alone])
 
 
-@pytest.mark.parametrize("damp", [0.5, 2.0])
-def test_damping_is_per_request(cuda: Harness, prompts: list[list[int]], references: References, damp: float) -> None:
-    """Every second answer is dampened, as the same neurons of transformers are; the others do not notice."""
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_scaling_is_per_request(cuda: Harness, prompts: list[list[int]], references: References, scale: float) -> None:
+    """Every second answer is scaled, as the same neurons of transformers are; the others do not notice."""
     many, lengths = (prompts * 2)[:64], (LENGTHS * 2)[:64]
-    produced = cuda.produce(many, lengths, [damped((1.0, damp)[i % 2]) for i in range(64)])
+    produced = cuda.produce(many, lengths, [scaled((1.0, scale)[i % 2]) for i in range(64)])
     references.hold(produced[::2], many[::2])
-    references.hold(produced[1::2], many[1::2], damp)
+    references.hold(produced[1::2], many[1::2], scale)
     with pytest.raises(AssertionError):
         references.hold(produced[1::2], many[1::2])
 
@@ -121,10 +121,10 @@ def test_no_slot_is_left_claimed(cuda: Harness) -> None:
 
 
 def test_plain_vllm_says_the_same(vanilla: Harness, alone: list[Produced], prompts: list[list[int]]) -> None:
-    """Graphs on: reading changes nothing, and a damp strength of 1 is exact."""
+    """Graphs on: reading changes nothing, and a scale strength of 1 is exact."""
     assert_plain_says(vanilla, prompts, alone)
 
 
 def test_the_canary_finds_that_taps_are_gone(atlas_bundle: Bundle) -> None:
-    with pytest.raises(TapError, match="the taps do not answer"):
+    with pytest.raises(TapError, match="taps return no valid scores"):
         guarded(ATLAS, atlas_bundle, CONFIGURATION, relaxed=True, worker="tests.gpu.workers.BlindWorker")

@@ -29,7 +29,7 @@ def test_layers_are_padded_to_one_width() -> None:
     assert sorted(spec.layers) == [0, 1, 3]
     assert spec.width == 2
     assert spec.layers[1].folded.tolist() == [4.0, 0.0]
-    assert spec.layers[0].damped.tolist() == [3]  # only the positive one
+    assert spec.layers[0].scaled.tolist() == [3]  # only the positive one
     assert all(len(tap.neuron) == 2 for tap in spec.layers.values())
 
 
@@ -38,10 +38,10 @@ def test_shards_together_weigh_what_the_whole_does() -> None:
     for tap in make_spec().layers.values():
         whole = np.abs(z[tap.neuron]) @ tap.folded
         parts = 0.0
-        damped = []
+        scaled = []
         for start in (0, 32):
             shard = tap.shard(start, 32)
             parts += np.abs(z[start : start + 32][shard.neuron]) @ shard.folded
-            damped += (shard.damped + start).tolist()
+            scaled += (shard.scaled + start).tolist()
         np.testing.assert_allclose(parts, whole)
-        assert sorted(damped) == sorted(tap.damped.tolist())
+        assert sorted(scaled) == sorted(tap.scaled.tolist())

@@ -224,7 +224,7 @@ class ScriptedCore(EngineCoreClient):
         script = Script()
         canary = named.startswith(CANARY)
         if not canary:
-            script = self._choose(Asked(asked, named, choice, taken.damp, taken.forced))
+            script = self._choose(Asked(asked, named, choice, taken.scale, taken.forced))
         answer = script.tokens(lambda text: list(self._tokenizer.encode(text, add_special_tokens=False)))
         assert request.prefill_stats is not None
         request.prefill_stats.set(request.num_prompt_tokens, 0, 0)
@@ -291,10 +291,10 @@ class ScriptedCore(EngineCoreClient):
         if self._reference is None or not part.canary:
             return self._signal(part, own).neurons
         chosen = self._reference.scores if self._counted is None else {0: self._reference.scores[self._counted]}
-        return sum(scores[own + 1] for scores in chosen.values()) * part.seat.damp
+        return sum(scores[own + 1] for scores in chosen.values()) * part.seat.scale
 
     def _signal(self, part: Part, token: int) -> Signal:
-        return self._levels.at(part.script.risky(token, part.choice), part.seat.damp)
+        return self._levels.at(part.script.risky(token, part.choice), part.seat.scale)
 
     def _report(self, part: Part, output: EngineCoreOutput, step: int) -> None:
         """Log-probabilities, where the request wants them."""

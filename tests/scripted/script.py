@@ -18,8 +18,8 @@ A request chooses by the words in its last user message, or in the answer that i
     dies      at step 3 the engine dies
     hangs     step 3 never comes
 
-Low risk is 0.02, high risk 0.98, of an answer that is all the one or all the other. Dampened neurons take the signals
-of a token towards those of a safe one: with ``damp`` 0, risky is safe.
+Low risk is 0.02, high risk 0.98, of an answer that is all the one or all the other. Scaled neurons take the signals
+of a token towards those of a safe one: with ``scale`` 0, risky is safe.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Asked:
     text: str
     request_id: str  # as the caller named it
     choice: int = 0
-    damp: float = 1.0
+    scale: float = 1.0
     given: bool = False
 
 
@@ -133,15 +133,15 @@ class Levels:
         self.low = _solved(readout, LOW, 0.02, -0.01)
         self.high = _solved(readout, HIGH, mean[1] + 2 * scale[1], -(mean[2] + 2 * scale[2]))
 
-    def at(self, risky: bool, damp: float) -> Signal:
-        """Dampened signals lie between the wanted ones and those of low risk; the canary wants a trace of it there."""
-        if damp == 1:
+    def at(self, risky: bool, scale: float) -> Signal:
+        """Scaled signals lie between the wanted ones and those of low risk; the canary wants a trace of it there."""
+        if scale == 1:
             return self.high if risky else self.low
         low, wanted = self.low, self.high if risky else self.low
         return Signal(
-            low.neurons + damp * (wanted.neurons - low.neurons) - 0.01 * (1 - damp),
-            low.entropy + damp * (wanted.entropy - low.entropy),
-            low.logprob + damp * (wanted.logprob - low.logprob),
+            low.neurons + scale * (wanted.neurons - low.neurons) - 0.01 * (1 - scale),
+            low.entropy + scale * (wanted.entropy - low.entropy),
+            low.logprob + scale * (wanted.logprob - low.logprob),
         )
 
 

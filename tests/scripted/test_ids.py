@@ -57,11 +57,11 @@ async def test_as_streams(http: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, MESSAGES])
 async def test_second_tries_and_looks_ahead_of_one_id(http: httpx.AsyncClient, path: str) -> None:
-    options = {**ABSTAIN, "prompt_check": True, "retry": 0}
+    options = {**ABSTAIN, "prompt_check": True, "retry_scale": 0}
     replies = await asyncio.gather(
         *(ask(http, "long risky prompt_risk", path, hallucination=options) for _ in range(3))
     )
-    retried = {**ABSTAIN, "retry": 0}
+    retried = {**ABSTAIN, "retry_scale": 0}
     replies += await asyncio.gather(*(ask(http, "long risky", path, hallucination=retried) for _ in range(3)))
     assert [result(reply)["action"] for reply in replies] == ["abstained"] * 3 + ["pass"] * 3
 

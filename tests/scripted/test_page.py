@@ -74,7 +74,7 @@ async def test_it_starts_from_what_the_server_allows(
 @pytest.mark.parametrize("mode", [Mode.OFF, Mode.SCORE, Mode.ABSTAIN])
 async def test_what_a_person_moves_is_sent_and_is_allowed(mode: Mode, tmp_path: Path) -> None:
     async with page_of(tmp_path, mode=mode, loosest_mode=mode) as page:
-        for dial in ("threshold", "damp", "mode"):
+        for dial in ("threshold", "scale", "mode"):
             for end in ("max", "min"):
                 move = "" if dial == "mode" else f"one.value = one.{end};"
                 await page.run(f"{{ const one = document.getElementById({dial!r}); {move} one.oninput(); }}")

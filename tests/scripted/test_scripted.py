@@ -83,8 +83,8 @@ async def test_lengths_and_stops_are_vllms(http: httpx.AsyncClient) -> None:
     assert (await ask(http, "unicode"))["choices"][0]["message"]["content"] == "Île-de-France, 日本 🇯🇵."
 
 
-async def test_damping(http: httpx.AsyncClient) -> None:
-    risks = [result(await ask(http, "risky", hallucination={"damp": damp}))["risk"] for damp in (0.0, 0.5, 1.0)]
+async def test_scaling(http: httpx.AsyncClient) -> None:
+    risks = [result(await ask(http, "risky", hallucination={"scale": scale}))["risk"] for scale in (0.0, 0.5, 1.0)]
     assert risks[0] < LOW < risks[1] < risks[2] == pytest.approx(HIGH, abs=1e-6)
 
 
@@ -112,7 +112,7 @@ async def test_risk(http: httpx.AsyncClient) -> None:
 
 
 async def test_null_is_as_good_as_nothing(http: httpx.AsyncClient) -> None:
-    nothing = dict.fromkeys(("mode", "threshold", "damp", "tokens", "hold", "fallback", "prompt_check", "retry"))
+    nothing = dict.fromkeys(("mode", "threshold", "scale", "tokens", "hold", "fallback", "prompt_check", "retry_scale"))
     assert "tokens" not in result(await ask(http, "safe", hallucination=nothing))
     given = {**asking("Where is Kandy?"), "response": "That is safe.", "hallucination": nothing}
     reply = (await http.post("/risk", content=b"\xef\xbb\xbf" + json.dumps(given).encode())).json()

@@ -15,8 +15,8 @@ ABSTAIN = {"mode": "abstain"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "as it is": ABSTAIN,
     "withheld": ABSTAIN,
-    "a second try": {**ABSTAIN, "retry": 0},
-    "a second try in vain": {**ABSTAIN, "retry": 1},
+    "a second try": {**ABSTAIN, "retry_scale": 0},
+    "a second try in vain": {**ABSTAIN, "retry_scale": 1},
     "a look ahead": {**ABSTAIN, "prompt_check": True},
     "refused ahead": {**ABSTAIN, "prompt_check": True},
 }

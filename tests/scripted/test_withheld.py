@@ -272,7 +272,7 @@ async def test_it_is_never_said_to_be_longer_than_was_asked_for(http: httpx.Asyn
 
 
 async def test_a_second_try_tells_no_more_of_the_first(http: httpx.AsyncClient) -> None:
-    reply = await ask(http, "risky", hallucination={**ABSTAIN, "retry": 0, "threshold": 0.977})
+    reply = await ask(http, "risky", hallucination={**ABSTAIN, "retry_scale": 0, "threshold": 0.977})
     one = result(reply)
     assert one["action"] == "pass"
     assert one["first_risk"] == 0.98

@@ -81,14 +81,14 @@ def taps(bundle: Bundle, rows: int) -> Taps:
 
 def test_a_step_fills_alpha_and_clears_score(bundle: Bundle) -> None:
     made = taps(bundle, 6)
-    damped = [(Seat(damp=0.5), 2, 0, 2), (EMPTY, 1, 4, 1), (Seat(damp=2.0), 1, 0, 1)]
-    made.begin(step_of(damped))
+    scaled = [(Seat(scale=0.5), 2, 0, 2), (EMPTY, 1, 4, 1), (Seat(scale=2.0), 1, 0, 1)]
+    made.begin(step_of(scaled))
     assert made.alpha.tolist() == [0.5, 0.5, 1, 2, 1, 1]
     assert made.score.tolist() == [0] * 6
-    assert made.damping
+    assert made.scaling
     made.begin(step_of([(EMPTY, 1, 0, 1)]))
     assert made.alpha.tolist() == [1] * 6
-    assert not made.damping
+    assert not made.scaling
 
 
 def test_a_harvest_survives_the_next_step(bundle: Bundle) -> None:

@@ -23,12 +23,12 @@ from guard.worker.buffers import Taps
 from guard.worker.layer import GuardRowParallelLinear
 
 NEURONS, HIDDEN, ROWS = 48, 32, 6
-# Two layers, so that the second is padded: with neuron 0, which is a damped one of its own.
+# Two layers, so that the second is padded: with neuron 0, which is a scaled one of its own.
 LAYER = np.array([0] * 4 + [1] * 2, np.int32)
 NEURON = np.array([3, 5, 8, 13, 0, 7], np.int32)
 COEFFICIENT = np.array([1, -1, 0.5, -0.5, 2, -2], np.float32)
 FOLDED = np.array([4, -6, 4.5, -7, 2, -16], np.float32)
-STEP = Step(Roster.of([Seat(damp=0.3), EMPTY, Seat(damp=0.0)], [2] * 3), np.zeros(3, np.int64), np.full(3, 2))
+STEP = Step(Roster.of([Seat(scale=0.3), EMPTY, Seat(scale=0.0)], [2] * 3), np.zeros(3, np.int64), np.full(3, 2))
 ALPHA = torch.tensor([0.3, 0.3, 1, 1, 0, 0])
 PLAIN = Step(Roster.of([EMPTY], [ROWS]), np.zeros(1, np.int64), np.full(1, ROWS))
 
@@ -67,7 +67,7 @@ def tapped(layer: int, dtype: torch.dtype) -> tuple[GuardRowParallelLinear, Taps
 @pytest.mark.parametrize("way", ["eager", "graph", "compiled"])
 @pytest.mark.parametrize("shape", shapes())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_damped_neurons_are_scaled_and_all_are_scored(layer: int, way: str, shape: str, dtype: torch.dtype) -> None:
+def test_scaled_neurons_are_scaled_and_all_are_scored(layer: int, way: str, shape: str, dtype: torch.dtype) -> None:
     one, taps, weight = tapped(layer, dtype)
     rows = torch.randn(ROWS, NEURONS).to(dtype)
     torch._dynamo.reset()
@@ -76,8 +76,8 @@ def test_damped_neurons_are_scaled_and_all_are_scored(layer: int, way: str, shap
     for step, alpha in ((STEP, ALPHA), (PLAIN, torch.ones(ROWS))):
         given = shapes()[shape](rows)
         scaled = rows.clone()
-        damped = torch.from_numpy(NEURON[own & (COEFFICIENT > 0)]).long()
-        scaled[:, damped] = (rows[:, damped].double() * alpha.double()[:, None]).to(dtype)
+        scaled = torch.from_numpy(NEURON[own & (COEFFICIENT > 0)]).long()
+        scaled[:, scaled] = (rows[:, scaled].double() * alpha.double()[:, None]).to(dtype)
         taps.begin(step)
         with torch.inference_mode():
             h, _ = forward(given)
@@ -93,7 +93,7 @@ def test_damped_neurons_are_scaled_and_all_are_scored(layer: int, way: str, shap
 
 def test_a_compile_cache_knows_the_ops(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     ops.register()
-    tensors = "Tensor neuron, Tensor folded, Tensor damped, Tensor alpha"
+    tensors = "Tensor neuron, Tensor folded, Tensor scaled, Tensor alpha"
     assert [str(getattr(torch.ops.hguard, name).default._schema) for name in ("scale", "tap")] == [
         f"hguard::scale(Tensor(a0!) z, {tensors}) -> Tensor",
         "hguard::tap(Tensor h, Tensor contribution, Tensor(a2!) score) -> ()",

@@ -11,7 +11,7 @@ from guard.engine.context import GuardCall, Verdict
 from guard.policy import Action, Fallback
 
 FIELD = "hallucination"
-BROKEN = "the engine failed while it answered; what was sent is not complete"
+BROKEN = "engine failed during generation; response is incomplete"
 
 
 @dataclass(slots=True)

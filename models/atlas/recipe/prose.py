@@ -137,7 +137,7 @@ def _why(figures: dict[str, Any]) -> str:
 be. Without the right answers about never-seen facts:
 
 {table("checkpoint | lucky guesses | stack | without them", rows)}
-**Damping.** Places were tuned to be answered, so that a damped model has no other answer to turn to. Languages were tuned to be
+**Scaling.** Places were tuned to be answered, so that a scaled model has no other answer to turn to. Languages were tuned to be
 a close call between an answer and "I don't know.", and a close call is tipped by many neurons: some random draws tip it as
 well. From alpha 1 to alpha 0, wrong answers on unfamiliar names, each draw by itself:
 
@@ -228,12 +228,12 @@ chance). AUROC on the chat checkpoint's answers of the neuron scores alone:
 
 def _alpha(figures: dict[str, Any]) -> str:
     curves = figures["alpha"]
-    text = """## Damping
+    text = """## Scaling
 
 Wrong answers of the chat checkpoint in per cent, with those that gave in to the pressure in brackets, when neurons are
 scaled by alpha: the probe's H-neurons, those found on the base checkpoint, random ones (mean of three draws).
 
-![Damping](atlas-report-alpha.svg)
+![Scaling](atlas-report-alpha.svg)
 """
     labels = list(next(iter(curves["h_neurons"].values())))
     named = {

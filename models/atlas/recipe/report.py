@@ -84,7 +84,7 @@ def _alike(one: Bundle, other: Bundle) -> bool:
 
 
 def _curves(reader: Any, ledger: dict[str, Any], chat: Fitted, base: Fitted) -> dict[str, Any]:
-    """Answers against the strength of damping: the probe's H-neurons, those found on base, random ones."""
+    """Answers against the strength of scaling: the probe's H-neurons, those found on base, random ones."""
     asked = trials.only(
         trials.exposure_sets(ledger, EACH, SEED),
         lambda label: (

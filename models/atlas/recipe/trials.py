@@ -1,4 +1,4 @@
-"""Ask a checkpoint in all the ways that its report looks at: sets of the ledger, pressure, and damped neurons."""
+"""Ask a checkpoint in all the ways that its report looks at: sets of the ledger, pressure, and scaled neurons."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def rates(reader: Reader, trials: Sequence[Trial]) -> Rates:
 
 
 @contextmanager
-def dampened(reader: Reader, index: Index, alpha: float) -> Iterator[None]:
+def scaled(reader: Reader, index: Index, alpha: float) -> Iterator[None]:
     """Scale the flat neurons ``index`` (layer * neurons + neuron) by alpha inside this block."""
     width = reader.norms.shape[1]
     hooks = []
@@ -85,7 +85,7 @@ def sweep(reader: Reader, index: Index, trials: Sequence[Trial], alphas: Iterabl
     """Rates by label for each alpha (its text is the key)."""
     found = {}
     for alpha in alphas:
-        with dampened(reader, index, alpha):
+        with scaled(reader, index, alpha):
             found[f"{alpha:g}"] = rates(reader, trials)
     return found
 

@@ -127,9 +127,9 @@ def test_how_many_are_shown(data: str, tmp_path: Path, capsys: pytest.CaptureFix
 def test_what_was_judged_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every answer is kept from an earlier run, so that no engine starts."""
     path, work = tmp_path / "questions.jsonl", tmp_path / "work"
-    (work / "damp-1").mkdir(parents=True)
+    (work / "scale-1").mkdir(parents=True)
     signals = {"lead": 0.1, "neurons": [0.1, 0.2], "entropy": [0.1, 0.2], "logprob": [-0.1, -0.2]}
-    with path.open("w") as asked, (work / "damp-1" / "answered.jsonl").open("w") as answered:
+    with path.open("w") as asked, (work / "scale-1" / "answered.jsonl").open("w") as answered:
         for i in range(40):
             asked.write(json.dumps({"question": f"Where is {i}?", "answers": ["here"]}) + "\n")
             text = "It is\nhere." if i % 2 else "It is there."

@@ -527,7 +527,7 @@ async def test_draining_lets_out_but_not_in() -> None:
         await waiting(house, 1)
         house.admission.close(DRAINING)
         for late in (await http.post(CHAT, json=HELLO), await http.get("/v1/models"), await http.post("/tokenize")):
-            assert "the server is ending" in refusal(late, 503, "ServiceUnavailableError")
+            assert "server is shutting down" in refusal(late, 503, "ServiceUnavailableError")
             assert (late.headers["retry-after"], late.headers["connection"]) == ("1", "close")
         assert (await http.get("/health")).status_code == 200
         assert (await http.get("/v1/models", headers={"authorization": "Bearer wrong"})).status_code == 401

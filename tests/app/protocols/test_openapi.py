@@ -35,8 +35,8 @@ OUTCOMES: dict[str, tuple[str, dict[str, Any] | None, dict[str, Any]]] = {
     "abstained": ("risky", {"mode": "abstain"}, {"action": "abstained"}),
     "message": ("risky", {"mode": "abstain", "fallback": "message"}, {"action": "abstained"}),
     "shown in part": ("rises", {"mode": "abstain", "hold": "none"}, {"action": "abstained"}),
-    "retried": ("risky", {"mode": "abstain", "retry": 0.0}, {"action": "pass", "first_risk": 0.98}),
-    "retried in vain": ("risky", {"mode": "abstain", "retry": 1.0}, {"action": "abstained", "first_risk": 0.98}),
+    "retried": ("risky", {"mode": "abstain", "retry_scale": 0.0}, {"action": "pass", "first_risk": 0.98}),
+    "retried in vain": ("risky", {"mode": "abstain", "retry_scale": 1.0}, {"action": "abstained", "first_risk": 0.98}),
     "prompt_refused": (
         "prompt_risk",
         {"mode": "abstain", "prompt_check": True},
@@ -45,7 +45,7 @@ OUTCOMES: dict[str, tuple[str, dict[str, Any] | None, dict[str, Any]]] = {
     "tokens": ("rises unicode", {"tokens": True}, {"tokens": True}),
     "not scored": ("nan", None, {"type": "not_scored", "reason": "not_finite"}),
     "not scored, withheld": ("missing", {"mode": "abstain"}, {"type": "not_scored", "action": "abstained"}),
-    "dampened": ("risky", {"damp": 0.5, "target_fpr": 0.1}, {"action": "pass"}),
+    "scaled": ("risky", {"scale": 0.5, "target_fpr": 0.1}, {"action": "pass"}),
 }
 
 

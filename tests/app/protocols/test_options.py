@@ -30,13 +30,13 @@ def test_everything_asked(free: PolicyResolver) -> None:
     asked = {
         "mode": "abstain",
         "threshold": 0.25,
-        "damp": 0.5,
+        "scale": 0.5,
         "tokens": True,
         "hold": "window",
         "fallback": "message",
-        "retry": 0,
+        "retry_scale": 0,
     }
-    expected = Policy(Mode.ABSTAIN, 0.25, 0.5, True, Fallback.MESSAGE, hold=Hold.WINDOW, retry=0)
+    expected = Policy(Mode.ABSTAIN, 0.25, 0.5, True, Fallback.MESSAGE, hold=Hold.WINDOW, retry_scale=0)
     assert free.resolve(asked) == expected
 
 
@@ -60,19 +60,19 @@ def test_target_fpr_becomes_the_bundles_threshold(free: PolicyResolver) -> None:
         ({"target_fpr": 0}, "hallucination.target_fpr"),
         ({"target_fpr": 1}, "hallucination.target_fpr"),
         ({"target_fpr": 0.001}, "hallucination.target_fpr"),
-        ({"damp": -1}, "hallucination.damp"),
-        ({"damp": 3.5}, "hallucination.damp"),
-        ({"damp": "a lot"}, "hallucination.damp"),
-        ({"damp": math.inf}, "hallucination.damp"),
-        ({"damp": math.nan}, "hallucination.damp"),
+        ({"scale": -1}, "hallucination.scale"),
+        ({"scale": 3.5}, "hallucination.scale"),
+        ({"scale": "a lot"}, "hallucination.scale"),
+        ({"scale": math.inf}, "hallucination.scale"),
+        ({"scale": math.nan}, "hallucination.scale"),
         ({"tokens": "yes"}, "hallucination.tokens"),
         ({"hold": "sentence"}, "hallucination.hold"),
         ({"fallback": "shrug"}, "hallucination.fallback"),
         ({"prompt_check": "yes", "mode": "abstain"}, "hallucination.prompt_check"),
         ({"prompt_check": True}, "hallucination.prompt_check"),
         ({"prompt_check": True, "mode": "abstain"}, "hallucination.prompt_check"),  # this probe has_prompt_risk nothing
-        ({"retry": 0.0}, "hallucination.retry"),  # score mode withholds nothing
-        ({"retry": 4, "mode": "abstain"}, "hallucination.retry"),
+        ({"retry_scale": 0.0}, "hallucination.retry_scale"),  # score mode withholds nothing
+        ({"retry_scale": 4, "mode": "abstain"}, "hallucination.retry_scale"),
         ({"treshold": 0.5}, "hallucination.treshold"),
         ({"threshold": 0.5, "target_fpr": 0.1}, "hallucination"),
     ],
@@ -93,7 +93,7 @@ def test_refusing_before_generation(foreseeing: Bundle) -> None:
             target_fpr=0.05,
             prompt_check=True,
             loosest_mode=Mode.SCORE,
-            highest_threshold=1.0,
+            max_threshold=1.0,
         ),
         foreseeing,
     )
@@ -113,7 +113,7 @@ def test_refusing_before_generation(foreseeing: Bundle) -> None:
                 target_fpr=0.05,
                 prompt_check=True,
                 loosest_mode=Mode.SCORE,
-                highest_threshold=1.0,
+                max_threshold=1.0,
             ),
             foreseeing,
         ).policy.prompt_threshold
@@ -147,7 +147,7 @@ def test_a_caller_may_be_stricter_and_not_looser(bundle: Bundle) -> None:
         ("threshold", {"threshold": 0.51}),
         ("target_fpr", {"target_fpr": 0.1}),
     ):
-        with pytest.raises(RequestError, match="operator can allow") as caught:
+        with pytest.raises(RequestError, match="operator can") as caught:
             strict.resolve(asked)
         assert caught.value.param == f"hallucination.{field}"
     stricter = PolicyResolver(
@@ -172,7 +172,7 @@ def test_what_the_operator_allows_is_allowed(bundle: Bundle) -> None:
             threshold=0.5,
             target_fpr=0.05,
             loosest_mode=Mode.OFF,
-            highest_threshold=0.8,
+            max_threshold=0.8,
             loosest_hold=Hold.NONE,
         ),
         bundle,
@@ -196,24 +196,22 @@ def test_no_threshold_loosens_a_look_that_cannot_be_switched_off(foreseeing: Bun
     assert strict.resolve({"threshold": own / 2}).prompt_threshold == own / 2
     assert strict.resolve({"target_fpr": 0.2}).prompt_threshold < own
     allowing = PolicyResolver(
-        GuardSettings(mode=Mode.ABSTAIN, threshold=None, target_fpr=0.05, prompt_check=True, highest_threshold=1.0), few
+        GuardSettings(mode=Mode.ABSTAIN, threshold=None, target_fpr=0.05, prompt_check=True, max_threshold=1.0), few
     )
     assert allowing.resolve({"threshold": 1.0}).prompt_threshold == own, "only answers may be let through"
     assert allowing.resolve({"target_fpr": 0.02}).prompt_threshold == own
 
 
-@pytest.mark.parametrize("field", ["damp", "retry"])
+@pytest.mark.parametrize("field", ["scale", "retry_scale"])
 def test_weaker_neurons_are_no_way_round_the_operator(bundle: Bundle, field: str) -> None:
     strict = PolicyResolver(GuardSettings(mode=Mode.FLAG, threshold=0.5, target_fpr=0.05), bundle)
     assert strict.resolve({field: 1.0, "mode": "abstain"})
-    with pytest.raises(RequestError, match=r"by 1 at least, not by 0\.5; .*HGUARD_LOWEST_DAMP") as refused:
+    with pytest.raises(RequestError, match=r"0\.5 is below this server's minimum 1; .*HGUARD_MIN_SCALE") as refused:
         strict.resolve({field: 0.5, "mode": "abstain"})
     assert refused.value.param == f"hallucination.{field}"
-    allowing = PolicyResolver(
-        GuardSettings(mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, lowest_damp=0.25), bundle
-    )
+    allowing = PolicyResolver(GuardSettings(mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, min_scale=0.25), bundle)
     assert allowing.resolve({field: 0.25})
-    with pytest.raises(RequestError, match=r"by 0\.25 at least, not by 0;"):
+    with pytest.raises(RequestError, match=r"0 is below this server's minimum 0\.25;"):
         allowing.resolve({field: 0.0})
     free = PolicyResolver(
         GuardSettings(mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, loosest_mode=Mode.SCORE), bundle
@@ -221,15 +219,13 @@ def test_weaker_neurons_are_no_way_round_the_operator(bundle: Bundle, field: str
     assert free.resolve({field: 0.0})
 
 
-@pytest.mark.parametrize("field", ["damp", "retry"])
+@pytest.mark.parametrize("field", ["scale", "retry_scale"])
 def test_stronger_neurons_are_no_way_round_the_operator(bundle: Bundle, field: str) -> None:
     strict = PolicyResolver(GuardSettings(mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05), bundle)
-    with pytest.raises(RequestError, match=r"by 1 at most, not by 1\.5; .*HGUARD_HIGHEST_DAMP") as refused:
+    with pytest.raises(RequestError, match=r"1\.5 exceeds this server's maximum 1; .*HGUARD_MAX_SCALE") as refused:
         strict.resolve({field: 1.5})
     assert refused.value.param == f"hallucination.{field}"
-    allowing = PolicyResolver(
-        GuardSettings(mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, highest_damp=2.0), bundle
-    )
+    allowing = PolicyResolver(GuardSettings(mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, max_scale=2.0), bundle)
     assert allowing.resolve({field: 1.5})
     free = PolicyResolver(
         GuardSettings(mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, loosest_mode=Mode.SCORE), bundle
@@ -241,7 +237,7 @@ def test_stronger_neurons_are_no_way_round_the_operator(bundle: Bundle, field: s
     ("ceilings", "named"),
     [
         ({"loosest_mode": Mode.ABSTAIN}, "--loosest-mode"),
-        ({"highest_threshold": 0.4}, "--highest-threshold"),
+        ({"max_threshold": 0.4}, "--max-threshold"),
         ({"hold": Hold.NONE, "loosest_hold": Hold.ANSWER}, "--loosest-hold"),
     ],
 )

@@ -146,7 +146,9 @@ async def test_the_app_serves_on(http: httpx.AsyncClient) -> None:
         assert (await http.post(path, json=body)).status_code == 200
 
 
-@pytest.mark.parametrize("more", [{}, {"n": 2, "temperature": 1}, {"hallucination": {"mode": "abstain", "retry": 0}}])
+@pytest.mark.parametrize(
+    "more", [{}, {"n": 2, "temperature": 1}, {"hallucination": {"mode": "abstain", "retry_scale": 0}}]
+)
 async def test_a_stream_s_grammar_is_checked_once(
     http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
 ) -> None:

@@ -45,7 +45,7 @@ def test_a_second_try_counts_as_what_the_first_one_was(known: Bundle) -> None:
 @pytest.mark.parametrize(
     ("policy", "of_verdict"),
     [
-        (Policy(Mode.SCORE, 0.5, damp=0.5), {}),
+        (Policy(Mode.SCORE, 0.5, scale=0.5), {}),
         (Policy(Mode.ABSTAIN, 0.5), {"prompt_refused": True}),
         (Policy(Mode.SCORE, 0.5), {"risk": None}),
     ],

@@ -78,7 +78,7 @@ def mlp(called: Any) -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Te
 
 
 def given(dtype: torch.dtype) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
-    """What an MLP is given but its score, and its probe: of eight neurons four are damped, in the odd rows."""
+    """What an MLP is given but its score, and its probe: of eight neurons four are scaled, in the odd rows."""
     torch.manual_seed(0)
     parts = [
         torch.randn(ROWS, 2 * NEURONS),
