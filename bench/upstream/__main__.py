@@ -117,7 +117,7 @@ def main() -> int:
     parser.add_argument("--sides", nargs="*", type=Side, default=[Side.PLAIN, *GUARDED], choices=list(Side))
     options = parser.parse_args()
     work = options.work.resolve()
-    tests = archive.unpacked(archive.fetched(work), work / "src")
+    tests = checkpoint.renamed(archive.unpacked(archive.fetched(work), work / "src"))
     model = checkpoint.written(work / "model", ATLAS)
     home = checkpoint.hub(model, work / "hub")
     files = [name for name in FILES if not options.only or any(word in name for word in options.only)]

@@ -32,6 +32,16 @@ DROPPED: dict[str, int | None] = {
 }
 # What the guard has as settings of its own.
 OURS = ("--host", "--port", "--served-model-name")
+# A server for most tests, and which further options, with how many values, it will do for.
+ONE_FOR_ALL = ("--max-model-len=8192", "--max-num-seqs=64", "--enable-auto-tool-choice", "--tool-call-parser=hermes")
+WITHIN = {
+    "--enable-auto-tool-choice": 0,
+    "--max-model-len": 1,
+    "--max-num-seqs": 1,
+    "--seed": 1,
+    "--tool-call-parser": 1,
+}
+SMALL = 2048  # a context of fewer tokens than that is asked for because it is small
 # What a caller may ask for at most is the operator's to say; vLLM has no such limits.
 LIMITS = ("--max-tokens=32768", "--max-choices=1024")
 
@@ -74,6 +84,23 @@ def command(side: Side, folder: Path, name: str, arguments: list[str]) -> list[s
     return [sys.executable, *start, *address, *mode, "--", *more, *rest]
 
 
+def shares(arguments: list[str], asked: dict[str, str] | None) -> bool:
+    """Whether ONE_FOR_ALL will do for a test that asks for these arguments and this environment."""
+    own, rest = split(arguments)
+    if asked or set(own) - {"--port"}:
+        return False
+    at = 0
+    while at < len(rest):
+        name, equals, value = rest[at].partition("=")
+        if name not in WITHIN:
+            return False
+        more = 0 if equals else WITHIN[name]
+        if name == "--max-model-len" and int(value or rest[at + 1]) < SMALL:
+            return False
+        at += 1 + more
+    return True
+
+
 def environment(side: Side, root: Path, asked: dict[str, str] | None) -> dict[str, str]:
     """Of a server: this process's, what the test asks for, and where the guard is. Plain vLLM loads no plugin."""
     made = {**os.environ, **(asked or {}), "PYTHONPATH": str(root), "VLLM_CPU_KVCACHE_SPACE": "1"}
@@ -97,17 +124,35 @@ def pytest_configure(config: pytest.Config) -> None:
     sys.modules["tests.conftest"] = conftest
     import tests.utils as theirs
 
+    server: Any = theirs.RemoteOpenAIServer  # type: ignore[attr-defined]
+    shut = server._shutdown
+
     def start(self: Any, model: str, arguments: list[str], asked: dict[str, str] | None) -> None:
-        line = command(side, folder, model, arguments)
+        shared = shares(arguments, asked)
+        if shared and _SHARED and _SHARED[0].proc.poll() is None:
+            self.proc, self.port = _SHARED[0].proc, _SHARED[0].port
+            return
+        chosen = ["--port", str(self.port), *ONE_FOR_ALL] if shared else arguments
+        line = command(side, folder, model, chosen)
         print("starting", *line, flush=True)
         made = environment(side, root, asked)
         self.proc = subprocess.Popen(line, env=made, cwd=root, start_new_session=True)  # noqa: S603
+        if shared:
+            _SHARED[:] = [self]
 
-    server: Any = theirs.RemoteOpenAIServer  # type: ignore[attr-defined]
-    server._start_server = start
-    server._pre_download_model = lambda self, model, args: None
+    def leave(self: Any) -> None:
+        if not _SHARED or self.proc is not _SHARED[0].proc:
+            shut(self)
+
+    def end() -> None:
+        for one in _SHARED:
+            shut(one)
+
+    server._start_server, server._shutdown, server._pre_download_model = start, leave, lambda self, model, args: None
+    config.add_cleanup(end)
 
 
+_SHARED: list[Any] = []
 _OUT: pytest.StashKey[Path] = pytest.StashKey()
 _CONFIG: list[pytest.Config] = []
 

@@ -110,6 +110,23 @@ def test_both_servers_get_what_a_test_asks_for() -> None:
     assert "--threshold" not in plugin.command(Side.SCORE, Path("model"), "name", asked)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "asked", "shared"),
+    [
+        (["--dtype", "half", "--max-model-len", "8192", "--enforce-eager", "--port", "80", "--seed", "0"], None, True),
+        (["--max-model-len", "1024"], None, False),
+        (["--max-model-len=2048", "--max-num-seqs", "4"], None, True),
+        (["--max-model-len", "8192", "--return-tokens-as-token-ids"], None, False),
+        (["--served-model-name", "other"], None, False),
+        ([], {"VLLM_API_KEY": "key"}, False),
+    ],
+)
+def test_only_tests_that_ask_for_nothing_special_share_a_server(
+    arguments: list[str], asked: dict[str, str] | None, shared: bool
+) -> None:
+    assert plugin.shares(arguments, asked) is shared
+
+
 def test_the_archive_is_the_pinned_one_and_only_tests_of_the_api_leave_it(tmp_path: Path) -> None:
     packed = tmp_path / archive.NAME
     root = packed.name.removesuffix(".tar.gz")
