@@ -53,7 +53,7 @@ FILES = (
     "serve/tokenize/test_tokenization.py",
 )
 PYTEST = (
-    "-q",
+    "-sv",
     "-p",
     "bench.upstream.plugin",
     "-p",

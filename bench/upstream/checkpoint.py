@@ -15,6 +15,7 @@ from guard.probe.bundle import save_bundle
 from guard.probe.identity import identify
 
 SHAPE = Shape("random-llama", 128, 384, 3, 4, 2, 0, False, 3, 4, context=32_768)
+LONGEST = 256
 VOCABULARY = 8192  # tests name tokens up to 5000
 NAME = "tests/random-llama"
 # Which models the tests name; NAME stands in for each. Those of LoRA matter to no server: none gets it.
@@ -58,6 +59,9 @@ def written(folder: Path, speaker: Path) -> Path:
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    # A random model does not end by itself. vLLM takes this for the longest answer that anybody may ask for.
+    limits = {"max_new_tokens": LONGEST, "eos_token_id": 1, "bos_token_id": 0}
+    (folder / "generation_config.json").write_text(json.dumps(limits), encoding="utf-8")
     bundle = write_probe(shape, folder / "probe", "float32", identify(folder, shape.name, "none"))
     # Risks that stay below 1, the threshold of the run in mode abstain, at which nothing may be withheld.
     mild = bundle.card.readout.answer.model_copy(update={"weight": (0.01, 0.01, 0.01)})
