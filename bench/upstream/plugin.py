@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,9 @@ def pytest_configure(config: pytest.Config) -> None:
     sys.modules["tests.conftest"] = conftest
     import tests.utils as theirs
 
+    # Their handler raises SystemExit, which pytest takes for the failure of a test; this one ends the run.
+    theirs.RemoteVLLMServer._signal_hooks_registered = True  # type: ignore[attr-defined]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     server: Any = theirs.RemoteOpenAIServer  # type: ignore[attr-defined]
     shut = server._shutdown
 
