@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.upstream import __main__ as command_line
-from bench.upstream import archive, plugin
+from bench.upstream import archive, checkpoint, plugin
 from bench.upstream.results import GUARDED, Known, Side, differing, read_known, read_outcomes, verdict
 from guard.errors import GuardError
 
@@ -125,6 +125,25 @@ def test_only_tests_that_ask_for_nothing_special_share_a_server(
     arguments: list[str], asked: dict[str, str] | None, shared: bool
 ) -> None:
     assert plugin.shares(arguments, asked) is shared
+
+
+def test_every_model_is_the_random_one(tmp_path: Path) -> None:
+    file = tmp_path / "test_a.py"
+    file.write_text('A = "Qwen/Qwen3-0.6B"\nB = "Qwen/Qwen3-0.6B-base"\nC = "facebook/opt-125m"\n', "utf-8")
+    checkpoint.renamed(tmp_path)
+    assert file.read_text("utf-8") == f'A = "{checkpoint.NAME}"\nB = "Qwen/Qwen3-0.6B-base"\nC = "{checkpoint.NAME}"\n'
+
+
+def test_plain_vllm_has_no_plugin_and_the_guard_the_same_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    asked = {"VLLM_API_KEY": "key", "VLLM_SERVER_DEV_MODE": "1"}
+    plain = plugin.environment(Side.PLAIN, tmp_path, asked)
+    guarded = plugin.environment(Side.SCORE, tmp_path, asked)
+    assert (plain["VLLM_PLUGINS"], plain["VLLM_API_KEY"]) == ("", "key")
+    assert "VLLM_PLUGINS" not in guarded
+    assert "VLLM_API_KEY" not in guarded
+    assert guarded["HGUARD_API_KEYS"] == "key"
+    assert plain["VLLM_SERVER_DEV_MODE"] == guarded["VLLM_SERVER_DEV_MODE"] == "1"
 
 
 def test_the_archive_is_the_pinned_one_and_only_tests_of_the_api_leave_it(tmp_path: Path) -> None:
