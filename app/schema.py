@@ -321,7 +321,7 @@ def _or_null(option: dict[str, Any]) -> dict[str, Any]:
     """The schema of an option that may be null, too, which is as good as leaving it out."""
     if {"type": "null"} in option.get("anyOf", []):
         return option
-    said = {name: option[name] for name in ("title", "description", "default") if name in option}
+    said: dict[str, Any] = {k: option[k] for k in ("title", "description", "default") if k in option}
     return {**said, "anyOf": [{k: v for k, v in option.items() if k not in said}, {"type": "null"}]}
 
 
