@@ -75,6 +75,10 @@ fuzz: $(VENV)/.tools ## 1,000 examples a route, and of each transformer and the 
 soak: $(VENV)/.tools ## 20 minutes of mixed traffic on a real server; ends with an error if anything grows
 	$(BIN)/python -m bench.soak --out bench/results/operations/soak.json
 
+# What differs and why is in bench/upstream/differences.toml. Without ONLY all of it, which takes an hour or more on two cores.
+vllm-tests: $(VENV)/.tools ## run vLLM's own tests of its API against plain vLLM and the guard (ONLY: words of file names)
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m bench.upstream --work build/vllm-tests --only $(ONLY)
+
 contract: $(VENV)/.tools ## run real clients against the server and write what they see into docs/api.md
 	$(BIN)/python -m tests.contract.matrix
 
@@ -104,4 +108,4 @@ $(VENV)/.tools: $(VENV)/.engine requirements/dev.txt
 	$(BIN)/python requirements/prometheus.py $(BIN)
 	@touch $@
 
-.PHONY: help serve test test-long check format atlas atlas-report smollm2-report smollm2 benchmarks fuzz soak contract pictures image image-test install
+.PHONY: help serve test test-long check format atlas atlas-report smollm2-report smollm2 benchmarks fuzz soak vllm-tests contract pictures image image-test install

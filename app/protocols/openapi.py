@@ -172,11 +172,12 @@ _FAULTS = {
     404: "There is no such model",
     408: "The body did not arrive in time",
     413: "The body, or what it asks for, is too large",
+    415: "The body is compressed",
     429: "This caller has too many requests in flight",
     500: "The engine failed on this request",
     503: "The queue is full, or the server is about to end",
 }
-_ASKED, _SENT = {401, 503}, {400, 401, 408, 413, 503}
+_ASKED, _SENT = {401, 503}, {400, 401, 408, 413, 415, 503}
 _GENERATING = _SENT | {404, 429, 500}
 _HEALTH = frozenset({"/ready", "/health", "/ping"})
 _SECURITY = {
@@ -229,6 +230,8 @@ def document(app: FastAPI, authenticated: bool, max_risk_items: int) -> dict[str
                 operation["security"] = [{name: []} for name in _SECURITY]
     schemas["ChatCompletionLogProbsContent"]["properties"]["risk"] = schemas["TokenRisk"]["properties"]["risk"]
     schemas["RiskItem"]["oneOf"] = [_given("messages"), _given("prompt")]
+    for name, option in schemas["HallucinationOptions"]["properties"].items():
+        schemas["HallucinationOptions"]["properties"][name] = _or_null(option)
     schemas["HallucinationOptions"]["not"] = {"allOf": [_given("threshold"), _given("target_fpr")]}
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
@@ -312,6 +315,14 @@ def _answer_for(operation: dict[str, Any], path: str, method: str, generates: bo
 
 def _given(field: str) -> dict[str, Any]:
     return {"required": [field], "properties": {field: {"not": {"type": "null"}}}}
+
+
+def _or_null(option: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an option that may be null, too, which is as good as leaving it out."""
+    if {"type": "null"} in option.get("anyOf", []):
+        return option
+    said: dict[str, Any] = {k: option[k] for k in ("title", "description", "default") if k in option}
+    return {**said, "anyOf": [{k: v for k, v in option.items() if k not in said}, {"type": "null"}]}
 
 
 def _is_open(path: str, method: str) -> bool:

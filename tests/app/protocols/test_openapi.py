@@ -204,6 +204,10 @@ async def test_what_the_schema_of_a_request_refuses(described: Described) -> Non
             described.validate({"$ref": f"#/components/schemas/{name}"}, content)
 
 
+async def test_every_option_may_be_null(described: Described) -> None:
+    described.validate({"$ref": "#/components/schemas/HallucinationOptions"}, dict.fromkeys(Options.model_fields))
+
+
 @pytest.mark.parametrize("path", [*ASK, "/risk"])
 async def test_refusals(http: httpx.AsyncClient, described: Described, path: str) -> None:
     body = {"model": "atlas", "prompt": "x", "response": "y"} if path == "/risk" else asking(path, "x")
@@ -213,6 +217,7 @@ async def test_refusals(http: httpx.AsyncClient, described: Described, path: str
         (400, {"json": {**body, "hallucination": {"mode": "maybe"}}}),
         (404, {"json": {**body, "model": "other"}}),
         (413, {"content": b" " * (3 << 20)}),
+        (415, {"content": b"{}", "headers": {"content-encoding": "gzip"}}),
     ]
     for status, content in sent:
         response = await http.post(path, **content)
