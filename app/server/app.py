@@ -10,7 +10,7 @@ import socket
 from argparse import Namespace
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +198,6 @@ def _host_in_url(host: str) -> str:
 
 def _effective(plan: Plan, engine: Any, closed: list[str]) -> dict[str, Any]:
     distribution, version = engine_version()
-    ceilings = plan.resolver.ceilings
     return {
         "version": guard.__version__,
         "engine": {"distribution": distribution, "version": version, "compiled": not plan.args.enforce_eager},
@@ -209,13 +208,7 @@ def _effective(plan: Plan, engine: Any, closed: list[str]) -> dict[str, Any]:
         },
         "probe": {"id": plan.bundle.card.id, "revision": plan.bundle.revision, "h_neurons": plan.bundle.h_neurons},
         "threshold": plan.resolver.threshold,
-        "ceilings": {
-            "mode": ceilings.loosest_mode,
-            "threshold": ceilings.max_threshold,
-            "hold": ceilings.loosest_hold,
-            "scale": ceilings.max_scale,
-            "min_scale": ceilings.min_scale,
-        },
+        "ceilings": asdict(plan.resolver.ceilings),
         "settings": plan.settings.model_dump(mode="json", exclude={"model", "probe", "api_keys_file"}),
         "closed_routes": closed,
     }

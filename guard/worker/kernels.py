@@ -22,8 +22,8 @@ def _scale(z, neuron, folded, scaled, alpha, contribution, row_stride, column_st
     inside = k < width
     column = tl.load(neuron + k, mask=inside, other=0)
     weight = tl.load(folded + k, mask=inside, other=0.0)
-    scaled = tl.load(scaled + k, mask=inside, other=0) != 0
-    factor = tl.where(scaled, tl.load(alpha + row), 1.0)
+    chosen = tl.load(scaled + k, mask=inside, other=0) != 0
+    factor = tl.where(chosen, tl.load(alpha + row), 1.0)
     place = z + row * row_stride + column * column_stride
     value = tl.load(place, mask=inside, other=0.0).to(tl.float32)
     tl.store(contribution + row, tl.sum(tl.abs(value) * weight))

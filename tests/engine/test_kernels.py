@@ -51,7 +51,7 @@ class Layer:
         norm = self.h.double().norm(dim=1, keepdim=True) + EPSILON
         return self.z[:, self.neuron].double().abs() * self.folded.double() / norm
 
-    def scaled(self) -> torch.Tensor:
+    def expected(self) -> torch.Tensor:
         """z with each scaled neuron multiplied by its row's alpha, one by one."""
         wanted = self.z.clone()
         for row, alpha in enumerate(self.alpha[: len(wanted)].tolist()):
@@ -99,7 +99,7 @@ def test_a_tap_scores_and_scales(path: ModuleType, hidden: int, neurons: int, wi
     assert contribution.dtype == torch.float32
     # Triton's interpreter cuts bfloat16 off where compiled code rounds.
     cut = path is not ops and DEVICE == "cpu" and dtype == torch.bfloat16
-    torch.testing.assert_close(z, given.scaled(), rtol=2**-7 if cut else 0, atol=0)
+    torch.testing.assert_close(z, given.expected(), rtol=2**-7 if cut else 0, atol=0)
     same = z == given.z
     assert same[0].all(), "alpha is 1"
     others = torch.ones(neurons, dtype=torch.bool, device=z.device)
@@ -117,7 +117,7 @@ def test_rows_that_are_not_contiguous_are_scaled_where_they_are(path: ModuleType
         score = torch.zeros(4, device=z.device)
         path.tap(h, given.scale(path, z), score)
         torch.testing.assert_close(score, given.terms().sum(1).float())
-        assert torch.equal(z, given.scaled())
+        assert torch.equal(z, given.expected())
         assert (whole != before).sum() == (z != given.z).sum(), "and nothing else is written"
 
 

@@ -76,8 +76,8 @@ def test_scaled_neurons_are_scaled_and_all_are_scored(layer: int, way: str, shap
     for step, alpha in ((STEP, ALPHA), (PLAIN, torch.ones(ROWS))):
         given = shapes()[shape](rows)
         scaled = rows.clone()
-        scaled = torch.from_numpy(NEURON[own & (COEFFICIENT > 0)]).long()
-        scaled[:, scaled] = (rows[:, scaled].double() * alpha.double()[:, None]).to(dtype)
+        columns = torch.from_numpy(NEURON[own & (COEFFICIENT > 0)]).long()
+        scaled[:, columns] = (rows[:, columns].double() * alpha.double()[:, None]).to(dtype)
         taps.begin(step)
         with torch.inference_mode():
             h, _ = forward(given)
