@@ -56,7 +56,7 @@ smollm2: $(VENV)/.tools ## ask SmolLM2 its questions and fit its probe again (ho
 	$(BIN)/python -m models.smollm2.recipe.questions --out build/smollm2/questions.jsonl \
 		$(if $(NQ_OPEN),--nq-open $(NQ_OPEN)) $(if $(TRIVIAQA),--triviaqa $(TRIVIAQA))
 	$(BIN)/hguard fit smollm2 --id smollm2-v1 --data build/smollm2/questions.jsonl --out build/smollm2/probe \
-		--dtype float32 --longest 32 --suppress 0 --cap 0.013
+		--dtype float32 --max-tokens 32 --ablation-questions 0 --max-neuron-fraction 0.013
 	mkdir -p models/smollm2/probe && cp build/smollm2/probe/probe.* models/smollm2/probe
 
 # What the fit left behind: answers.jsonl, means.npy and leads.npy in WORK, and its questions.

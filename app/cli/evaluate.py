@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from app.cli.extra import require_extra
 from app.cli.fit import add_asking, digest, judge_of, stopped
+from app.cli.flags import add_flags, read_flags
 from guard.errors import FitError
+from guard.evaluation.config import EvalConfig
 from guard.judge.question import Question
 from guard.launch.engines import run_engines
 
@@ -35,13 +37,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--probe", help="as for serve")
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     parser.add_argument("--html", type=Path, help="where a page with plots goes (default: beside the JSON)")
-    parser.add_argument("--scales", metavar="A,B,...", help="also answer with the neurons scaled by each of these")
-    parser.add_argument(
-        "--random-draws", type=int, default=1, help="draws of random neurons that a sweep scales, too (default: 1)"
-    )
-    parser.add_argument(
-        "--no-baselines", action="store_true", help="leave out what needs a second engine and further samples"
-    )
+    add_flags(parser, EvalConfig)
     parser.add_argument(
         "--show-judged",
         nargs="?",
@@ -67,12 +63,10 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     from guard.harness.store import Workspace, explained
     from guard.probe.bundle import load_bundle, require_calibrated, require_model
 
-    judge, strengths = judge_of(options), _strengths(options.scales)
+    judge, config = judge_of(options), read_flags(options, EvalConfig)
     if options.show_judged is not None and options.show_judged < 1:
         raise FitError("--show-judged takes how many questions to show, 1 or more")
-    if options.random_draws < 0:
-        raise FitError("--random-draws cannot be negative")
-    questions = load_questions(options.data, options.most)
+    questions = load_questions(options.data, options.limit)
     given = Settings(model=options.model, probe=options.probe)
     model, name = find_model(given)
     bundle = load_bundle(find_probe(given))
@@ -82,16 +76,16 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
         "probe": bundle.revision,
         "questions": digest(questions),
         "judge": options.judge_model,
-        "longest": options.longest,
+        "max_tokens": config.max_tokens,
     }
     engines = RealEngines(model, bundle.card.model.dtype, SLOTS, options.compiled, extra)
     with contextlib.ExitStack() as stack:
         folder = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         trial = Trial(
-            engines, bundle, questions, judge, options.longest, lambda name: Workspace(folder / name, settings)
+            engines, bundle, questions, judge, config.max_tokens, lambda name: Workspace(folder / name, settings)
         )
         try:
-            result = run_engines(trial.run(strengths, options.random_draws, not options.no_baselines))
+            result = run_engines(trial.run(list(config.scales), config.random_draws, config.baselines))
         except KeyboardInterrupt:
             return stopped(folder) if options.work else 130
     for line in judged_lines(questions, trial.answers, options.show_judged or 0):
@@ -116,13 +110,3 @@ def judged_lines(questions: Sequence[Question], answers: Sequence[Answered], mos
         yield f"{verdict:9s} {' '.join(question.text.split())}"
         yield f"          accepted: {'; '.join(question.accepted) or '(none)'}"
         yield f"          answer:   {' '.join(answer.text.split()) or '(empty)'}"
-
-
-def _strengths(text: str | None) -> list[float]:
-    try:
-        strengths = [float(part) for part in text.split(",")] if text else []
-    except ValueError:
-        raise FitError(f"--scales takes numbers with commas between, not {text!r}") from None
-    if any(not 0 <= alpha <= 3 for alpha in strengths):
-        raise FitError("--scales takes strengths from 0 to 3")
-    return strengths

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from app.cli.extra import require_extra
+from app.cli.flags import add_flags, read_flags
 from guard.errors import FitError
 from guard.harness.store import Workspace
 from guard.judge.question import Question
@@ -18,9 +19,7 @@ from guard.launch.engines import run_engines
 from guard.probe import conformal
 from guard.probe.bundle import Bundle
 from guard.probe.identity import DTYPES
-
-# What the stages of a fit depend on, beside model, questions and judge.
-_SETTINGS = ("seed", "samples", "temperature", "longest", "agree", "cap", "refit", "suppress", "span", "prompt_risk")
+from guard.training.config import CalibrationConfig, FitConfig
 
 
 def add_parser(commands: Any) -> None:
@@ -35,39 +34,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the bundle; its stages go to OUT/work")
     parser.add_argument("--id", help="name of the bundle (default: the model's name and -probe)")
     parser.add_argument(
-        "--samples",
-        type=int,
-        default=0,
-        help="further answers to each training question; only where their verdicts agree do neurons learn from it "
-        "(default: 0)",
-    )
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the samples (default: 1)")
-    parser.add_argument(
-        "--agree", type=float, default=1.0, help="share of a question's answers that must be judged alike (default: 1)"
-    )
-    parser.add_argument("--cap", type=float, default=0.04, help="most neurons to keep, as a share (default: 0.04)")
-    parser.add_argument(
-        "--suppress",
-        type=int,
-        default=200,
-        help="questions to answer with each candidate's neurons off, to choose C by; 0: by AUROC alone (default: 200)",
-    )
-    parser.add_argument(
-        "--span",
-        choices=("answer", "fact"),
-        default="answer",
-        help="what the neurons are fit on: the whole answer, or the part that states the fact (default: answer)",
-    )
-    parser.add_argument(
-        "--no-prompt-risk", action="store_true", help="fit them on answers alone: no risk before generation"
-    )
-    parser.add_argument("--refit", action="store_true", help="fit the chosen neurons again with L2")
-    parser.add_argument(
         "--neurons", type=Path, help="fit these with L2 in place of finding any: a list, or a probe of hprobes"
     )
-    parser.add_argument("--slots", type=int, default=32, help="answers that are read at once (default: 32)")
-    add_calibration(parser)
-    parser.add_argument("--seed", type=int, default=0)
+    add_flags(parser, FitConfig)
     parser.add_argument(
         "--dtype", choices=DTYPES, help="precision of the model, now and when it is served (default: the checkpoint's)"
     )
@@ -86,19 +55,8 @@ def add_calibrate_parser(commands: Any) -> None:
     parser.add_argument("--probe", help="the bundle to start from: as for serve")
     parser.add_argument("--out", type=Path, required=True, help="folder for the new bundle; its stages go to OUT/work")
     parser.add_argument("--id", help="name of the new bundle (default: the old one's and -calibrated)")
-    add_calibration(parser)
-    parser.add_argument("--seed", type=int, default=0)
+    add_flags(parser, CalibrationConfig)
     add_asking(parser)
-
-
-def add_calibration(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says how risks are calibrated."""
-    parser.add_argument(
-        "--calibration",
-        choices=("platt", "isotonic"),
-        default="platt",
-        help="how logits become risks; isotonic needs a thousand answers or more (default: platt)",
-    )
 
 
 def add_asking(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -108,8 +66,7 @@ def add_asking(parser: argparse.ArgumentParser, required: bool = True) -> None:
         required=required,
         help="a file of questions and answers (see hguard data), or triviaqa, nq_open, simpleqa",
     )
-    parser.add_argument("--most", type=int, help="use the first so many questions")
-    parser.add_argument("--longest", type=int, default=64, help="most tokens of an answer (default: 64)")
+    parser.add_argument("--limit", type=int, help="use the first so many questions")
     parser.add_argument("--compiled", action="store_true", help="compile the model on CPU")
     parser.add_argument("--judge-url", help="an OpenAI-compatible endpoint that judges, up to /v1; default: by rule")
     parser.add_argument("--judge-model", help="the judge's model; its key is read from HGUARD_JUDGE_KEY")
@@ -125,51 +82,29 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     from guard.probe.cett import norms_of
     from guard.probe.identity import identify
     from guard.training.imported import listed
-    from guard.training.pipeline import Fit, Options
+    from guard.training.pipeline import Fit
     from guard.versions import engine_version
 
-    judge = judge_of(options)
-    if not (0 < options.agree <= 1 and 0 < options.cap <= 1 and options.temperature >= 0):
-        raise FitError("--agree and --cap are shares between 0 and 1, and --temperature is not negative")
-    if options.suppress < 0:
-        raise FitError("--suppress cannot be negative")
-    if options.samples < 0 or min(options.longest, options.slots) < 1:
-        raise FitError("--samples cannot be negative; --longest and --slots must be at least 1")
-    questions = load_questions(options.data, options.most)
+    judge, config = judge_of(options), read_flags(options, FitConfig)
+    questions = load_questions(options.data, options.limit)
     model, name = find_model(Settings(model=options.model))
     identity = identify(model, label_of(name), " ".join(engine_version()), options.dtype)
     neurons = None
     if options.neurons is not None:
         given = listed(options.neurons, identity, weights=False)
         neurons = tuple(sorted((given.layer * identity.neurons_per_layer + given.neuron).tolist()))
-    chosen = Options(
-        id=options.id or f"{Path(name).name}-probe",
-        seed=options.seed,
-        samples=options.samples,
-        temperature=options.temperature,
-        longest=options.longest,
-        agree=options.agree,
-        cap=options.cap,
-        refit=options.refit,
-        suppress=options.suppress if neurons is None else 0,
-        span=options.span,
-        prompt_risk=not options.no_prompt_risk,
-        method=options.calibration,
-        slots=options.slots,
-        neurons=neurons,
-    )
     settings = {
         "model": identity.fingerprint,
         "dtype": identity.dtype,
         "questions": digest(questions),
         "judge": options.judge_model,
         "neurons": neurons and list(neurons),  # as JSON has it
-        **{key: getattr(chosen, key) for key in _SETTINGS},
+        **config.stage_settings(),
     }
     work = Workspace(options.out / "work", settings)
     norms = norms_of(model, identity.layers, identity.neurons_per_layer)
-    fit = Fit(work, questions, identity, norms, chosen, judge)
-    engines = RealEngines(model, identity.dtype, options.slots, options.compiled, extra)
+    fit = Fit(work, questions, identity, norms, config, options.id or f"{Path(name).name}-probe", neurons, judge)
+    engines = RealEngines(model, identity.dtype, config.slots, options.compiled, extra)
     return _finish(fit.run(engines, options.out), work, options.out)
 
 
@@ -183,8 +118,8 @@ def run_calibrate(options: argparse.Namespace, extra: list[str]) -> int:
     from guard.probe.bundle import load_bundle, require_model
     from guard.training.recalibration import recalibrate
 
-    judge = judge_of(options)
-    questions = load_questions(options.data, options.most)
+    judge, config = judge_of(options), read_flags(options, CalibrationConfig)
+    questions = load_questions(options.data, options.limit)
     given = Settings(model=options.model, probe=options.probe)
     model, _ = find_model(given)
     bundle = load_bundle(find_probe(given))
@@ -193,8 +128,8 @@ def run_calibrate(options: argparse.Namespace, extra: list[str]) -> int:
         "probe": bundle.revision,
         "questions": digest(questions),
         "judge": options.judge_model,
-        "longest": options.longest,
-        "seed": options.seed,
+        "max_tokens": config.max_tokens,
+        "seed": config.seed,
     }
     work = Workspace(options.out / "work", settings)
     engines = RealEngines(model, bundle.card.model.dtype, 1, options.compiled, extra)
@@ -202,18 +137,7 @@ def run_calibrate(options: argparse.Namespace, extra: list[str]) -> int:
 
     async def calibrated() -> Bundle:
         async with engines.guarded(bundle) as engine:
-            return await recalibrate(
-                work,
-                engine,
-                bundle,
-                questions,
-                judge,
-                options.out,
-                name,
-                options.longest,
-                options.seed,
-                options.calibration,
-            )
+            return await recalibrate(work, engine, bundle, questions, judge, options.out, name, config)
 
     return _finish(calibrated(), work, options.out)
 

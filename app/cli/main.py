@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import guard
 from app.cli import bench, data, evaluate, fit, probe, worker
+from app.cli.flags import add_flags
 from app.settings import Settings, settings_from
 from guard.errors import GuardError
 from guard.launch.engines import prepare_environment, run_engines
@@ -59,15 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Each option is also an HGUARD_* variable and a key of hguard.toml. What follows -- goes to vLLM.",
     )
     serve.set_defaults(run=_serve)
-    for name, field in Settings.model_fields.items():
-        text = f"{field.description} (default: {field.default})"
-        if name == _POSITIONAL:
-            serve.add_argument(name, nargs="?", default=argparse.SUPPRESS, help=text)
-        elif field.annotation is bool:
-            flag = f"--{name.replace('_', '-')}"
-            serve.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
-        else:
-            serve.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=text)
+    add_flags(serve, Settings, positional=_POSITIONAL)
     worker.add_parser(commands)
     fit.add_parser(commands)
     fit.add_calibrate_parser(commands)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from app.cli.fit import add_asking
+from app.cli.flags import add_flags
 from guard.errors import FitError
+from guard.training.config import FitConfig
 
 _ADDRESS = "a folder, or hf://owner/name@revision"
 
@@ -48,10 +50,7 @@ def add_parser(commands: Any) -> None:
         "The options below are for this alone, and as for `hguard fit`, whose defaults hold",
     )
     add_asking(imported, required=False)
-    imported.add_argument("--samples", type=int, help="answers to each question; 1 is greedy")
-    imported.add_argument("--temperature", type=float, help="of the samples")
-    imported.add_argument("--agree", type=float, help="share of a question's answers that must be judged alike")
-    imported.add_argument("--seed", type=int)
+    add_flags(imported, FitConfig, only=("max_tokens", "samples", "temperature", "min_agreement", "seed"))
 
     reference = actions.add_parser(
         "reference",

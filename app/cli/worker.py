@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from app.cli.flags import add_flags
 from app.settings import Settings, settings_from
 
 SHARED = ("model", "revision", "probe", "served_model_name", "compile", "relaxed")  # must be as the first node has them
@@ -19,15 +20,7 @@ def add_parser(commands: Any) -> None:
         "--nnodes 2 --node-rank 1 --master-addr FIRST --tensor-parallel-size 2.",
     )
     parser.set_defaults(run=run)
-    for name in SHARED:
-        field = Settings.model_fields[name]
-        flag, text = f"--{name.replace('_', '-')}", "as for serve, and as on the first node"
-        if name == "model":
-            parser.add_argument(name, nargs="?", default=argparse.SUPPRESS, help=text)
-        elif field.annotation is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
-        else:
-            parser.add_argument(flag, default=argparse.SUPPRESS, help=text)
+    add_flags(parser, Settings, only=SHARED, positional="model", text="as for serve, and as on the first node")
 
 
 def run(options: argparse.Namespace, extra: list[str]) -> int:

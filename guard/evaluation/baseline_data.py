@@ -64,13 +64,13 @@ async def gather(
     bundle: Bundle,
     questions: Sequence[Question],
     answers: Sequence[Greedy],
-    longest: int,
+    max_tokens: int,
     say: Callable[[str], None],
 ) -> tuple[Material, list[list[int]]]:
     """The material of ``answers``, and how many tokens each sample of each question took."""
     if len(work.rows(RESAMPLED)) < len(questions) or collected(work) < len(answers):
         async with engines.collecting() as engine:
-            await _sample(work, engine, questions, longest, say)
+            await _sample(work, engine, questions, max_tokens, say)
             chosen = [_chosen(engine.tokenizer, questions, answer) for answer in answers]
             identity = bundle.card.model
             shape = identity.layers, identity.neurons_per_layer
@@ -90,14 +90,14 @@ async def gather(
 
 
 async def _sample(
-    work: Workspace, engine: Any, questions: Sequence[Question], longest: int, say: Callable[[str], None]
+    work: Workspace, engine: Any, questions: Sequence[Question], max_tokens: int, say: Callable[[str], None]
 ) -> None:
     done = {row["question"] for row in work.rows(RESAMPLED)}
     open_ = [i for i in range(len(questions)) if i not in done]
     prompts = [prompt_of(engine.tokenizer, questions[i].text) for i in open_]
     progress = Progress(say, "sampled", len(questions), "questions", len(done))
     with work.growing(RESAMPLED) as append:
-        async for index, several in engine.sample(prompts, SAMPLES, longest, TEMPERATURE, _SEED):
+        async for index, several in engine.sample(prompts, SAMPLES, max_tokens, TEMPERATURE, _SEED):
             texts, lengths = [one.text for one in several], [len(one.tokens) for one in several]
             append({"question": open_[index], "texts": texts, "lengths": lengths})
             progress.add()

@@ -41,7 +41,7 @@ async def answered(
     questions: Sequence[Question],
     judge: RemoteJudge | None,
     works: Mapping[float, Workspace],
-    longest: int,
+    max_tokens: int,
     say: Callable[[str], None],
 ) -> dict[float, list[Answered]]:
     """Judged answers to all questions at each strength of scaling in ``works``, from one engine that serves ``bundle``.
@@ -53,7 +53,7 @@ async def answered(
         async with engines.guarded(bundle) as engine:
             for alpha in open_:
                 say(f"{bundle.card.id}: answering {len(questions)} questions, scale {alpha:g}")
-                await answer_all(works[alpha], engine, questions, longest, say, alpha)
+                await answer_all(works[alpha], engine, questions, max_tokens, say, alpha)
     return {alpha: await _judged(work, questions, judge) for alpha, work in works.items()}
 
 

@@ -29,12 +29,12 @@ class Trial:
         bundle: Bundle,
         questions: Sequence[Question],
         judge: RemoteJudge | None,
-        longest: int,
+        max_tokens: int,
         work: Callable[[str], Workspace],
         say: Callable[[str], None] = tell,
     ) -> None:
         self._engines, self._bundle, self._questions = engines, bundle, questions
-        self._judge, self._longest, self._work, self._say = judge, longest, work, say
+        self._judge, self._max_tokens, self._work, self._say = judge, max_tokens, work, say
         self.answers: list[Answered] = []  # to the questions, in their order, once it has run
 
     async def run(self, strengths: Sequence[float], random_draws: int, with_baselines: bool) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Trial:
     async def _answers(self, bundle: Bundle, name: str, strengths: Sequence[float]) -> dict[float, list[Answered]]:
         works = {alpha: self._work(f"{name}-{alpha:g}") for alpha in strengths}
         return await figures.answered(
-            self._engines, bundle, self._questions, self._judge, works, self._longest, self._say
+            self._engines, bundle, self._questions, self._judge, works, self._max_tokens, self._say
         )
 
     def _rows(self, strengths: Sequence[float], answers: dict[float, list[Answered]]) -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ class Trial:
             self._bundle,
             self._questions,
             greedy,
-            self._longest,
+            self._max_tokens,
             self._say,
         )
         self._say(f"fitting baselines on {len(greedy)} answers")

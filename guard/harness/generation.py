@@ -23,7 +23,7 @@ async def answer_all(
     work: Workspace,
     engine: Any,
     questions: Sequence[Question],
-    longest: int,
+    max_tokens: int,
     say: Callable[[str], None],
     scale: float = 1.0,
 ) -> dict[int, dict[str, Any]]:
@@ -42,7 +42,7 @@ async def answer_all(
         async def one(i: int) -> None:
             async with gate:
                 prompt = prompt_of(tokenizer, questions[i].text)
-                verdict = await engine.answer(prompt, longest, f"hguard-ask-{scale:g}-{i}", scale)
+                verdict = await engine.answer(prompt, max_tokens, f"hguard-ask-{scale:g}-{i}", scale)
             scored = verdict.signals is not None and verdict.reason is None
             known[i] = {
                 "question": i,

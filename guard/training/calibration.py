@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +15,9 @@ from guard.errors import FitError
 from guard.probe import conformal
 from guard.probe.card import ReadoutParameters, StackParameters, ThresholdMetrics
 from guard.probe.readout import Readout, Signals, Stack, token_features, windows
+from guard.training.config import Method
 
 PARTS = ("calibration", "thresholds", "test")
-Method = Literal["platt", "isotonic"]
 _UNREGULARISED = 1e6  # inverse strength that leaves a logistic regression on few features unregularised
 
 

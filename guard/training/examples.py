@@ -23,6 +23,7 @@ from guard.harness.store import Workspace, explained
 from guard.judge.question import Question
 from guard.judge.rules import RemoteJudge, judge
 from guard.judge.spans import token_offsets, tokens_of
+from guard.training.config import FitConfig
 
 ANSWERS, SAMPLES, CHOSEN = "answers.jsonl", "samples.jsonl", "chosen.jsonl"
 _DONE = "chosen.done"
@@ -31,20 +32,6 @@ _LOOK = 500  # answers after which it is first asked whether there will be as ma
 
 Locate = Callable[[str], tuple[int, int]]  # character range of an answer that states the fact
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """longest: most tokens of an answer. samples: further answers to each training question, at this temperature.
-
-    agree: share of a question's verdicts that must be alike for it to teach.
-    """
-
-    samples: int
-    temperature: float
-    longest: int
-    agree: float
-    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +67,7 @@ async def choose(
     work: Workspace,
     engine: CollectingEngine,
     questions: Sequence[Question],
-    how: Sampling,
+    how: FitConfig,
     shares: dict[str, float],
     shape: tuple[int, int],
     remote: RemoteJudge | None,
@@ -89,7 +76,7 @@ async def choose(
 ) -> list[Chosen]:
     """Answer, judge, choose; ``shape`` is (layers, neurons). Raises FitError when the answers cannot teach."""
     prompts = [prompt_of(engine.tokenizer, question.text) for question in questions]
-    answers = await answer_all(work, engine, questions, prompts, how.longest, shape, remote is None, say)
+    answers = await answer_all(work, engine, questions, prompts, how.max_tokens, shape, remote is None, say)
     texts = {i: [row["text"]] for i, row in sorted(answers.items())}
     verdicts = await judge_all(work, questions, texts, remote)
     chosen = []
@@ -109,7 +96,7 @@ async def choose(
         said = await judge_all(work, questions, await sample(work, engine, asked, how, say), remote)
         for index in train:
             one = chosen[index]
-            agreed = consistent([not one.wrong, *said[one.question]], how.agree)
+            agreed = consistent([not one.wrong, *said[one.question]], how.min_agreement)
             chosen[index] = replace(one, certain=agreed is (not one.wrong))
         certain = sum(chosen[index].certain for index in train)
         say(f"{certain} of {len(train)} training answers are confirmed by their samples")
@@ -128,7 +115,7 @@ async def answer_all(
     engine: CollectingEngine,
     questions: Sequence[Question],
     prompts: Sequence[list[int]],
-    longest: int,
+    max_tokens: int,
     shape: tuple[int, int],
     by_rule: bool,
     say: Say,
@@ -143,7 +130,7 @@ async def answer_all(
     progress = Progress(say, "answered", len(questions), "questions", len(done))
     right = sum(judge(questions[i], row["text"]) is True for i, row in done.items()) if by_rule else 0
     with work.growing(ANSWERS) as append, explained(work.folder):
-        stream = engine.answer([prompts[i] for i in open_], open_, longest, work.path(MEANS), work.path(LEADS))
+        stream = engine.answer([prompts[i] for i in open_], open_, max_tokens, work.path(MEANS), work.path(LEADS))
         async for index, answer in stream:
             i = open_[index]
             done[i] = {
@@ -183,14 +170,14 @@ def require_right(asked: int, answered: int, right: int, expected: bool = False)
 
 
 async def sample(
-    work: Workspace, engine: CollectingEngine, prompts: dict[int, list[int]], how: Sampling, say: Say
+    work: Workspace, engine: CollectingEngine, prompts: dict[int, list[int]], how: FitConfig, say: Say
 ) -> dict[int, list[str]]:
     """Further answers to these questions, texts by question."""
     done: dict[int, list[str]] = {row["question"]: row["texts"] for row in work.rows(SAMPLES)}
     open_ = [i for i in prompts if i not in done]
     progress = Progress(say, "sampled", len(prompts), "questions", len(prompts) - len(open_))
     with work.growing(SAMPLES) as append:
-        stream = engine.sample([prompts[i] for i in open_], how.samples, how.longest, how.temperature, how.seed)
+        stream = engine.sample([prompts[i] for i in open_], how.samples, how.max_tokens, how.temperature, how.seed)
         async for index, answers in stream:
             done[open_[index]] = [answer.text for answer in answers]
             append({"question": open_[index], "texts": done[open_[index]]})

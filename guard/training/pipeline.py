@@ -7,7 +7,6 @@ answers and collects in one pass, each further one serves a candidate and measur
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +32,8 @@ from guard.probe.card import ModelIdentity, ProbeCard, ReadoutParameters, SetMet
 from guard.probe.readout import Signals, unit_readout
 from guard.probe.reference import Reference
 from guard.training import calibration
-from guard.training.examples import Dealt, Locate, Sampling, choose, chosen_in
+from guard.training.config import FitConfig
+from guard.training.examples import Dealt, Locate, choose, chosen_in
 from guard.training.neurons import CANDIDATES, Found, find_neurons, given_neurons
 from guard.training.selection import Settle
 
@@ -47,35 +47,6 @@ SPANS: dict[Literal["fact", "answer"], Span] = {
 }
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """id: of the bundle. longest: most tokens of an answer. samples: further answers to each training question, at this
-    temperature; agree: share of its verdicts that must be alike for it to teach.
-
-    cap: largest share of all neurons that may be kept.
-    suppress: questions that are answered with each candidate's neurons switched off, to choose C by; 0 for none.
-    span: what the neurons are fit on: the part that states the fact, or the whole answer, as it is scored when served.
-    prompt_risk: fit them on the last prompt token, too, so that there is a risk before generation.
-    method: how risks are calibrated. slots: answers that are collected at once.
-    neurons: flat indices of those to fit with L2, in place of finding any.
-    """
-
-    id: str
-    seed: int = 0
-    samples: int = 0
-    temperature: float = 1.0
-    longest: int = 64
-    agree: float = 1.0
-    cap: float = 0.04
-    refit: bool = False
-    suppress: int = 200
-    span: Literal["fact", "answer"] = "answer"
-    prompt_risk: bool = True
-    method: calibration.Method = "platt"
-    slots: int = 32
-    neurons: tuple[int, ...] | None = None
 
 
 def detailed(dealt: Dealt, window: int) -> list[int]:
@@ -100,7 +71,10 @@ def whole(answer: Chosen, mean: float, lead: float) -> Signals:
 
 
 class Fit:
-    """One fit: ``norms`` float32 [layers, neurons], column norms from the checkpoint."""
+    """One fit: ``norms`` float32 [layers, neurons], column norms from the checkpoint; ``bundle_id`` names the bundle.
+
+    neurons: flat indices of those to fit with L2, in place of finding any.
+    """
 
     def __init__(
         self,
@@ -108,13 +82,17 @@ class Fit:
         questions: Sequence[Question],
         identity: ModelIdentity,
         norms: NDArray[np.float32],
-        options: Options,
+        config: FitConfig,
+        bundle_id: str,
+        neurons: tuple[int, ...] | None = None,
         judge: RemoteJudge | None = None,
         locate: Locate = find_span,
         say: Say = tell,
     ) -> None:
         self._work, self._questions, self._identity, self._norms = work, questions, identity, norms
-        self._options, self._judge, self._locate, self._say = options, judge, locate, say
+        self._config, self._id, self._neurons = config, bundle_id, neurons
+        self._judge, self._locate, self._say = judge, locate, say
+        self._ablation_questions = config.ablation_questions if neurons is None else 0  # one candidate needs no choice
 
     async def run(self, engines: Engines, out: Path) -> Bundle:
         """All stages that are not done yet. Raises FitError when the answers cannot teach anything."""
@@ -122,31 +100,30 @@ class Fit:
         if chosen is None or not self._collected(chosen):
             async with engines.collecting() as engine:
                 chosen = await self._choose_and_collect(engine, chosen)
-        dealt, options = self._dealt(chosen), self._options
+        dealt = self._dealt(chosen)
         self._say(", ".join(f"{len(index)} answers for {name}" for name, index in dealt.parts.items()))
         candidates = self._find(dealt)
         rough = {one.C: self._rough(dealt, one) for one in candidates}
         window = self._window(dealt)
-        settle = Settle(self._work, dealt, self._judge, options.longest, options.suppress, self._say)
+        settle = Settle(self._work, dealt, self._judge, self._config.max_tokens, self._ablation_questions, self._say)
         found, measured = await settle.run(engines, candidates, rough, detailed(dealt, window))
         return self._calibrate(out, dealt, found, window, measured, settle.reference(found))
 
     def _dealt(self, chosen: Sequence[Chosen]) -> Dealt:
-        return Dealt.of(self._questions, chosen, SHARES, self._options.seed)
+        return Dealt.of(self._questions, chosen, SHARES, self._config.seed)
 
     def _collected(self, chosen: Sequence[Chosen]) -> bool:
-        return self._options.span == "answer" or collected(self._work, FACTS) >= len(chosen)
+        return self._config.span == "answer" or collected(self._work, FACTS) >= len(chosen)
 
     async def _choose_and_collect(self, engine: CollectingEngine, chosen: list[Chosen] | None) -> list[Chosen]:
         """What the first engine has to do, so far as it is not done."""
-        options, shape = self._options, (self._norms.shape[0], self._norms.shape[1])
+        config, shape = self._config, (self._norms.shape[0], self._norms.shape[1])
         if chosen is None:
-            how = Sampling(options.samples, options.temperature, options.longest, options.agree, options.seed)
             chosen = await choose(
-                self._work, engine, self._questions, how, SHARES, shape, self._judge, self._locate, self._say
+                self._work, engine, self._questions, config, SHARES, shape, self._judge, self._locate, self._say
             )
-        if options.span == "fact":
-            await collect(self._work, engine, facts_of(chosen), shape, options.slots, self._say, name=FACTS)
+        if config.span == "fact":
+            await collect(self._work, engine, facts_of(chosen), shape, config.slots, self._say, name=FACTS)
         return chosen
 
     def _window(self, dealt: Dealt) -> int:
@@ -155,7 +132,7 @@ class Fit:
 
     def features(self, dealt: Dealt, rows: Sequence[int]) -> Features:
         """Mean CETT of every neuron, of these answers."""
-        if self._options.span == "fact":
+        if self._config.span == "fact":
             return Features.of(self._work.path(FACTS), self._norms, rows)
         return self._of_questions(MEANS, dealt, rows)
 
@@ -166,11 +143,11 @@ class Fit:
         """The candidates, the preferred one first."""
         if self._work.has(FOUND):
             return [Found.from_dict(row) for row in self._work.read_json(FOUND)]
-        options = self._options
+        config = self._config
         train = dealt.parts["train"]
-        leads = self._of_questions(LEADS, dealt, train) if options.prompt_risk else None
-        if options.neurons is not None:
-            found = [given_neurons(self.features(dealt, train), dealt.wrong("train"), np.array(options.neurons), leads)]
+        leads = self._of_questions(LEADS, dealt, train) if config.prompt_risk else None
+        if self._neurons is not None:
+            found = [given_neurons(self.features(dealt, train), dealt.wrong("train"), np.array(self._neurons), leads)]
             self._work.write_json(FOUND, [one.to_dict() for one in found])
             return found
         try:
@@ -178,10 +155,10 @@ class Fit:
                 self.features(dealt, train),
                 dealt.wrong("train"),
                 [dealt.question(i).entity for i in train],
-                options.cap,
-                options.refit,
+                config.max_neuron_fraction,
+                config.refit,
                 self._say,
-                CANDIDATES if options.suppress else 1,
+                CANDIDATES if self._ablation_questions else 1,
                 leads,
             )
         except ValueError as error:
@@ -206,7 +183,7 @@ class Fit:
         signals = {name: self._signals(dealt, found, parts[name], measured) for name in calibration.PARTS}
         spans = [(chosen[i].start, chosen[i].end) for i in parts["calibration"]]
         by_token = [number for number, row in enumerate(parts["calibration"]) if row in measured]
-        made = calibration.calibration(signals, wrong, spans, window, self._options.method, by_token)
+        made = calibration.calibration(signals, wrong, spans, window, self._config.calibration, by_token)
         reports = detectors.reports(
             [dealt.question(i) for i in parts["test"]],
             wrong["test"],
@@ -219,7 +196,7 @@ class Fit:
                 found.index,
                 self._norms.shape[1],
             ),
-            self._options.seed,
+            self._config.seed,
         )
         return self._bundle(
             out, dealt, found, made.parameters, made.risks, made.thresholds, made.at_thresholds, reports, reference
@@ -258,14 +235,14 @@ class Fit:
         layer, neuron = (found.index // width).astype(np.int32), (found.index % width).astype(np.int32)
         card = ProbeCard(
             schema_version=1,
-            id=self._options.id,
+            id=self._id,
             model=self._identity,
             training=Training(
-                method="l1-logistic-regression" if self._options.neurons is None else "imported",
+                method="l1-logistic-regression" if self._neurons is None else "imported",
                 labels="1-vs-1",
                 C=found.C,
-                seed=self._options.seed,
-                span=SPANS[self._options.span],
+                seed=self._config.seed,
+                span=SPANS[self._config.span],
                 answers={name: len(index) for name, index in dealt.parts.items()},
             ),
             intercept=found.intercept,

@@ -24,6 +24,7 @@ from guard.launch.self_test import make_reference
 from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.readout import Signals
 from guard.training import calibration
+from guard.training.config import CalibrationConfig
 from guard.versions import engine_version
 
 SHARES = ALL_SHARES["calibrate"]
@@ -37,21 +38,19 @@ async def recalibrate(
     judge: RemoteJudge | None,
     out: Path,
     bundle_id: str,
-    longest: int,
-    seed: int,
-    method: calibration.Method = "platt",
+    config: CalibrationConfig,
     say: Callable[[str], None] = tell,
 ) -> Bundle:
     """Answer, judge, calibrate, save under ``bundle_id``. Raises FitError when answers are all right or all wrong."""
     tokenizer = engine.get_tokenizer()
     questions = unseen(bundle, questions, say)
-    answered = await answer_all(work, engine, questions, longest, say)
+    answered = await answer_all(work, engine, questions, config.max_tokens, say)
     texts = {i: row["text"] for i, row in sorted(answered.items())}
     verdicts = await judge_all(work, questions, {i: [text] for i, text in texts.items()}, judge)
     kept = [i for i in texts if verdicts[i][0] is not None and answered[i]["signals"] is not None]
     wrong = np.array([not verdicts[i][0] for i in kept], bool)
     say(f"{len(kept)} of {len(questions)} answers judged, {int(wrong.sum())} of them wrong")
-    parts = split([questions[i] for i in kept], SHARES, seed)
+    parts = split([questions[i] for i in kept], SHARES, config.seed)
     signals = [Signals.from_dict(answered[i]["signals"]) for i in kept]
     spans = [tokens_of(token_offsets(tokenizer, answered[i]["tokens"]), find_span(texts[i])) for i in kept]
     use, test = parts["calibration"], parts["test"]
@@ -61,10 +60,15 @@ async def recalibrate(
         {name: wrong[index] for name, index in parts.items()},
         [spans[i] for i in use],
         window,
-        method,
+        config.calibration,
     )
     measured = detectors.reports(
-        [questions[kept[i]] for i in test], wrong[test], [signals[i] for i in test], made.readout, None, seed=seed
+        [questions[kept[i]] for i in test],
+        wrong[test],
+        [signals[i] for i in test],
+        made.readout,
+        None,
+        seed=config.seed,
     )
     card = bundle.card.model_copy(
         update={

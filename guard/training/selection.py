@@ -31,19 +31,19 @@ _AT_ONCE = 64  # fewer than an engine has score slots
 
 
 class Settle:
-    """``suppress``: how many of the questions that the neurons were found on are asked again without them."""
+    """``ablation_questions``: how many of the questions that the neurons were found on are asked again without them."""
 
     def __init__(
         self,
         work: Workspace,
         dealt: Dealt,
         judge: RemoteJudge | None,
-        longest: int,
-        suppress: int,
+        max_tokens: int,
+        ablation_questions: int,
         say: Callable[[str], None],
     ) -> None:
-        self._work, self._dealt, self._judge, self._longest, self._say = work, dealt, judge, longest, say
-        self._asked = [dealt.chosen[row].question for row in dealt.parts["train"]][:suppress]
+        self._work, self._dealt, self._judge, self._max_tokens, self._say = work, dealt, judge, max_tokens, say
+        self._asked = [dealt.chosen[row].question for row in dealt.parts["train"]][:ablation_questions]
 
     async def run(
         self, engines: Engines, candidates: Sequence[Found], bundles: Mapping[float, Bundle], rows: Sequence[int]
@@ -99,7 +99,7 @@ class Settle:
         async def one(i: int) -> str:
             async with gate:
                 prompt = prompt_of(tokenizer, questions[i].text)
-                verdict = await engine.answer(prompt, self._longest, f"hguard-off-{i}", 0.0)
+                verdict = await engine.answer(prompt, self._max_tokens, f"hguard-off-{i}", 0.0)
             progress.add()
             return str(tokenizer.decode(verdict.token_ids, skip_special_tokens=True))
 

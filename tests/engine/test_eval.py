@@ -30,7 +30,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
             row = {"question": one.text, "answers": one.accepted, "entity": one.entity, "groups": one.groups}
             file.write(json.dumps({**row, "exists": bool(one.accepted)}) + "\n")
     paths = ["--data", str(folder / "questions.jsonl"), "--json", str(folder / "out.json"), "--work", str(folder)]
-    return ["eval", "atlas", *paths, "--longest", "16", "--scales", "1,3"]
+    return ["eval", "atlas", *paths, "--max-tokens", "16", "--scales", "1,3"]
 
 
 def answered(folder: Path) -> list[dict[str, Any]]:

@@ -24,14 +24,15 @@ from guard.probe.bundle import Bundle, load_bundle
 from guard.probe.cett import norms_of
 from guard.probe.identity import identify
 from guard.probe.readout import Signals
+from guard.training.config import CalibrationConfig, FitConfig
 from guard.training.examples import ANSWERS, CHOSEN, SAMPLES, Dealt
-from guard.training.pipeline import FOUND, SHARES, Fit, Options, whole
+from guard.training.pipeline import FOUND, SHARES, Fit, whole
 from guard.training.recalibration import recalibrate, unseen
 from guard.training.selection import MEASURED, SUPPRESSED
 from models.atlas.recipe.questions import from_ledger, load_ledger
 from models.atlas.recipe.reference import Reader
 
-OPTIONS = Options("test", samples=2, longest=16, slots=24, suppress=40)
+OPTIONS = FitConfig(samples=2, max_tokens=16, slots=24, ablation_questions=40)
 # Prompts and answers are cut into chunks, and 24 sequences do not fit into the cache at once.
 TIGHT = ("--max-num-batched-tokens=64", "--block-size=32", "--num-gpu-blocks-override=20", "--max-num-seqs=64")
 
@@ -90,7 +91,7 @@ def fitted(questions: list[Question], tmp_path_factory: pytest.TempPathFactory) 
     def run() -> Bundle:
         work = Workspace(folder / "work", {"seed": 0})
         # The whole answer is its span, as for the reference.
-        fit = Fit(work, questions, identity, norms, OPTIONS, locate=lambda text: (0, len(text)))
+        fit = Fit(work, questions, identity, norms, OPTIONS, "test", locate=lambda text: (0, len(text)))
         return asyncio.run(fit.run(engines, folder / "probe"))
 
     with pytest.raises(StopError):
@@ -117,7 +118,7 @@ def test_nothing_is_done_twice(fitted: tuple[Bundle, Path], questions: list[Ques
     if len(candidates) > 1:
         right = work.read_json(SUPPRESSED)
         assert sorted(right) == sorted(f"{row['C']:g}" for row in candidates)
-        assert all(0 < count <= OPTIONS.suppress for count in right.values())
+        assert all(0 < count <= OPTIONS.ablation_questions for count in right.values())
 
 
 def test_collected_means_are_transformers_s(fitted: tuple[Bundle, Path], reader: Reader) -> None:
@@ -189,7 +190,9 @@ def test_calibrating_for_other_questions(fitted: tuple[Bundle, Path], tmp_path: 
 
     async def calibrated() -> Bundle:
         async with RealEngines(ATLAS, "float32", 1).guarded(bundle) as engine:
-            return await recalibrate(work, engine, bundle, asked[:240], None, tmp_path / "out", "codes", 16, 0)
+            return await recalibrate(
+                work, engine, bundle, asked[:240], None, tmp_path / "out", "codes", CalibrationConfig(max_tokens=16)
+            )
 
     new = asyncio.run(calibrated())
     assert new.neuron.tolist() == bundle.neuron.tolist()

@@ -35,7 +35,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_probe_of_its_own(asked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     probe = tmp_path / "probe"
     command = ["fit", "smollm2", "--id", "cities", "--data", str(asked), "--out", str(probe), "--dtype", "float32"]
-    small = ["--longest", "24", "--suppress", "0", "--slots", "32"]
+    small = ["--max-tokens", "24", "--ablation-questions", "0", "--slots", "32"]
     assert main([*command, *small, "--", "--max-model-len", "512"]) == 0, capsys.readouterr().err
     bundle = load_bundle(probe)
     assert 0 < len(bundle.neuron) <= 0.04 * 30 * 1536

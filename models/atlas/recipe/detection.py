@@ -26,6 +26,7 @@ from guard.probe.bundle import Bundle, load_bundle
 from guard.probe.cett import norms_of
 from guard.probe.readout import Signals
 from guard.training import calibration
+from guard.training.config import Method
 from guard.training.examples import Dealt, chosen_in
 from guard.training.pipeline import SHARES
 from guard.training.selection import MEASURED
@@ -145,7 +146,7 @@ def reseeded(fitted: Fitted) -> list[dict[str, float]]:
         use, held, test = ([rows[i] for i in dealt[name]] for name in _RESPLIT)
         spans = [(fitted.dealt.chosen[i].start, fitted.dealt.chosen[i].end) for i in use]
         served = fitted.bundle.readout
-        method: calibration.Method = "platt" if served.isotonic is None else "isotonic"
+        method: Method = "platt" if served.isotonic is None else "isotonic"
         signals = [fitted.signals[i] for i in use]
         readout = calibration.fit_readout(signals, fitted.wrong(use), spans, served.window, method)
         risk = {i: readout.risk(fitted.signals[i])[0] for i in [*held, *test]}

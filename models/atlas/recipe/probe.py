@@ -13,7 +13,8 @@ from guard.harness.store import Workspace
 from guard.launch.engines import run_engines
 from guard.probe.cett import norms_of
 from guard.probe.identity import identify
-from guard.training.pipeline import Fit, Options
+from guard.training.config import FitConfig
+from guard.training.pipeline import Fit
 from guard.versions import engine_version
 from models.atlas.recipe.questions import from_ledger, load_ledger, locate
 
@@ -30,11 +31,11 @@ def main() -> None:
     options = parser.parse_args()
     identity = identify(options.model, "atlas", " ".join(engine_version()))
     questions = from_ledger(load_ledger(options.ledger), SEED)
-    fitting = Options(options.id, SEED, longest=24, cap=CAP, method="isotonic")
+    config = FitConfig(seed=SEED, max_tokens=24, max_neuron_fraction=CAP, calibration="isotonic")
     work = Workspace(options.work, {"model": identity.fingerprint, "seed": SEED})
     norms = norms_of(options.model, identity.layers, identity.neurons_per_layer)
-    fit = Fit(work, questions, identity, norms, fitting, locate=locate)
-    bundle = run_engines(fit.run(RealEngines(options.model, identity.dtype, fitting.slots), options.work / "probe"))
+    fit = Fit(work, questions, identity, norms, config, options.id, locate=locate)
+    bundle = run_engines(fit.run(RealEngines(options.model, identity.dtype, config.slots), options.work / "probe"))
     for name, report in bundle.card.metrics.items():
         scores = "  ".join(f"{part} {interval.value:.3f}" for part, interval in report.auroc.items())
         print(f"{name:12s} n={report.n:5d} wrong={report.wrong / report.n:.2f}  {scores}  ECE {report.ece:.3f}")

@@ -40,11 +40,12 @@ def test_half_a_judge(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--agree", "0"], "--agree and --cap are shares"),
-        (["--cap", "2"], "--agree and --cap are shares"),
-        (["--temperature", "-1"], "is not negative"),
-        (["--samples", "-1"], "--samples cannot be negative"),
-        (["--longest", "0"], "must be at least 1"),
+        (["--min-agreement", "0"], "--min-agreement 0: Input should be greater than 0"),
+        (["--max-neuron-fraction", "2"], "--max-neuron-fraction 2: Input should be less than or equal to 1"),
+        (["--temperature", "-1"], "--temperature -1: Input should be greater than or equal to 0"),
+        (["--samples", "-1", "--slots", "0"], "--slots 0: Input should be greater than or equal to 1"),
+        (["--max-tokens", "0"], "--max-tokens 0: Input should be greater than or equal to 1"),
+        (["--seed", "x"], "--seed x: Input should be a valid integer"),
     ],
 )
 def test_numbers_that_make_no_sense(

@@ -111,14 +111,15 @@ def test_a_list_of_others_must_be_fit_again(capsys: pytest.CaptureFixture[str], 
 def test_refit_is_a_fit_of_the_listed_neurons(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As far as the engine: which neurons, under which name and settings."""
     from guard.training import pipeline
+    from guard.training.config import FitConfig
 
-    seen: list[pipeline.Options] = []
+    seen: list[pipeline.Fit] = []
 
     class Started(Exception):
         pass
 
     def run(self: pipeline.Fit, engines: object, out: Path) -> None:
-        seen.append(self._options)
+        seen.append(self)
         raise Started
 
     monkeypatch.setattr(pipeline.Fit, "run", run)
@@ -131,9 +132,9 @@ def test_refit_is_a_fit_of_the_listed_neurons(monkeypatch: pytest.MonkeyPatch, t
         main(["fit", "atlas", "--neurons", "list.csv", "--out", "other", "--data", "questions.jsonl"])
     one, other = seen
     width = load_bundle(PROBE).card.model.neurons_per_layer
-    assert one.neurons == other.neurons == (5, width + 3)
-    assert (one.id, one.samples, one.seed, one.suppress) == ("atlas-imported", 1, 7, 0)
-    assert (other.id, other.samples, other.suppress) == ("atlas-probe", pipeline.Options("x").samples, 0)
+    assert one._neurons == other._neurons == (5, width + 3)
+    assert (one._id, one._config, one._ablation_questions) == ("atlas-imported", FitConfig(samples=1, seed=7), 0)
+    assert (other._id, other._config, other._ablation_questions) == ("atlas-probe", FitConfig(), 0)
     assert json.loads(Path("new/work/settings.json").read_text())["neurons"] == [5, width + 3]
 
 

@@ -1,0 +1,53 @@
+"""Flags made of pydantic's fields: a field declares an option's name, bounds, default and help once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from guard.errors import GuardError
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def add_flags(
+    parser: argparse.ArgumentParser,
+    declared: type[BaseModel],
+    only: Collection[str] | None = None,
+    positional: str | None = None,
+    text: str | None = None,
+) -> None:
+    """A flag for each field (of those in ``only``); ``text`` stands in for the fields' own help.
+
+    What is not given does not appear among the parsed options, so that the field's default holds.
+    """
+    for name, field in declared.model_fields.items():
+        if only is not None and name not in only:
+            continue
+        default = "" if field.is_required() else f" (default: {field.default})"
+        told: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text or f"{field.description}{default}"}
+        if name == positional:
+            parser.add_argument(name, nargs="?", **told)
+            continue
+        if field.annotation is bool:
+            told["action"] = argparse.BooleanOptionalAction
+        elif get_origin(field.annotation) is Literal:
+            told["choices"] = get_args(field.annotation)
+        parser.add_argument(f"--{name.replace('_', '-')}", **told)
+
+
+def read_flags(options: argparse.Namespace, declared: type[Config]) -> Config:
+    """What was parsed, checked. Raises GuardError naming each flag that is wrong."""
+    given = {name: value for name, value in vars(options).items() if name in declared.model_fields}
+    try:
+        return declared(**given)
+    except ValidationError as error:
+        raise GuardError("; ".join(_complaint(one) for one in error.errors(include_url=False))) from None
+
+
+def _complaint(error: Any) -> str:
+    name = str(error["loc"][0]).replace("_", "-")
+    return f"--{name} {error['input']}: {error['msg'].removeprefix('Value error, ')}"
