@@ -84,7 +84,7 @@ def test_every_block_has_a_language(document: Path) -> None:
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
 def test_every_language_is_known(block: Block) -> None:
-    assert block.language in {"bash", "json", "python", "text", "toml", "yaml"}
+    assert block.language in {"bash", "json", "mermaid", "python", "text", "toml", "yaml"}
 
 
 @in_blocks("json", "yaml", "toml")

@@ -207,9 +207,9 @@ def test_recall_at_a_rate_keeps_the_rate() -> None:
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
-        ("--scales", "a,b", "takes numbers"),
-        ("--scales", "0,4", "from 0 to 3"),
-        ("--random-draws", "-1", "cannot be negative"),
+        ("--scales", "a,b", "--scales a: Input should be a valid number"),
+        ("--scales", "0,4", "--scales 4: Input should be less than or equal to 3"),
+        ("--random-draws", "-1", "--random-draws -1: Input should be greater than or equal to 0"),
     ],
 )
 def test_wrong_options(option: str, value: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
