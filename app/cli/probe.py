@@ -161,7 +161,7 @@ def _refit(options: argparse.Namespace, extra: list[str]) -> int:
     parser = argparse.ArgumentParser()
     fit.add_parser(parser.add_subparsers())
     own = vars(parser.parse_args(["fit", options.model, "--out", str(options.out), "--data", options.data]))
-    declared = {*own, *FitConfig.model_fields}
+    declared = {*own, *FitConfig.model_fields} - {"refit"}  # which here asks for all of this
     given = {name: value for name, value in vars(options).items() if name in declared and value is not None}
     name = options.id or f"{Path(find_model(Settings(model=options.model))[1]).name}-imported"
     return fit.run(argparse.Namespace(**{**own, **given, "neurons": options.file, "id": name}), extra)
