@@ -57,10 +57,10 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     from app.settings import Settings
     from guard.evaluation.baseline_data import SLOTS
     from guard.evaluation.html import render
-    from guard.evaluation.run import Trial
+    from guard.evaluation.run import Evaluation
     from guard.harness.engines import RealEngines
     from guard.harness.questions import load_questions
-    from guard.harness.store import Workspace, explained
+    from guard.harness.store import StageStore, explained
     from guard.probe.bundle import load_bundle, require_calibrated, require_model
 
     judge, config = judge_of(options), read_flags(options, EvalConfig)
@@ -81,8 +81,8 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     engines = RealEngines(model, bundle.card.model.dtype, SLOTS, options.compiled, extra)
     with contextlib.ExitStack() as stack:
         folder = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        trial = Trial(
-            engines, bundle, questions, judge, config.max_tokens, lambda name: Workspace(folder / name, settings)
+        trial = Evaluation(
+            engines, bundle, questions, judge, config.max_tokens, lambda name: StageStore(folder / name, settings)
         )
         try:
             result = run_engines(trial.run(list(config.scales), config.random_draws, config.baselines))

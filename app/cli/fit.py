@@ -12,7 +12,7 @@ from typing import Any
 from app.cli.extra import require_extra
 from app.cli.flags import add_flags, read_flags
 from guard.errors import FitError
-from guard.harness.store import Workspace
+from guard.harness.store import StageStore
 from guard.judge.question import Question
 from guard.judge.rules import RemoteJudge
 from guard.launch.engines import run_engines
@@ -101,7 +101,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
         "neurons": neurons and list(neurons),  # as JSON has it
         **config.stage_settings(),
     }
-    work = Workspace(options.out / "work", settings)
+    work = StageStore(options.out / "work", settings)
     norms = norms_of(model, identity.layers, identity.neurons_per_layer)
     fit = Fit(work, questions, identity, norms, config, options.id or f"{Path(name).name}-probe", neurons, judge)
     engines = RealEngines(model, identity.dtype, config.slots, options.compiled, extra)
@@ -131,7 +131,7 @@ def run_calibrate(options: argparse.Namespace, extra: list[str]) -> int:
         "max_tokens": config.max_tokens,
         "seed": config.seed,
     }
-    work = Workspace(options.out / "work", settings)
+    work = StageStore(options.out / "work", settings)
     engines = RealEngines(model, bundle.card.model.dtype, 1, options.compiled, extra)
     name = options.id or f"{bundle.card.id}-calibrated"
 
@@ -162,7 +162,7 @@ def stopped(folder: Path) -> int:
     return 130
 
 
-def _finish(fitting: Coroutine[Any, Any, Bundle], work: Workspace, out: Path) -> int:
+def _finish(fitting: Coroutine[Any, Any, Bundle], work: StageStore, out: Path) -> int:
     """Run it, say what came out; a stop by hand keeps what is done."""
     try:
         bundle = run_engines(fitting)

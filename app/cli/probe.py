@@ -186,11 +186,11 @@ def _reference(options: argparse.Namespace, extra: list[str]) -> int:
     args = engine_arguments(model, name, bundle, options.compiled, extra)
 
     async def made() -> Reference:
-        from guard.launch.engines import canary_prompt
+        from guard.launch.engines import self_test_prompt
         from guard.launch.self_test import make_reference
 
         async with guarded_engine(args, bundle, Policy(Mode.SCORE, 0.5), slots=1) as engine:
-            return await make_reference(engine, canary_prompt(engine))
+            return await make_reference(engine, self_test_prompt(engine))
 
     reference = run_engines(made())
     with explained(bundle.path):

@@ -39,7 +39,7 @@ class RequestLimits(Protocol):
         """How many answers the engine will work on for it."""
 
 
-class Door:
+class IngressMiddleware:
     """Pure ASGI; stands outside GuardMiddleware. ``working``: the routes whose requests take a place.
 
     ``refused`` is told the reason of each refusal.

@@ -18,18 +18,18 @@ from app import errors
 from app.ingress import body
 from app.ingress.scope import route_path
 from app.protocols.adapters.base import BROKEN, Stream
-from app.protocols.adapters.registry import CHAT, COMPLETIONS, DIALECTS, Dialect, Telling
+from app.protocols.adapters.registry import ADAPTERS, CHAT, COMPLETIONS, Adapter, ResponseContext
 from app.protocols.adapters.sse import FrameEditor
 from app.protocols.options import FIELD, PolicyResolver
 from app.protocols.validation import fault_of
 from app.protocols.wire import Writer
 from app.telemetry.metrics import Metrics
-from guard.engine.context import GuardCall, use_call
+from guard.engine.context import RequestContext, use_context
 from guard.errors import RequestError
 from guard.policy import Policy
 from guard.probe.bundle import Bundle
 
-GUARDED = frozenset(DIALECTS)
+GUARDED = frozenset(ADAPTERS)
 
 log = logging.getLogger("hguard")
 
@@ -57,7 +57,7 @@ class GuardMiddleware:
         if path not in GUARDED:
             await self.app(scope, receive, send)
             return
-        dialect = DIALECTS[path]
+        dialect = ADAPTERS[path]
         try:
             raw = await body.read(receive)
             parsed = scope.get("state", {}).get(body.PARSED)
@@ -70,8 +70,8 @@ class GuardMiddleware:
         if dialect.prepare(request) or FIELD in request:
             request.pop(FIELD, None)
             raw = json.dumps(request).encode()
-        with use_call(GuardCall(policy, unshown=unshown, as_one=not dialect.separates_thoughts)) as call:
-            reply = Reply(dialect, Telling(call, self._writer, self._refusal, self._fallback), send)
+        with use_context(RequestContext(policy, unshown=unshown, as_one=not dialect.separates_thoughts)) as call:
+            reply = Reply(dialect, ResponseContext(call, self._writer, self._refusal, self._fallback), send)
             began = time.perf_counter()
             try:
                 await self.app(scope, body.replay(raw, _watched(receive, call)), reply.send)
@@ -84,7 +84,7 @@ class GuardMiddleware:
                 self._metrics.observe(call)
                 log_line(path, call, time.perf_counter() - began)
 
-    def _policy(self, path: str, dialect: Dialect, request: dict[str, Any]) -> Policy:
+    def _policy(self, path: str, dialect: Adapter, request: dict[str, Any]) -> Policy:
         if request.get("use_beam_search"):
             raise RequestError("beam search is not guarded; use n instead", param="use_beam_search")
         if path != COMPLETIONS and request.get("messages") == []:
@@ -92,7 +92,7 @@ class GuardMiddleware:
         return self._resolver.resolve(request.get(FIELD), dialect.wants_token_risk(request))
 
 
-def _watched(receive: Receive, call: GuardCall) -> Receive:
+def _watched(receive: Receive, call: RequestContext) -> Receive:
     """``receive``, which leaves in the call that the caller has hung up."""
 
     async def watched() -> Message:
@@ -107,7 +107,7 @@ def _watched(receive: Receive, call: GuardCall) -> Receive:
 class Reply:
     """Edits one response on its way out."""
 
-    def __init__(self, dialect: Dialect, telling: Telling, send: Send) -> None:
+    def __init__(self, dialect: Adapter, telling: ResponseContext, send: Send) -> None:
         self._dialect, self._telling, self._send = dialect, telling, send
         self._start: Message | None = None
         self._buffer: list[bytes] = []
@@ -165,7 +165,7 @@ class Reply:
         await self._send({"type": "http.response.body", "body": answer})
 
 
-def log_line(route: str, call: GuardCall, seconds: float) -> None:
+def log_line(route: str, call: RequestContext, seconds: float) -> None:
     """One structured line for each request, whose caller waited for the answer or left before."""
     verdicts = [call.verdicts[index] for index in sorted(call.verdicts)]
     line = {

@@ -19,12 +19,12 @@ from app import errors
 from app.ingress import body
 from app.protocols.middleware import log_line
 from app.protocols.options import PolicyResolver, said
-from app.protocols.tokenizer import Speller
+from app.protocols.tokenizer import Detokenizer
 from app.protocols.wire import Token, Writer
 from app.telemetry.metrics import Metrics
 from guard.compat import RefusalError
 from guard.engine.client import GuardedEngine
-from guard.engine.context import GuardCall
+from guard.engine.context import RequestContext
 from guard.errors import RequestError
 from guard.policy import Mode, Policy
 
@@ -96,7 +96,7 @@ class RiskScorer:
         engine: GuardedEngine,
         model: str,
         resolver: PolicyResolver,
-        speller: Speller,
+        speller: Detokenizer,
         writer: Writer,
         metrics: Metrics,
         max_items: int,
@@ -148,7 +148,7 @@ class RiskScorer:
     async def score(self, work: Prepared, index: int) -> dict[str, Any]:
         """The response object for one item."""
         request_id = f"risk-{uuid.uuid4().hex}"
-        call = GuardCall(work.policy, choices=1)
+        call = RequestContext(work.policy, choices=1)
         began = time.perf_counter()
         try:
             verdict = await self._engine.score(

@@ -15,7 +15,7 @@ from guard.engine.context import Generated, Verdict
 from guard.errors import RequestError
 
 
-class Speller:
+class Detokenizer:
     """Wraps the engine's tokenizer; given text needs a fast one, which knows offsets."""
 
     def __init__(self, tokenizer: Any, chat_template: str | None = None) -> None:

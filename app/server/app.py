@@ -23,19 +23,19 @@ import guard
 from app import errors
 from app.ingress import auth
 from app.ingress.admission import Admission
-from app.ingress.middleware import Door
+from app.ingress.middleware import IngressMiddleware
 from app.protocols import openapi, risk, validation
 from app.protocols.limits import RENDERING, RISK, Limits
 from app.protocols.middleware import GUARDED, GuardMiddleware
 from app.protocols.options import PolicyResolver
-from app.protocols.tokenizer import Speller
+from app.protocols.tokenizer import Detokenizer
 from app.protocols.wire import Writer
 from app.resolver import find_model, find_probe
 from app.server import health, lifecycle, system
 from app.server.head import Head
 from app.server.routes import close_unguarded
 from app.settings import Settings
-from app.telemetry.metrics import DoorMetrics, Metrics, OwnRequestsMetrics
+from app.telemetry.metrics import IngressMetrics, Metrics, OwnRequestsMetrics
 from guard.errors import UnsupportedError
 from guard.launch import support
 from guard.launch.engines import chat_template, complain, engine_arguments, guarded_engine
@@ -100,9 +100,9 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         metrics.all_slots.set(engine.pool.size)
         OwnRequestsMetrics(engine.own, plan.name)
         tokenizer, template = engine.get_tokenizer(), chat_template(plan.args)
-        writer = Writer(bundle, Speller(tokenizer).spell)
+        writer = Writer(bundle, Detokenizer(tokenizer).spell)
         limits = (settings.max_risk_items, settings.risk_seconds)
-        reader = Speller(copy.deepcopy(tokenizer), template)  # works in a thread of its own
+        reader = Detokenizer(copy.deepcopy(tokenizer), template)  # works in a thread of its own
         scorer = risk.RiskScorer(engine, plan.name, plan.resolver, reader, writer, metrics, *limits)
         app.include_router(risk.router(scorer))
         app.include_router(system.router(bundle, _effective(plan, engine, closed)))
@@ -172,14 +172,14 @@ def innermost(app: FastAPI) -> Any:
     return layer
 
 
-def _door(app: ASGIApp, settings: Settings, admission: Admission) -> Door:
+def _door(app: ASGIApp, settings: Settings, admission: Admission) -> IngressMiddleware:
     """The layer that every request passes first. No request may ask for more answers than the house holds."""
-    return Door(
+    return IngressMiddleware(
         app,
         keys=settings.api_keys,
         limits=Limits(settings, admission.capacity),
         admission=admission,
-        refused=DoorMetrics(admission).refused,
+        refused=IngressMetrics(admission).refused,
         working=GUARDED | RISK | RENDERING,
         max_body_bytes=settings.max_body_bytes,
         body_seconds=settings.body_seconds,

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from app.errors import Reason
 from app.ingress.admission import Admission
-from guard.engine.context import GuardCall, Unscored, Verdict
+from guard.engine.context import RequestContext, Unscored, Verdict
 from guard.engine.own import OwnRequests, Purpose
 from guard.policy import Action, Mode
 from guard.probe.bundle import Bundle
@@ -117,7 +117,7 @@ class Metrics:
             share.labels(self._model, f"{band}").set(value)
         return [count.labels(self._model, f"{band}") for band in range(len(expected))]
 
-    def observe(self, call: GuardCall) -> None:
+    def observe(self, call: RequestContext) -> None:
         """Record a finished request; one that never reached the engine has nothing to record."""
         if call.choices == 0:
             return
@@ -186,7 +186,7 @@ class OwnRequestsMetrics(Collector):
             yield family
 
 
-class DoorMetrics:
+class IngressMetrics:
     """What the door refuses and what is in flight; made once per process, every series at zero at first."""
 
     def __init__(self, admission: Admission, registry: CollectorRegistry = REGISTRY) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from guard.ipc.capture import Seat
-from guard.ipc.score_table import ScoreRing
+from guard.ipc.capture import CaptureParams
+from guard.ipc.score_table import ScoreTable
 from guard.ipc.taps import spec_of
 from guard.probe.bundle import Bundle
 from guard.worker import ops
-from guard.worker.batch import Drawn, Harvest, Roster, Step, log_probability, statistics
+from guard.worker.batch import BatchParams, Drawn, Step, StepCapture, log_probability, statistics
 from guard.worker.buffers import Taps
 
 _SECONDS = 0.3
@@ -46,8 +46,8 @@ def measure(bundle: Bundle, engine: Any, rows: Sequence[int]) -> list[Part]:
         marked = torch.from_numpy(np.isin(tap.neuron, tap.scaled)).to(device)
         logits = torch.randn(count, vocabulary, dtype=dtype, device=device)
         tokens = torch.zeros(count, dtype=torch.int64, device=device)
-        ring = ScoreRing.create(count, 64)
-        ring.unlink()
+        table = ScoreTable.create(count, 64)
+        table.unlink()
         scaled = _step(count, 0.5)
         plain = _step(count, 1.0)
 
@@ -79,10 +79,10 @@ def measure(bundle: Bundle, engine: Any, rows: Sequence[int]) -> list[Part]:
             else:
                 Drawn(logits).log_probability(tokens)
 
-        def bookkeeping(step: Step = plain, taps: Taps = taps, ring: ScoreRing = ring) -> None:
+        def bookkeeping(step: Step = plain, taps: Taps = taps, table: ScoreTable = table) -> None:
             score = taps.score[: step.rows]
-            drawn = step.draws(np.ones(step.rows, np.bool_), ring.positions)
-            Harvest(step.roster, (step.activations(), score), [(drawn, score, score)]).to_host().deposit(ring)
+            drawn = step.draws(np.ones(step.rows, np.bool_), table.positions)
+            StepCapture(step.captured, (step.activations(), score), [(drawn, score, score)]).to_host().deposit(table)
 
         def alpha(step: Step = scaled, taps: Taps = taps) -> None:
             taps.begin(step)
@@ -90,7 +90,7 @@ def measure(bundle: Bundle, engine: Any, rows: Sequence[int]) -> list[Part]:
         pieces: dict[str, Callable[[], None]] = {
             f"taps of {len(spec.layers)} layers": taps_of_all_layers,
             "entropy and log-probability": draws,
-            "bookkeeping and ring": bookkeeping,
+            "bookkeeping and table": bookkeeping,
             "filling alpha": alpha,
         }
         measured += [Part(name, count, _best(piece)) for name, piece in pieces.items()]
@@ -98,8 +98,8 @@ def measure(bundle: Bundle, engine: Any, rows: Sequence[int]) -> list[Part]:
 
 
 def _step(count: int, scale: float) -> Step:
-    roster = Roster.of([Seat(i, 1, scale) for i in range(count)], [8] * count)
-    return Step(roster, np.full(count, 9), np.ones(count, np.int64))
+    captured = BatchParams.of([CaptureParams(i, 1, scale) for i in range(count)], [8] * count)
+    return Step(captured, np.full(count, 9), np.ones(count, np.int64))
 
 
 @torch.inference_mode()

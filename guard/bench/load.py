@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from guard.engine.context import GuardCall, use_call
+from guard.engine.context import RequestContext, use_context
 from guard.policy import Mode, Policy
 
 PLAIN = Policy(Mode.OFF, 0.5)
@@ -102,7 +102,7 @@ async def _closed_loop(work: Work, one: Any, policy: Policy | None) -> float:
 
     async def client() -> None:
         for number in numbers:
-            with use_call(GuardCall(policy or PLAIN)):
+            with use_context(RequestContext(policy or PLAIN)):
                 await one(number)
 
     began = time.perf_counter()

@@ -31,7 +31,7 @@ MODES = ("score", "score+entropy", "scale", "risk")
 class Options:
     """The load: tokens of each prompt and answer, clients at once, requests of each client, rounds.
 
-    slots: the score ring's.
+    slots: the score table's.
     """
 
     prompt: int

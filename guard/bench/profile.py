@@ -18,7 +18,7 @@ from typing import Any
 
 from guard.bench.load import PLAIN, Work
 from guard.bench.offline import SCORE, machine
-from guard.engine.context import GuardCall, use_call
+from guard.engine.context import RequestContext, use_context
 from guard.errors import GuardError
 from guard.launch.engines import guarded_engine, plain_arguments, plain_engine
 from guard.policy import Policy
@@ -117,7 +117,7 @@ async def _decode(engine: Any, work: Work, number: int, policy: Policy | None, t
         max_tokens=work.output, temperature=0.0, ignore_eos=True, output_kind=RequestOutputKind.DELTA
     )
     prompt = {"type": "token", "prompt_token_ids": work.prompts[number]}
-    with use_call(GuardCall(policy or PLAIN)):
+    with use_context(RequestContext(policy or PLAIN)):
         async for output in engine.generate(prompt, params, f"profile-{time.monotonic_ns()}-{number}"):
             tokens[number] += sum(len(completion.token_ids) for completion in output.outputs)
 

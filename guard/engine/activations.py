@@ -15,7 +15,7 @@ from guard.engine import precision
 from guard.engine.client import one_pass
 from guard.errors import FitError, TapError
 from guard.ipc import capture
-from guard.ipc.score_table import ScoreRing, Slot
+from guard.ipc.score_table import ScoreTable, Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,10 @@ class Span:
 
 
 class CollectingEngine:
-    """Wraps an AsyncLLM whose worker collects; ``slots`` sequences are read at once. Draws are read from ``ring``."""
+    """Wraps an AsyncLLM whose worker collects; ``slots`` sequences are read at once. Draws are read from ``table``."""
 
-    def __init__(self, engine: Any, slots: int, ring: ScoreRing) -> None:
-        self._engine, self._slots, self._ring, self._number = engine, slots, ring, 0
+    def __init__(self, engine: Any, slots: int, table: ScoreTable) -> None:
+        self._engine, self._slots, self._table, self._number = engine, slots, table, 0
 
     @property
     def tokenizer(self) -> Any:
@@ -138,7 +138,7 @@ class CollectingEngine:
             last = output
         assert last is not None
         answer = _sampled(last.outputs[0])
-        entropy, logprob = self._ring.read_draws(claim, len(prompt), len(prompt) + len(answer.tokens))
+        entropy, logprob = self._table.read_draws(claim, len(prompt), len(prompt) + len(answer.tokens))
         return replace(answer, entropy=entropy.tolist(), logprob=logprob.tolist())
 
     async def _keep(

@@ -1,4 +1,4 @@
-"""One answer while it is produced: which tokens, where in the ring, and what they say."""
+"""One answer while it is produced: which tokens, where in the table, and what they say."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from guard.engine.context import Unscored, Verdict
-from guard.ipc.score_table import ScoreRing, Slot
+from guard.ipc.score_table import ScoreTable, Slot
 from guard.policy import PASSED, Action, Decision, Policy, decide
 from guard.probe.readout import Peak, Readout, Signals
 
@@ -33,7 +33,7 @@ class Thought(Protocol):
 class Answer:
     """Tokens of one sequence and the slot that holds their measurements.
 
-    index: the choice that it is in the response. seat: the sequence that it is in the engine's request.
+    index: the choice that it is in the response. sequence: the sequence that it is in the engine's request.
     unseated: why it has no slot. thought: where the model thinks first, None where it answers at once. thinking:
     whether it still does.
     offset: how many tokens are thinking. given: how many tokens of its turn stand in the prompt already, and are scored
@@ -43,7 +43,7 @@ class Answer:
 
     index: int
     slot: Slot | None
-    seat: int = 0
+    sequence: int = 0
     unseated: Unscored = Unscored.OFF
     thought: Thought | None = None
     thinking: bool = False
@@ -72,14 +72,14 @@ class Answer:
             self.texts.clear()
         self.texts.append(text)
 
-    def signals(self, ring: ScoreRing, first: int, last: int) -> Signals:
+    def signals(self, table: ScoreTable, first: int, last: int) -> Signals:
         """What was measured on tokens first..last-1 of the answer, those that were given having negative numbers; the
         lead is that of the turn's first token."""
         assert self.slot is not None
         start = self.prompt_length + self.offset
-        lead = ring.read_neurons(self.slot, start + first - 1, start + first)[0] if first == -self.given else np.nan
-        entropy, logprob = ring.read_draws(self.slot, start + first, start + last)
-        return Signals(float(lead), ring.read_neurons(self.slot, start + first, start + last), entropy, logprob)
+        lead = table.read_neurons(self.slot, start + first - 1, start + first)[0] if first == -self.given else np.nan
+        entropy, logprob = table.read_draws(self.slot, start + first, start + last)
+        return Signals(float(lead), table.read_neurons(self.slot, start + first, start + last), entropy, logprob)
 
     def cleared(self, window: int) -> int:
         """How many generated tokens lie in no window that is still to be scored.
@@ -90,7 +90,7 @@ class Answer:
             return len(self.token_ids)
         return 0 if self.thought is not None else max(self.looked - self.given, 0)
 
-    def look(self, ring: ScoreRing, readout: Readout, policy: Policy) -> Verdict | None:
+    def look(self, table: ScoreTable, readout: Readout, policy: Policy) -> Verdict | None:
         """Score the windows that are complete by now; the verdict, once one of them ends the answer.
 
         A token's own score exists when it was fed back, one step after it was drawn. A window that reaches the
@@ -100,7 +100,7 @@ class Answer:
         complete = self.given + known - readout.window + 1
         if self.slot is None or self.blind or known < 0 or complete <= self.looked:
             return None
-        part = self.signals(ring, self.looked - self.given, known)
+        part = self.signals(table, self.looked - self.given, known)
         flaw, risk = part.flaw_within(readout.uses_draws), float(np.nan)
         if flaw is None:
             risk = _risk(part, readout, self.looked)
@@ -108,7 +108,7 @@ class Answer:
             self.looked = complete
             if risk < policy.threshold:
                 return None
-            whole = self.signals(ring, -self.given, known)
+            whole = self.signals(table, -self.given, known)
             return verdict_on(whole, readout, policy, self.index, self._text(known), self.given)
         if not policy.fails_closed:
             self.blind = True  # it passes, and its end says that it was not scored
@@ -118,7 +118,7 @@ class Answer:
 
     def judge(
         self,
-        ring: ScoreRing,
+        table: ScoreTable,
         readout: Readout,
         policy: Policy,
         ended: bool,
@@ -134,7 +134,7 @@ class Answer:
             return unscored(self.index, policy, [], Unscored.UNFINISHED_THINKING)
         if count == 0:
             return unscored(self.index, policy, [], Unscored.EMPTY)
-        signals = self.signals(ring, -self.given, count)
+        signals = self.signals(table, -self.given, count)
         if not ended:
             # Whether the last token was fed back before the engine stopped is a matter of its schedule.
             signals.neurons[-1] = np.nan
@@ -189,14 +189,14 @@ def refused(index: int, policy: Policy, risk: float) -> Verdict:
     )
 
 
-def risks_so_far(answer: Answer, ring: ScoreRing, readout: Readout, known: list[float | None], count: int) -> None:
+def risks_so_far(answer: Answer, table: ScoreTable, readout: Readout, known: list[float | None], count: int) -> None:
     """Append to ``known`` the risks of generated tokens up to ``count``; thinking and what has no score have None."""
     known.extend([None] * (min(answer.offset, count) - len(known)))
     first = len(known)
     if answer.slot is None:
         known.extend([None] * (count - first))
     elif first < count:
-        part = answer.signals(ring, first - answer.offset, count - answer.offset)
+        part = answer.signals(table, first - answer.offset, count - answer.offset)
         if answer.verdict is not None and count == len(answer.token_ids):
             part.neurons[-1] = np.nan  # the last one's, as in a verdict
         known.extend(readout.token_risks(part))

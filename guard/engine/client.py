@@ -1,8 +1,8 @@
 """GuardedEngine: the engine client that the API talks to.
 
 It stands where vLLM's own ``AsyncLLM`` stood: everything but ``generate`` is delegated, so tools, templates, logprobs,
-streaming and n stay vLLM's. ``generate`` claims score slots, tells the worker, lets a ``Course`` decide on outputs as
-they arrive, ends what is withheld, and frees the slots whatever happens. Written against vLLM 0.32
+streaming and n stay vLLM's. ``generate`` claims score slots, tells the worker, lets an ``OutputGate`` decide on outputs
+as they arrive, ends what is withheld, and frees the slots whatever happens. Written against vLLM 0.32
 (``v1/engine/async_llm.py``; the same in 0.26).
 """
 
@@ -24,8 +24,8 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from guard.compat import refused_for_load
 from guard.engine import prompt_check
 from guard.engine.answer import Answer, refused, unscored, verdict_on
-from guard.engine.context import GuardCall, Unscored, Verdict, current_call, use_call
-from guard.engine.gate import Course
+from guard.engine.context import RequestContext, Unscored, Verdict, current_context, use_context
+from guard.engine.gate import OutputGate
 from guard.engine.outputs import with_completions
 from guard.engine.own import OwnRequests, Purpose
 from guard.engine.reading import Room, pieces
@@ -35,7 +35,7 @@ from guard.engine.validation import require_sendable, require_valid
 from guard.errors import CapacityError
 from guard.ipc import capture
 from guard.ipc.rows import rows_of_step
-from guard.ipc.score_table import ScoreRing, Slot, SlotPool
+from guard.ipc.score_table import ScoreTable, Slot, SlotPool
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
@@ -47,7 +47,7 @@ _NAME = 64  # characters of a caller's id
 
 def one_pass(packed: dict[str, Any]) -> SamplingParams:
     """Parameters of a request that reads given text: one forward pass, past the prefix cache, whose positions have no
-    activations. ``packed`` is what the worker is told (``seat.pack``)."""
+    activations. ``packed`` is what the worker is told (``capture.pack``)."""
     return SamplingParams(
         max_tokens=1,  # the engine must draw something; it is thrown away
         temperature=0.0,
@@ -65,7 +65,7 @@ class GuardedEngine:
         self,
         engine: Any,
         bundle: Bundle,
-        ring: ScoreRing,
+        table: ScoreTable,
         default: Policy,
         longest: int | None = None,
         template: str | None = None,
@@ -75,8 +75,8 @@ class GuardedEngine:
         self._engine = engine
         self.bundle = bundle
         self.readout = bundle.readout
-        self.ring = ring
-        self.pool = SlotPool(ring.slots)
+        self.table = table
+        self.pool = SlotPool(table.slots)
         self.own = OwnRequests()
         self.default_policy = default
         self._longest = longest
@@ -107,7 +107,7 @@ class GuardedEngine:
         return Room(self._at_once[0])
 
     def _policy(self) -> Policy:
-        call = current_call()
+        call = current_context()
         return self.default_policy if call is None else call.policy
 
     def _claim(self, count: int, policy: Policy) -> list[Slot]:
@@ -129,7 +129,7 @@ class GuardedEngine:
         """
         require_sendable(sampling_params, kwargs)
         params = require_valid(sampling_params, self._engine)
-        call = current_call() or GuardCall(self.default_policy)
+        call = current_context() or RequestContext(self.default_policy)
         first = call.reserve(params.n)
         stream = self._guarded(call, first, prompt, params, request_id, kwargs)
         call.streams.append(stream)
@@ -137,7 +137,7 @@ class GuardedEngine:
 
     async def _guarded(
         self,
-        call: GuardCall,
+        call: RequestContext,
         first: int,
         prompt: Any,
         params: SamplingParams,
@@ -152,48 +152,48 @@ class GuardedEngine:
                 return
         whole: dict[int, Any] = {}  # FINAL_ONLY: completions of all tries
         output = None
-        seats = list(range(params.n))
+        choices = list(range(params.n))
         tries = [policy.scale]
         if policy.withholds and policy.retry_scale is not None:
             tries.append(policy.retry_scale)
         for number, scale in enumerate(tries):
             last = number == len(tries) - 1
-            first_tries = {first + index: call.verdicts.pop(first + index) for index in seats if number}
+            first_tries = {first + index: call.verdicts.pop(first + index) for index in choices if number}
             # No await since the slots of the first try were given back: the second always finds as many.
-            slots = self._claim(len(seats), policy) if policy.mode is not Mode.OFF else []
-            course = self._course(call, [first + index for index in seats], slots, params, kwargs, spare=not last)
-            async with aclosing(self._run(course, call, prompt, params, slots, scale, request_id, kwargs)) as outputs:
+            slots = self._claim(len(choices), policy) if policy.mode is not Mode.OFF else []
+            gate = self._gate(call, [first + index for index in choices], slots, params, kwargs, spare=not last)
+            async with aclosing(self._run(gate, call, prompt, params, slots, scale, request_id, kwargs)) as outputs:
                 async for output in outputs:
                     _remember(call, first_tries)
                     for completion in output.outputs:
-                        completion.index = seats[completion.index]
+                        completion.index = choices[completion.index]
                     if params.output_kind is RequestOutputKind.FINAL_ONLY:
                         whole.update((completion.index, completion) for completion in output.outputs)
                     else:
                         yield output
             _remember(call, first_tries)
-            call.uncounted.update(course.spared_tokens)
-            seats = [seats[answer.seat] for answer in course.spared]
-            if not seats:
+            call.uncounted.update(gate.spared_tokens)
+            choices = [choices[answer.sequence] for answer in gate.spared]
+            if not choices:
                 break
         if params.output_kind is RequestOutputKind.FINAL_ONLY:
             yield with_completions(output, [whole[index] for index in sorted(whole)], True)
 
-    def _course(
+    def _gate(
         self,
-        call: GuardCall,
+        call: RequestContext,
         choices: Sequence[int],
         slots: Sequence[Slot],
         params: SamplingParams,
         request: Mapping[str, Any],
         spare: bool,
-    ) -> Course:
+    ) -> OutputGate:
         reason = Unscored.OFF if call.policy.mode is Mode.OFF else Unscored.NO_SLOT
         answers = [Answer(choice, slots[i] if slots else None, i, reason) for i, choice in enumerate(choices)]
-        return Course(
+        return OutputGate(
             answers,
             call,
-            self.ring,
+            self.table,
             self.readout,
             params.output_kind,
             self._blank_token,
@@ -205,7 +205,7 @@ class GuardedEngine:
             params,
         )
 
-    def _thinker_of(self, call: GuardCall) -> Thinker | None:
+    def _thinker_of(self, call: RequestContext) -> Thinker | None:
         return None if call.as_one else self._thinker
 
     def _bound(self, params: SamplingParams) -> int | None:
@@ -215,8 +215,8 @@ class GuardedEngine:
 
     async def _run(
         self,
-        course: Course,
-        call: GuardCall,
+        gate: OutputGate,
+        call: RequestContext,
         prompt: Any,
         params: SamplingParams,
         slots: list[Slot],
@@ -224,12 +224,12 @@ class GuardedEngine:
         request_id: str,
         kwargs: dict[str, Any],
     ) -> AsyncGenerator[Any, None]:
-        """One engine request for the answers of ``course``: what may leave, as it may."""
+        """One engine request for the answers of ``gate``: what may leave, as it may."""
         finished, name = False, self._name(request_id)
         try:
             params = params.clone()
-            params.n = len(course.answers)
-            start = self._given(course, call, prompt, kwargs) if slots else None
+            params.n = len(gate.answers)
+            start = self._given(gate, call, prompt, kwargs) if slots else None
             if start is not None and not call.unshown:
                 await self._read(prompt, start, slots, scale, request_id, Purpose.TURN)
             params.max_tokens = self._bound(params)
@@ -246,20 +246,20 @@ class GuardedEngine:
                     began = time.perf_counter()
                     output.request_id = request_id
                     finished = output.finished
-                    released = course.feed(output, cumulative)
+                    released = gate.feed(output, cumulative)
                     call.overhead_seconds += time.perf_counter() - began
-                    if course.cut and not course.done:
-                        await self._end(name, course.cut)
+                    if gate.cut and not gate.done:
+                        await self._end(name, gate.cut)
                     for part in released:
                         yield part
-                    if course.done and not finished:
+                    if gate.done and not finished:
                         break
             finally:
                 await inner.aclose()  # aborts the engine's work if it is not done
         finally:
             self.pool.release(slots, finished)
 
-    def _given(self, course: Course, call: GuardCall, prompt: Any, request: Mapping[str, Any]) -> int | None:
+    def _given(self, gate: OutputGate, call: RequestContext, prompt: Any, request: Mapping[str, Any]) -> int | None:
         """Have what the prompt holds of the assistant's turn scored with the answers: the first position to read.
 
         None where there is nothing of it. Of a turn that begins with thoughts what follows them counts.
@@ -270,7 +270,7 @@ class GuardedEngine:
         start = self._turns.start(ids)
         if start < len(ids) and (thinker := self._thinker_of(call)) is not None:
             start = thinker.answer_start(ids, start, request)
-        for answer in course.answers:
+        for answer in gate.answers:
             answer.given = len(ids) - start
         return start - 1 if 0 < start < len(ids) else None
 
@@ -284,11 +284,17 @@ class GuardedEngine:
     async def _end(self, name: str, answers: Sequence[Answer]) -> None:
         """End some of a request's sequences, which vLLM names ``{i}_{name}``, and leave the others alone."""
         names = self._engine.output_processor.external_req_ids.get(name, ())
-        ended = [one for one in names if int(one.split("_", 1)[0]) in {answer.seat for answer in answers}]
+        ended = [one for one in names if int(one.split("_", 1)[0]) in {answer.sequence for answer in answers}]
         await self._engine.abort(ended, internal=True)
 
     async def _prompt_refused(
-        self, call: GuardCall, first: int, prompt: Any, params: SamplingParams, request_id: str, kwargs: dict[str, Any]
+        self,
+        call: RequestContext,
+        first: int,
+        prompt: Any,
+        params: SamplingParams,
+        request_id: str,
+        kwargs: dict[str, Any],
     ) -> Any | None:
         """The output that refuses all answers, when the prompt alone is risky enough; else None."""
         policy, count = call.policy, params.n
@@ -306,7 +312,7 @@ class GuardedEngine:
             finally:
                 await inner.aclose()
             self.own.count(Purpose.PROMPT_CHECK, len(output.prompt_token_ids))
-            risk = self.readout.prompt_risk(prompt_check.lead_of(output, slots[0], self.ring))
+            risk = self.readout.prompt_risk(prompt_check.lead_of(output, slots[0], self.table))
         finally:
             self.pool.release(slots, done)
         call.uncounted[first] += 1
@@ -347,7 +353,7 @@ class GuardedEngine:
             await self._read(prompt, len(prompt_ids) - 1, slots, scale, request_id, purpose)
             done = True
             answer = Answer(0, slots[0], prompt_length=len(prompt_ids), token_ids=list(response_ids))
-            return answer.signals(self.ring, 0, len(response_ids))
+            return answer.signals(self.table, 0, len(response_ids))
         finally:
             self.pool.release(slots, done)
 
@@ -377,13 +383,13 @@ class GuardedEngine:
                     pass
             self.own.count(purpose, end)
         for slot in others:
-            self.ring.copy(first_slot, slot, start, len(ids))
+            self.table.copy(first_slot, slot, start, len(ids))
 
     async def answer(self, prompt_ids: Sequence[int], longest: int, request_id: str, scale: float = 1.0) -> Verdict:
         """A greedy answer of at most ``longest`` tokens, and what is to be said of it."""
         params = SamplingParams(max_tokens=longest, temperature=0.0, output_kind=RequestOutputKind.FINAL_ONLY)
         prompt = {"type": "token", "prompt_token_ids": list(prompt_ids)}
-        with use_call(GuardCall(Policy(Mode.SCORE, self.default_policy.threshold, scale))) as call:
+        with use_context(RequestContext(Policy(Mode.SCORE, self.default_policy.threshold, scale))) as call:
             async for _ in self.generate(prompt, params, request_id):
                 pass
         return call.verdicts[0]
@@ -413,7 +419,7 @@ def _ends_of(model_config: Any) -> frozenset[int]:
     return frozenset([named] if isinstance(named, int) else named or ())
 
 
-def _remember(call: GuardCall, first_tries: Mapping[int, Verdict]) -> None:
+def _remember(call: RequestContext, first_tries: Mapping[int, Verdict]) -> None:
     """Say in the verdicts on second tries what the risks of the first ones were."""
     for choice, verdict in first_tries.items():
         if (second := call.verdicts.get(choice)) is not None:

@@ -11,16 +11,16 @@ from enum import StrEnum
 from typing import Any
 
 from guard.policy import Decision, Policy
-from guard.probe.readout import Flaw, Peak, Readout, Signals
+from guard.probe.readout import Peak, Readout, SignalFault, Signals
 
 
 class Unscored(StrEnum):
     """Why an answer has no risk. ``off`` and ``empty`` are no failures of the guard; the others are."""
 
     OFF = "off"
-    EMPTY = Flaw.EMPTY.value
-    MISSING = Flaw.MISSING.value
-    NOT_FINITE = Flaw.NOT_FINITE.value
+    EMPTY = SignalFault.EMPTY.value
+    MISSING = SignalFault.MISSING.value
+    NOT_FINITE = SignalFault.NOT_FINITE.value
     UNFINISHED_THINKING = "unfinished_thinking"
     NO_SLOT = "no_slot"
     PROBE_ERROR = "probe_error"
@@ -110,7 +110,7 @@ class Verdict:
 
 
 @dataclass(slots=True)
-class GuardCall:
+class RequestContext:
     """Filled by the engine client while an answer is produced, read by the API layer when it writes the response.
 
     verdicts: by choice index, once decided. token_risks: by choice index, one for each generated token (thinking has
@@ -152,15 +152,15 @@ class GuardCall:
         return first
 
 
-_current: ContextVar[GuardCall | None] = ContextVar("hguard_call", default=None)
+_current: ContextVar[RequestContext | None] = ContextVar("hguard_call", default=None)
 
 
-def current_call() -> GuardCall | None:
+def current_context() -> RequestContext | None:
     return _current.get()
 
 
 @contextmanager
-def use_call(call: GuardCall) -> Iterator[GuardCall]:
+def use_context(call: RequestContext) -> Iterator[RequestContext]:
     """Make ``call`` the current one for everything that runs inside."""
     token = _current.set(call)
     try:

@@ -1,4 +1,4 @@
-"""The course of one engine request: its answers as they grow, what may leave, and what is to be ended.
+"""The gate of one engine request: its answers as they grow, what may leave, and what is to be ended.
 
 An output of the engine goes in, what the policy lets go comes out: where answers can be withheld, no more of it than
 ``outputs`` lists. Nothing here waits or talks to the engine.
@@ -15,10 +15,10 @@ from typing import Any
 from vllm.sampling_params import RequestOutputKind
 
 from guard.engine.answer import Answer, risks_so_far, unscored
-from guard.engine.context import Generated, GuardCall, Unscored, Verdict
+from guard.engine.context import Generated, RequestContext, Unscored, Verdict
 from guard.engine.outputs import blank, emptied, own, own_output, told_length, with_completions
 from guard.engine.reasoning import Thinker
-from guard.ipc.score_table import ScoreRing
+from guard.ipc.score_table import ScoreTable
 from guard.policy import Action, Hold, Mode
 from guard.probe.readout import Readout
 
@@ -33,14 +33,14 @@ class Waiting:
     output: Any
 
 
-class Course:
+class OutputGate:
     """Follows ``answers``, one for each sequence of the request; ``kind`` is what the caller wants to be given."""
 
     def __init__(
         self,
         answers: Sequence[Answer],
-        call: GuardCall,
-        ring: ScoreRing,
+        call: RequestContext,
+        table: ScoreTable,
         readout: Readout,
         kind: RequestOutputKind,
         blank_token: int,
@@ -56,7 +56,7 @@ class Course:
         ``params``: the request's sampling parameters, which say how tokens become text."""
         self.answers = answers
         self.cut: list[Answer] = []  # to be ended in the engine, since the last output
-        self._call, self._ring, self._readout = call, ring, readout
+        self._call, self._table, self._readout = call, table, readout
         self._kind, self._blank = kind, blank_token
         self._longest, self._ends, self._params = longest, ends, params
         self._spare = spare_abstained
@@ -85,7 +85,7 @@ class Course:
     def _spares(self, answer: Answer) -> bool:
         if not self._spare or answer.verdict is None or answer.verdict.risk is None:
             return False
-        return self._abstained(answer) and self._sent[answer.seat] == 0
+        return self._abstained(answer) and self._sent[answer.sequence] == 0
 
     def feed(self, output: Any, cumulative: bool) -> list[Any]:
         """Take an output; what may leave by now, as outputs. ``cumulative``: whether it repeats what came before."""
@@ -132,10 +132,10 @@ class Course:
             return None if finish is None else unscored(answer.index, policy, [], Unscored.EMPTY)
         if finish is not None:
             ended = finish == "stop" and (stop is None or stop in self._ends)
-            return answer.judge(self._ring, self._readout, policy, ended)
+            return answer.judge(self._table, self._readout, policy, ended)
         if not policy.withholds:
             return None
-        verdict = answer.look(self._ring, self._readout, policy)
+        verdict = answer.look(self._table, self._readout, policy)
         if verdict is not None:
             self.cut.append(answer)
         return verdict
@@ -146,11 +146,11 @@ class Course:
         known = self._call.token_risks.setdefault(answer.index, [])
         # A token's own score exists once it was fed back, one step after it was drawn.
         count = len(answer.token_ids) - (answer.verdict is None)
-        risks_so_far(answer, self._ring, self._readout, known, count)
+        risks_so_far(answer, self._table, self._readout, known, count)
 
     def _released(self, output: Any) -> list[Any]:
         """What may leave, one piece an output; or the engine's own output, where it may leave as it is."""
-        pieces = [piece for answer in self.answers for piece in self._pieces(answer, self._waiting[answer.seat])]
+        pieces = [piece for answer in self.answers for piece in self._pieces(answer, self._waiting[answer.sequence])]
         completions = [completion for completion, _ in pieces]
         if pieces and len(pieces) == len(output.outputs) and all(map(operator.is_, completions, output.outputs)):
             return [output]
@@ -181,7 +181,7 @@ class Course:
             return
         while waiting and self._may_go(answer, waiting[0]):
             piece = waiting.popleft()
-            self._sent[answer.seat] = piece.reach
+            self._sent[answer.sequence] = piece.reach
             yield self._passing(answer, piece.completion), piece.output
 
     def _abstained(self, answer: Answer) -> bool:
@@ -191,7 +191,7 @@ class Course:
         """What is said of an answer that is withheld from here on."""
         assert answer.verdict is not None
         if not self._spares(answer):
-            sent = answer.verdict.shown = self._sent[answer.seat]
+            sent = answer.verdict.shown = self._sent[answer.sequence]
             repeated = self._kind is RequestOutputKind.CUMULATIVE
             yield self._withheld(answer, last, 0 if repeated else sent)
 
@@ -217,8 +217,10 @@ class Course:
             if waiting and answer.verdict is not None and not self._spares(answer):
                 last = waiting[-1].completion
                 withheld = self._abstained(answer)
-                self._whole[answer.seat] = self._withheld(answer, last, 0) if withheld else self._passing(answer, last)
+                self._whole[answer.sequence] = (
+                    self._withheld(answer, last, 0) if withheld else self._passing(answer, last)
+                )
             waiting.clear()
         if not self.done:
             return []
-        return [self._holding(output, [self._whole[seat] for seat in sorted(self._whole)], True)]
+        return [self._holding(output, [self._whole[sequence] for sequence in sorted(self._whole)], True)]

@@ -12,7 +12,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from guard.engine.answer import Answer
 from guard.engine.outputs import emptied, own_output
 from guard.ipc import capture
-from guard.ipc.score_table import ScoreRing, Slot
+from guard.ipc.score_table import ScoreTable, Slot
 
 
 def parameters(slot: Slot, scale: float, asked: SamplingParams) -> SamplingParams:
@@ -30,9 +30,9 @@ def parameters(slot: Slot, scale: float, asked: SamplingParams) -> SamplingParam
     )
 
 
-def lead_of(output: Any, slot: Slot, ring: ScoreRing) -> float:
+def lead_of(output: Any, slot: Slot, table: ScoreTable) -> float:
     """The neuron score of the last prompt token; NaN where there is none."""
-    return Answer(0, slot, prompt_length=len(output.prompt_token_ids)).signals(ring, 0, 0).lead
+    return Answer(0, slot, prompt_length=len(output.prompt_token_ids)).signals(table, 0, 0).lead
 
 
 def refused(output: Any, request_id: str, count: int, blank_token: int) -> Any:

@@ -18,7 +18,7 @@ from guard.harness.answers import Chosen
 from guard.harness.engines import Engines
 from guard.harness.progress import Progress
 from guard.harness.questions import prompt_of
-from guard.harness.store import Workspace
+from guard.harness.store import StageStore
 from guard.judge.question import Question
 from guard.judge.spans import find_span, token_offsets, tokens_of
 from guard.probe.bundle import Bundle
@@ -30,7 +30,7 @@ _SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
+class BaselineData:
     """What was gathered on m answers that are certainly right or wrong.
 
     wrong: bool [m]. entities: what each is about. index: int64 [k], the probe's neurons among all, ``width`` a layer.
@@ -60,13 +60,13 @@ class Greedy:
 
 async def gather(
     engines: Engines,
-    work: Workspace,
+    work: StageStore,
     bundle: Bundle,
     questions: Sequence[Question],
     answers: Sequence[Greedy],
     max_tokens: int,
     say: Callable[[str], None],
-) -> tuple[Material, list[list[int]]]:
+) -> tuple[BaselineData, list[list[int]]]:
     """The material of ``answers``, and how many tokens each sample of each question took."""
     if len(work.rows(RESAMPLED)) < len(questions) or collected(work) < len(answers):
         async with engines.collecting() as engine:
@@ -76,7 +76,7 @@ async def gather(
             shape = identity.layers, identity.neurons_per_layer
             await collect(work, engine, facts_of(chosen), shape, SLOTS, say, outputs=True)
     samples = {row["question"]: row for row in work.rows(RESAMPLED)}
-    material = Material(
+    material = BaselineData(
         np.array([answer.wrong for answer in answers], bool),
         [questions[answer.question].entity for answer in answers],
         random_baseline.flat(bundle),
@@ -90,7 +90,7 @@ async def gather(
 
 
 async def _sample(
-    work: Workspace, engine: Any, questions: Sequence[Question], max_tokens: int, say: Callable[[str], None]
+    work: StageStore, engine: Any, questions: Sequence[Question], max_tokens: int, say: Callable[[str], None]
 ) -> None:
     done = {row["question"] for row in work.rows(RESAMPLED)}
     open_ = [i for i in range(len(questions)) if i not in done]

@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from guard.evaluation import random_baseline
-from guard.evaluation.baseline_data import Material
+from guard.evaluation.baseline_data import BaselineData
 from guard.judge.rules import normalise
 
 FOLDS, INNER = 5, 3
@@ -47,13 +47,13 @@ class Baselines:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def baselines(material: Material, seed: int = 0) -> Baselines:
+def baselines(material: BaselineData, seed: int = 0) -> Baselines:
     """All of them, but those that too few answers leave out."""
     with threadpool_limits(limits=1):  # hundreds of small fits: threads would wait for each other longer than they work
         return _baselines(material, seed)
 
 
-def _baselines(material: Material, seed: int) -> Baselines:
+def _baselines(material: BaselineData, seed: int) -> Baselines:
     made = Baselines({"consistency": disagreement(material.said, material.samples)})
     try:
         parts = folds(material.wrong, material.entities, FOLDS)

@@ -15,7 +15,7 @@ from guard.evaluation.detectors import parts_of
 from guard.harness.answers import judge_all
 from guard.harness.engines import Engines
 from guard.harness.generation import ANSWERED, answer_all
-from guard.harness.store import Workspace
+from guard.harness.store import StageStore
 from guard.judge.question import Question
 from guard.judge.rules import RemoteJudge
 from guard.probe.bundle import Bundle
@@ -40,7 +40,7 @@ async def answered(
     bundle: Bundle,
     questions: Sequence[Question],
     judge: RemoteJudge | None,
-    works: Mapping[float, Workspace],
+    works: Mapping[float, StageStore],
     max_tokens: int,
     say: Callable[[str], None],
 ) -> dict[float, list[Answered]]:
@@ -57,7 +57,7 @@ async def answered(
     return {alpha: await _judged(work, questions, judge) for alpha, work in works.items()}
 
 
-async def _judged(work: Workspace, questions: Sequence[Question], judge: RemoteJudge | None) -> list[Answered]:
+async def _judged(work: StageStore, questions: Sequence[Question], judge: RemoteJudge | None) -> list[Answered]:
     rows = {row["question"]: row for row in work.rows(ANSWERED)}
     verdicts = await judge_all(work, questions, {i: [rows[i]["text"]] for i in range(len(questions))}, judge)
     return [

@@ -12,7 +12,7 @@ from guard.evaluation import baseline_data, baselines, figures, random_baseline
 from guard.evaluation.figures import Answered
 from guard.harness.engines import Engines
 from guard.harness.progress import tell
-from guard.harness.store import Workspace
+from guard.harness.store import StageStore
 from guard.judge.question import Question
 from guard.judge.rules import RemoteJudge
 from guard.probe.bundle import Bundle
@@ -20,7 +20,7 @@ from guard.probe.bundle import Bundle
 PLAIN = 1.0  # the strength that leaves neurons as they are
 
 
-class Trial:
+class Evaluation:
     """One evaluation of a probe; ``work`` opens the workspace of a name."""
 
     def __init__(
@@ -30,7 +30,7 @@ class Trial:
         questions: Sequence[Question],
         judge: RemoteJudge | None,
         max_tokens: int,
-        work: Callable[[str], Workspace],
+        work: Callable[[str], StageStore],
         say: Callable[[str], None] = tell,
     ) -> None:
         self._engines, self._bundle, self._questions = engines, bundle, questions

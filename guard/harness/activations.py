@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from guard.engine.activations import CollectingEngine, Span, new_means
 from guard.harness.answers import Chosen
 from guard.harness.progress import Progress
-from guard.harness.store import Workspace, explained
+from guard.harness.store import StageStore, explained
 
 MEANS, OUTPUTS, LEADS, FACTS = "means.npy", "outputs.npy", "leads.npy", "facts.npy"
 
 
-def collected(work: Workspace, name: str = MEANS) -> int:
+def collected(work: StageStore, name: str = MEANS) -> int:
     """How many rows of an array are done."""
     done = _done(name)
     return int(work.read_json(done)) if work.has(done) else 0
@@ -24,7 +24,7 @@ def facts_of(chosen: Sequence[Chosen]) -> list[Span]:
 
 
 async def collect(
-    work: Workspace,
+    work: StageStore,
     engine: CollectingEngine,
     spans: Sequence[Span],
     shape: tuple[int, int],

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from guard.harness.store import Workspace
+from guard.harness.store import StageStore
 from guard.judge.question import Question
 from guard.judge.rules import RemoteJudge, judge
 
@@ -44,7 +44,7 @@ class Chosen:
 
 
 async def judge_all(
-    work: Workspace, questions: Sequence[Question], samples: dict[int, list[str]], remote: RemoteJudge | None
+    work: StageStore, questions: Sequence[Question], samples: dict[int, list[str]], remote: RemoteJudge | None
 ) -> dict[int, list[bool | None]]:
     """Verdicts on every sampled text, by question. A remote judge is asked once for each different text."""
     if remote is None:

@@ -11,7 +11,7 @@ from guard.engine.context import Unscored
 from guard.harness.answers import Chosen
 from guard.harness.progress import Progress
 from guard.harness.questions import prompt_of
-from guard.harness.store import Workspace
+from guard.harness.store import StageStore
 from guard.judge.question import Question
 from guard.probe.readout import Signals, unit_readout
 
@@ -20,7 +20,7 @@ _AT_ONCE = 64
 
 
 async def answer_all(
-    work: Workspace,
+    work: StageStore,
     engine: Any,
     questions: Sequence[Question],
     max_tokens: int,

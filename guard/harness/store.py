@@ -13,7 +13,7 @@ from typing import Any
 from guard.errors import FitError
 
 
-class Workspace:
+class StageStore:
     """A folder that belongs to one fit, with the settings that its files were made under."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:

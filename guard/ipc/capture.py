@@ -12,10 +12,10 @@ KEY = "hguard"
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class CaptureParams:
     """Where the worker leaves one sequence's measurements, and how it is scaled.
 
-    slot: row of the ring, -1 when nothing is to be recorded.
+    slot: row of the table, -1 when nothing is to be recorded.
     start: first position to record (the last prompt token); None: the prompt's own length says it.
     draws: whether the distributions that tokens are drawn from are measured too (entropy, log-probability).
     """
@@ -32,7 +32,7 @@ class Seat:
         return self.start is not None
 
 
-EMPTY = Seat()
+EMPTY = CaptureParams()
 
 
 def pack(slots: Sequence[Slot], scale: float, start: int | None = None, draws: bool = True) -> dict[str, Any]:
@@ -40,14 +40,14 @@ def pack(slots: Sequence[Slot], scale: float, start: int | None = None, draws: b
     return {"slots": [[s.index, s.generation] for s in slots], "scale": scale, "start": start, "draws": draws}
 
 
-def unpack(extra_args: Mapping[str, Any] | None, request_id: str) -> Seat:
-    """The seat of one engine request. vLLM names the n sequences of a request ``{i}_{request id}``."""
+def unpack(extra_args: Mapping[str, Any] | None, request_id: str) -> CaptureParams:
+    """The capture of one engine request. vLLM names the n sequences of a request ``{i}_{request id}``."""
     packed = (extra_args or {}).get(KEY)
     if packed is None:
         return EMPTY
     slots = packed["slots"]
     if not slots:
-        return Seat(scale=packed["scale"])
+        return CaptureParams(scale=packed["scale"])
     index = int(request_id.split("_", 1)[0]) if len(slots) > 1 else 0
     slot, generation = slots[index]
-    return Seat(slot, generation, packed["scale"], packed["start"], packed["draws"])
+    return CaptureParams(slot, generation, packed["scale"], packed["start"], packed["draws"])

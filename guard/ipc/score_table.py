@@ -1,4 +1,4 @@
-"""The score ring: shared memory in which the worker leaves what it measured, keyed by slot and absolute position.
+"""The score table: shared memory in which the worker leaves what it measured, keyed by slot and absolute position.
 
 The API process creates it and hands out slots; the worker writes before it returns a step's output, the API process
 reads when that output arrives, so every read happens after its write. Each entry carries the generation of the claim
@@ -30,17 +30,17 @@ _HEADER = np.dtype([("slots", np.int64), ("positions", np.int64)])
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A claim on one row of the ring."""
+    """A claim on one row of the table."""
 
     index: int
     generation: int
 
 
-class ScoreRing:
+class ScoreTable:
     """The memory itself; both sides hold one."""
 
     def __init__(self, path: Path, create: tuple[int, int] | None = None) -> None:
-        """Open the ring at ``path``, or create it with (slots, positions)."""
+        """Open the table at ``path``, or create it with (slots, positions)."""
         self.path = path
         if create is not None:
             header = np.memmap(path, dtype=_HEADER, mode="w+", shape=(1,))
@@ -49,7 +49,7 @@ class ScoreRing:
         else:
             if not path.is_file():
                 raise TapError(
-                    f"the score ring {path} is not here: the server that made it has stopped, or is on another machine"
+                    f"the score table {path} is not here: the server that made it has stopped, or is on another machine"
                 )
             header = np.memmap(path, dtype=_HEADER, mode="r", shape=(1,))
         self.slots, self.positions = int(header["slots"][0]), int(header["positions"][0])
@@ -63,8 +63,8 @@ class ScoreRing:
         self.draws: NDArray[np.void] = np.asarray(np.memmap(path, DRAW, "r+", after, shape))
 
     @classmethod
-    def create(cls, slots: int, positions: int) -> ScoreRing:
-        """A new ring in shared memory (or the temporary folder, where there is none).
+    def create(cls, slots: int, positions: int) -> ScoreTable:
+        """A new table in shared memory (or the temporary folder, where there is none).
 
         Raises UnsupportedError where it could outgrow that memory: the kernel would kill the worker that then writes.
         """
@@ -77,7 +77,7 @@ class ScoreRing:
                 f"{room.free >> 20} MiB left: give it more (docker run --shm-size), or lower --slots, or "
                 "--max-model-len after --"
             )
-        handle, name = tempfile.mkstemp(prefix="hguard-ring-", dir=folder)
+        handle, name = tempfile.mkstemp(prefix="hguard-table-", dir=folder)
         os.close(handle)
         return cls(Path(name), (slots, positions))
 
@@ -143,18 +143,18 @@ def _known(known: NDArray[np.bool_], values: NDArray[np.float32]) -> NDArray[np.
     return np.where(known, measured, np.float32(np.nan))
 
 
-def refusal_file(ring: Path) -> Path:
-    """Where a worker leaves its reason beside the ring."""
-    return ring.with_name(f"{ring.name}.refusal")
+def refusal_file(table: Path) -> Path:
+    """Where a worker leaves its reason beside the table."""
+    return table.with_name(f"{table.name}.refusal")
 
 
-def cause_file(ring: Path) -> Path:
-    """Where a process of the engine leaves what it failed of beside the ring."""
-    return ring.with_name(f"{ring.name}.cause")
+def cause_file(table: Path) -> Path:
+    """Where a process of the engine leaves what it failed of beside the table."""
+    return table.with_name(f"{table.name}.cause")
 
 
 class SlotPool:
-    """Hands out the ring's slots (API process only)."""
+    """Hands out the table's slots (API process only)."""
 
     def __init__(self, slots: int) -> None:
         self._free = deque(range(slots))

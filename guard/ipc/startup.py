@@ -1,7 +1,7 @@
 """Why an engine did not start, in one line for the operator.
 
 vLLM (0.32) logs what went wrong in the process that met it, and tells the others only that something did. So each of
-an engine's processes leaves the first exception of its start beside the score ring, where the server reads it. Where
+an engine's processes leaves the first exception of its start beside the score table, where the server reads it. Where
 the cause is known and has a remedy, that line says all, and the tracebacks on the way to it are left out.
 """
 
@@ -40,9 +40,9 @@ def watch() -> None:
             logging.getLogger(name).addFilter(_note)
 
 
-def reason(ring: Path, error: RuntimeError) -> str | None:
-    """Why the engine of this ring did not start, as far as it can be known; ``error`` is what vLLM raised here."""
-    file = cause_file(ring)
+def reason(table: Path, error: RuntimeError) -> str | None:
+    """Why the engine of this table did not start, as far as it can be known; ``error`` is what vLLM raised here."""
+    file = cause_file(table)
     text = file.read_text(encoding="utf-8") if file.is_file() else str(error)
     if (known := explained(text)) is not None:
         return known
@@ -65,14 +65,14 @@ def explained(text: str) -> str | None:
 
 def _note(record: logging.LogRecord) -> bool:
     """A filter of vLLM's log: keeps the first exception of the start; lets through what the server will not explain."""
-    ring = Path(os.environ[PATH_VARIABLE])
-    if not ring.is_file():  # once the engine runs, the ring has no name any more
+    table = Path(os.environ[PATH_VARIABLE])
+    if not table.is_file():  # once the engine runs, the table has no name any more
         return True
-    error, file = record.exc_info and record.exc_info[1], cause_file(ring)
+    error, file = record.exc_info and record.exc_info[1], cause_file(table)
     if error and not file.is_file():
         file.write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
     known = file.is_file() and explained(file.read_text(encoding="utf-8")) is not None
-    if not (known or refusal_file(ring).is_file()) or os.environ.get("VLLM_LOGGING_LEVEL") != "ERROR":
+    if not (known or refusal_file(table).is_file()) or os.environ.get("VLLM_LOGGING_LEVEL") != "ERROR":
         return True  # also for whoever wants to see more
     # This process is about to end, and multiprocessing would print the same exception once more.
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Start a guarded engine: vLLM's arguments from the settings, the ring, the engine, the canary (vLLM 0.32)."""
+"""Start a guarded engine: vLLM's arguments from the settings, the table, the engine, the canary (vLLM 0.32)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from guard.engine import precision
 from guard.errors import GuardError, TapError, UnsupportedError
 from guard.ipc import parent, startup
-from guard.ipc.score_table import PATH_VARIABLE, ScoreRing
+from guard.ipc.score_table import PATH_VARIABLE, ScoreTable
 from guard.ipc.taps import COLLECT_KEY, KEY, TapConfig
 from guard.launch import cache_dirs, no_triton, overrides, support
 from guard.policy import Policy
@@ -184,9 +184,9 @@ async def guarded_engine(
     from guard.engine.client import GuardedEngine
     from guard.launch.self_test import require_live_taps
 
-    async with _tapped_engine(args, slots) as (engine, ring):
-        guarded = GuardedEngine(engine, bundle, ring, default, longest, chat_template(args))
-        await require_live_taps(guarded, canary_prompt(engine))
+    async with _tapped_engine(args, slots) as (engine, table):
+        guarded = GuardedEngine(engine, bundle, table, default, longest, chat_template(args))
+        await require_live_taps(guarded, self_test_prompt(engine))
         yield guarded
 
 
@@ -204,33 +204,33 @@ async def collecting_engine(args: Namespace, slots: int) -> AsyncIterator[Collec
     from guard.engine.activations import CollectingEngine
     from guard.launch.self_test import require_every_layer
 
-    async with _tapped_engine(args, slots) as (engine, ring):
+    async with _tapped_engine(args, slots) as (engine, table):
         await require_every_layer(engine)
-        yield CollectingEngine(engine, slots, ring)
+        yield CollectingEngine(engine, slots, table)
 
 
 @asynccontextmanager
-async def _tapped_engine(args: Namespace, slots: int) -> AsyncIterator[tuple[Any, ScoreRing]]:
-    """vLLM with our worker, and the ring that it writes to. Raises TapError with a worker's own reason to refuse."""
+async def _tapped_engine(args: Namespace, slots: int) -> AsyncIterator[tuple[Any, ScoreTable]]:
+    """vLLM with our worker, and the table that it writes to. Raises TapError with a worker's own reason to refuse."""
     from vllm.entrypoints.openai.api_server import build_async_engine_client
 
-    ring = ScoreRing.create(slots, _positions(args))
-    os.environ[PATH_VARIABLE] = str(ring.path)
+    table = ScoreTable.create(slots, _positions(args))
+    os.environ[PATH_VARIABLE] = str(table.path)
     try:
         async with build_async_engine_client(args) as engine:
-            ring.unlink()  # every worker has it open by now: nothing is left behind, even by kill -9
-            yield engine, ring
+            table.unlink()  # every worker has it open by now: nothing is left behind, even by kill -9
+            yield engine, table
     except RuntimeError as error:
-        if (refusal := ring.refusal()) is not None:
+        if (refusal := table.refusal()) is not None:
             raise TapError(refusal) from error
-        if (why := startup.reason(ring.path, error)) is not None:
+        if (why := startup.reason(table.path, error)) is not None:
             raise GuardError(f"the engine did not start: {why}") from error
         raise
     finally:
-        ring.unlink()
+        table.unlink()
 
 
-def canary_prompt(engine: Any) -> list[int]:
+def self_test_prompt(engine: Any) -> list[int]:
     """What taps are tried on."""
     if engine.model_config.skip_tokenizer_init:
         return list(range(10, 34))

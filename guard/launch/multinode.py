@@ -1,6 +1,6 @@
 """A further node of an engine that spreads over several machines (vLLM 0.32: ``vllm serve --headless``).
 
-The first node has the API, the scheduler and the score ring. The others run workers only, and vLLM's would wait for
+The first node has the API, the scheduler and the score table. The others run workers only, and vLLM's would wait for
 ever on a first node that is gone.
 """
 

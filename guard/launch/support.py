@@ -23,7 +23,7 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda a: a.nnodes > 1 and a.distributed_executor_backend not in (None, "mp"),
         "over several nodes (--nnodes) the guard knows vLLM's multiprocessing executor only",
     ),
-    ("--data-parallel-size", lambda a: a.data_parallel_size > 1, "the score ring serves one engine"),
+    ("--data-parallel-size", lambda a: a.data_parallel_size > 1, "the score table serves one engine"),
     (
         "--api-server-count",
         lambda a: (getattr(a, "api_server_count", None) or 1) > 1,
@@ -127,7 +127,7 @@ def require_supported(args: Any, environment: dict[str, str]) -> None:
 def require_node(args: Any, first: bool) -> None:
     """Refuse a node that has no part in an engine over several, or has the other one.
 
-    Only the first node has the API, and the score ring beside it: its worker of rank 0 holds each step's scores,
+    Only the first node has the API, and the score table beside it: its worker of rank 0 holds each step's scores,
     summed over all ranks, so no other node's workers write.
     """
     if first and args.node_rank > 0:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 
 
-class Flaw(StrEnum):
+class SignalFault(StrEnum):
     """Why signals cannot be scored."""
 
     EMPTY = "empty"
@@ -65,15 +65,15 @@ class Signals:
             "logprob": self.logprob.tolist(),
         }
 
-    def flaw(self, draws: bool = True) -> Flaw | None:
+    def flaw(self, draws: bool = True) -> SignalFault | None:
         """Why these signals cannot be scored, or None; without ``draws``, entropy and log-probability may lack."""
         if len(self) == 0:
-            return Flaw.EMPTY
+            return SignalFault.EMPTY
         lead = np.array([self.lead], np.float32)
         last = self.neurons[-1:]
         return _flaw_in(lead, self.neurons[:-1], last[~np.isnan(last)], *self._draws(draws))
 
-    def flaw_within(self, draws: bool = True) -> Flaw | None:
+    def flaw_within(self, draws: bool = True) -> SignalFault | None:
         """The same of tokens in the middle of an answer: each must have a score, and the lead does not count."""
         return _flaw_in(self.neurons, *self._draws(draws))
 
@@ -87,11 +87,11 @@ class Signals:
         return Signals(lead, self.neurons[cut], self.entropy[cut], self.logprob[cut])
 
 
-def _flaw_in(*measured: Array) -> Flaw | None:
+def _flaw_in(*measured: Array) -> SignalFault | None:
     values = np.concatenate(measured)
     if np.isfinite(values).all():
         return None
-    return Flaw.MISSING if np.isnan(values).any() else Flaw.NOT_FINITE
+    return SignalFault.MISSING if np.isnan(values).any() else SignalFault.NOT_FINITE
 
 
 @dataclass(frozen=True, slots=True)

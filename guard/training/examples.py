@@ -19,7 +19,7 @@ from guard.harness.activations import LEADS, MEANS
 from guard.harness.answers import Chosen, consistent, judge_all
 from guard.harness.progress import Progress
 from guard.harness.questions import prompt_of, split
-from guard.harness.store import Workspace, explained
+from guard.harness.store import StageStore, explained
 from guard.judge.question import Question
 from guard.judge.rules import RemoteJudge, judge
 from guard.judge.spans import token_offsets, tokens_of
@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Dealt:
+class DataSplit:
     """Chosen answers, and to which part of a fit each was dealt (rows into ``chosen``)."""
 
     questions: Sequence[Question]
@@ -43,7 +43,9 @@ class Dealt:
     parts: dict[str, list[int]]
 
     @classmethod
-    def of(cls, questions: Sequence[Question], chosen: Sequence[Chosen], shares: dict[str, float], seed: int) -> Dealt:
+    def of(
+        cls, questions: Sequence[Question], chosen: Sequence[Chosen], shares: dict[str, float], seed: int
+    ) -> DataSplit:
         """No entity is in two parts. Uncertain answers do not teach, but everything else is measured on them, too."""
         parts = split([questions[one.question] for one in chosen], shares, seed)
         if "train" in parts:
@@ -58,13 +60,13 @@ class Dealt:
         return np.array([self.chosen[row].wrong for row in self.parts[part]], bool)
 
 
-def chosen_in(work: Workspace) -> list[Chosen] | None:
+def chosen_in(work: StageStore) -> list[Chosen] | None:
     """What was chosen before, or None when this stage is not done."""
     return [Chosen(**row) for row in work.rows(CHOSEN)] if work.has(_DONE) else None
 
 
 async def choose(
-    work: Workspace,
+    work: StageStore,
     engine: CollectingEngine,
     questions: Sequence[Question],
     how: FitConfig,
@@ -111,7 +113,7 @@ async def choose(
 
 
 async def answer_all(
-    work: Workspace,
+    work: StageStore,
     engine: CollectingEngine,
     questions: Sequence[Question],
     prompts: Sequence[list[int]],
@@ -170,7 +172,7 @@ def require_right(asked: int, answered: int, right: int, expected: bool = False)
 
 
 async def sample(
-    work: Workspace, engine: CollectingEngine, prompts: dict[int, list[int]], how: FitConfig, say: Say
+    work: StageStore, engine: CollectingEngine, prompts: dict[int, list[int]], how: FitConfig, say: Say
 ) -> dict[int, list[str]]:
     """Further answers to these questions, texts by question."""
     done: dict[int, list[str]] = {row["question"]: row["texts"] for row in work.rows(SAMPLES)}

@@ -47,7 +47,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class NeuronSelection:
     """index int64 [k] into the flat neurons; coefficient float32 [k], of CETT as it is. path: what each C gave."""
 
     index: NDArray[np.int64]
@@ -57,7 +57,7 @@ class Found:
     path: list[Point] = field(default_factory=list)
 
     @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> Found:
+    def from_dict(cls, row: Mapping[str, Any]) -> NeuronSelection:
         """As ``to_dict`` wrote it."""
         index, coefficient = np.array(row["index"], np.int64), np.array(row["coefficient"], np.float32)
         return cls(index, coefficient, row["intercept"], row["C"], [Point(*point) for point in row["path"]])
@@ -82,7 +82,7 @@ def find_neurons(
     tick: Say = lambda text: None,
     most: int = 1,
     leads: Features | None = None,
-) -> list[Found]:
+) -> list[NeuronSelection]:
     """features [answers, neurons], wrong bool [answers]; ``cap`` is the largest share of neurons to keep.
 
     leads: the same of the last prompt token alone; where given, one probe learns from both, so that its score means
@@ -95,7 +95,7 @@ def find_neurons(
         raise ValueError(f"the answers are all {'wrong' if wrong.all() else 'right'}: there is nothing to tell apart")
     limit = max(cap * features.shape[1], 1)
     path, fitted = _path(features, leads, wrong, entities, limit, tick)
-    found: list[Found] = []
+    found: list[NeuronSelection] = []
     for point in _preferred(path):
         if found and (len(found) == most or point.auroc < max(p.auroc for p in path) - NEAR):
             break
@@ -105,16 +105,18 @@ def find_neurons(
         coefficient, intercept = one.coefficient, one.intercept
         if refit:
             coefficient, intercept = ridge(features, wrong, one.index, leads)
-        found.append(Found(one.index, coefficient.astype(np.float32), intercept, point.C, path))
+        found.append(NeuronSelection(one.index, coefficient.astype(np.float32), intercept, point.C, path))
     if not found:
         raise ValueError("no neuron tells the answers apart under the cap on neurons; raise it, or ask more questions")
     return found
 
 
-def given_neurons(features: Features, wrong: NDArray[np.bool_], index: Index, leads: Features | None) -> Found:
+def given_neurons(
+    features: Features, wrong: NDArray[np.bool_], index: Index, leads: Features | None
+) -> NeuronSelection:
     """Neurons that somebody else found, int64 [k], ascending, with the weights that L2 gives them here."""
     coefficient, intercept = ridge(features, wrong, index, leads)
-    return Found(index, coefficient.astype(np.float32), intercept, RIDGE)
+    return NeuronSelection(index, coefficient.astype(np.float32), intercept, RIDGE)
 
 
 def ridge(

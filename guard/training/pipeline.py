@@ -22,7 +22,7 @@ from guard.harness.engines import Engines
 from guard.harness.features import Features
 from guard.harness.progress import tell
 from guard.harness.questions import SHARES as ALL_SHARES
-from guard.harness.store import Workspace, explained
+from guard.harness.store import StageStore, explained
 from guard.judge.question import Question
 from guard.judge.rules import RemoteJudge
 from guard.judge.spans import find_span
@@ -33,9 +33,9 @@ from guard.probe.readout import Signals, unit_readout
 from guard.probe.reference import Reference
 from guard.training import calibration
 from guard.training.config import FitConfig
-from guard.training.examples import Dealt, Locate, choose, chosen_in
-from guard.training.neurons import CANDIDATES, Found, find_neurons, given_neurons
-from guard.training.selection import Settle
+from guard.training.examples import DataSplit, Locate, choose, chosen_in
+from guard.training.neurons import CANDIDATES, NeuronSelection, find_neurons, given_neurons
+from guard.training.selection import Selection
 
 # Thresholds come from answers of their own: what the readout was fit on looks better than it is.
 SHARES = ALL_SHARES["fit"]
@@ -49,7 +49,7 @@ SPANS: dict[Literal["fact", "answer"], Span] = {
 Say = Callable[[str], None]
 
 
-def detailed(dealt: Dealt, window: int) -> list[int]:
+def detailed(dealt: DataSplit, window: int) -> list[int]:
     """The rows to measure token by token: answers of several windows, and some that the token head learns from.
 
     Of the others the mean over all tokens is all that a readout asks for, and that was collected with the answer.
@@ -78,7 +78,7 @@ class Fit:
 
     def __init__(
         self,
-        work: Workspace,
+        work: StageStore,
         questions: Sequence[Question],
         identity: ModelIdentity,
         norms: NDArray[np.float32],
@@ -105,12 +105,12 @@ class Fit:
         candidates = self._find(dealt)
         rough = {one.C: self._rough(dealt, one) for one in candidates}
         window = self._window(dealt)
-        settle = Settle(self._work, dealt, self._judge, self._config.max_tokens, self._ablation_questions, self._say)
+        settle = Selection(self._work, dealt, self._judge, self._config.max_tokens, self._ablation_questions, self._say)
         found, measured = await settle.run(engines, candidates, rough, detailed(dealt, window))
         return self._calibrate(out, dealt, found, window, measured, settle.reference(found))
 
-    def _dealt(self, chosen: Sequence[Chosen]) -> Dealt:
-        return Dealt.of(self._questions, chosen, SHARES, self._config.seed)
+    def _dealt(self, chosen: Sequence[Chosen]) -> DataSplit:
+        return DataSplit.of(self._questions, chosen, SHARES, self._config.seed)
 
     def _collected(self, chosen: Sequence[Chosen]) -> bool:
         return self._config.span == "answer" or collected(self._work, FACTS) >= len(chosen)
@@ -126,23 +126,23 @@ class Fit:
             await collect(self._work, engine, facts_of(chosen), shape, config.slots, self._say, name=FACTS)
         return chosen
 
-    def _window(self, dealt: Dealt) -> int:
+    def _window(self, dealt: DataSplit) -> int:
         """Tokens of a window: nine in ten training answers are not longer."""
         return max(1, int(np.ceil(np.quantile([len(dealt.chosen[i].tokens) for i in dealt.parts["train"]], 0.9))))
 
-    def features(self, dealt: Dealt, rows: Sequence[int]) -> Features:
+    def features(self, dealt: DataSplit, rows: Sequence[int]) -> Features:
         """Mean CETT of every neuron, of these answers."""
         if self._config.span == "fact":
             return Features.of(self._work.path(FACTS), self._norms, rows)
         return self._of_questions(MEANS, dealt, rows)
 
-    def _of_questions(self, name: str, dealt: Dealt, rows: Sequence[int]) -> Features:
+    def _of_questions(self, name: str, dealt: DataSplit, rows: Sequence[int]) -> Features:
         return Features.of(self._work.path(name), self._norms, [dealt.chosen[row].question for row in rows])
 
-    def _find(self, dealt: Dealt) -> list[Found]:
+    def _find(self, dealt: DataSplit) -> list[NeuronSelection]:
         """The candidates, the preferred one first."""
         if self._work.has(FOUND):
-            return [Found.from_dict(row) for row in self._work.read_json(FOUND)]
+            return [NeuronSelection.from_dict(row) for row in self._work.read_json(FOUND)]
         config = self._config
         train = dealt.parts["train"]
         leads = self._of_questions(LEADS, dealt, train) if config.prompt_risk else None
@@ -172,8 +172,8 @@ class Fit:
     def _calibrate(
         self,
         out: Path,
-        dealt: Dealt,
-        found: Found,
+        dealt: DataSplit,
+        found: NeuronSelection,
         window: int,
         measured: dict[int, Signals],
         reference: Reference,
@@ -203,7 +203,7 @@ class Fit:
         )
 
     def _signals(
-        self, dealt: Dealt, found: Found, rows: Sequence[int], measured: Mapping[int, Signals]
+        self, dealt: DataSplit, found: NeuronSelection, rows: Sequence[int], measured: Mapping[int, Signals]
     ) -> list[Signals]:
         """What the probe would have read of these answers: as measured, or from what was collected of them."""
         means = self._of_questions(MEANS, dealt, rows).take(found.index) @ found.coefficient
@@ -213,7 +213,7 @@ class Fit:
             for row, mean, lead in zip(rows, means, leads, strict=True)
         ]
 
-    def _rough(self, dealt: Dealt, found: Found) -> Bundle:
+    def _rough(self, dealt: DataSplit, found: NeuronSelection) -> Bundle:
         """A bundle to measure with: what it says of risk is not used."""
         parameters, _ = calibration.calibrated(unit_readout(), [], np.zeros(0, bool))
         folder = self._work.path(f"rough-{found.C:g}")
@@ -222,8 +222,8 @@ class Fit:
     def _bundle(
         self,
         out: Path,
-        dealt: Dealt,
-        found: Found,
+        dealt: DataSplit,
+        found: NeuronSelection,
         readout: ReadoutParameters,
         risks: dict[str, NDArray[np.float32]],
         thresholds: dict[str, float] | None = None,

@@ -15,11 +15,11 @@ from guard.harness.generation import answer_all
 from guard.harness.progress import tell
 from guard.harness.questions import SHARES as ALL_SHARES
 from guard.harness.questions import split
-from guard.harness.store import Workspace, explained
+from guard.harness.store import StageStore, explained
 from guard.judge.question import Question
 from guard.judge.rules import RemoteJudge
 from guard.judge.spans import find_span, token_offsets, tokens_of
-from guard.launch.engines import canary_prompt
+from guard.launch.engines import self_test_prompt
 from guard.launch.self_test import make_reference
 from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.readout import Signals
@@ -31,7 +31,7 @@ SHARES = ALL_SHARES["calibrate"]
 
 
 async def recalibrate(
-    work: Workspace,
+    work: StageStore,
     engine: Any,
     bundle: Bundle,
     questions: Sequence[Question],
@@ -80,7 +80,7 @@ async def recalibrate(
             "metrics": measured,
         }
     )
-    reference = await make_reference(engine, canary_prompt(engine))
+    reference = await make_reference(engine, self_test_prompt(engine))
     # A risk before generation that the old bundle gave may say nothing of these questions.
     kept_tensors = {name: tensor for name, tensor in bundle.tensors.items() if name != "right_foreseen"}
     with explained(out):

@@ -16,27 +16,27 @@ from guard.harness.engines import Engines
 from guard.harness.generation import score_answers
 from guard.harness.progress import Progress
 from guard.harness.questions import prompt_of
-from guard.harness.store import Workspace
+from guard.harness.store import StageStore
 from guard.judge.rules import RemoteJudge
-from guard.launch.engines import canary_prompt
+from guard.launch.engines import self_test_prompt
 from guard.launch.self_test import make_reference
 from guard.probe.bundle import Bundle
-from guard.probe.readout import Flaw, Signals
+from guard.probe.readout import SignalFault, Signals
 from guard.probe.reference import Reference
-from guard.training.examples import Dealt
-from guard.training.neurons import Found
+from guard.training.examples import DataSplit
+from guard.training.neurons import NeuronSelection
 
 MEASURED, SUPPRESSED, REFERENCE = "measured-{C:g}.jsonl", "suppressed.json", "reference-{C:g}.json"
 _AT_ONCE = 64  # fewer than an engine has score slots
 
 
-class Settle:
+class Selection:
     """``ablation_questions``: how many of the questions that the neurons were found on are asked again without them."""
 
     def __init__(
         self,
-        work: Workspace,
-        dealt: Dealt,
+        work: StageStore,
+        dealt: DataSplit,
         judge: RemoteJudge | None,
         max_tokens: int,
         ablation_questions: int,
@@ -46,8 +46,12 @@ class Settle:
         self._asked = [dealt.chosen[row].question for row in dealt.parts["train"]][:ablation_questions]
 
     async def run(
-        self, engines: Engines, candidates: Sequence[Found], bundles: Mapping[float, Bundle], rows: Sequence[int]
-    ) -> tuple[Found, dict[int, Signals]]:
+        self,
+        engines: Engines,
+        candidates: Sequence[NeuronSelection],
+        bundles: Mapping[float, Bundle],
+        rows: Sequence[int],
+    ) -> tuple[NeuronSelection, dict[int, Signals]]:
         """The candidate, and what its taps say of the answers in ``rows``. ``bundles``: by C, to measure with."""
         best = candidates[0]
         if len(candidates) > 1:
@@ -68,17 +72,17 @@ class Settle:
                 known |= await self._measure(engine, name, open_)
         return best, {row: known[row] for row in rows}
 
-    def reference(self, found: Found) -> Reference:
+    def reference(self, found: NeuronSelection) -> Reference:
         """What the engine with the candidate's taps was seen to do; for the one that ``run`` gave."""
         return Reference.model_validate(self._work.read_json(REFERENCE.format(C=found.C)))
 
     async def _refer(self, engine: Any, C: float) -> None:  # noqa: N803 - its name in the literature
         name = REFERENCE.format(C=C)
         if not self._work.has(name):
-            made = await make_reference(engine, canary_prompt(engine))
+            made = await make_reference(engine, self_test_prompt(engine))
             self._work.write_json(name, made.model_dump(mode="json"))
 
-    def _best(self, candidates: Sequence[Found], right: dict[str, int]) -> Found:
+    def _best(self, candidates: Sequence[NeuronSelection], right: dict[str, int]) -> NeuronSelection:
         accuracy = {one.C: right[f"{one.C:g}"] / len(self._asked) for one in candidates}
         auroc = {point.C: point.auroc for point in candidates[0].path}
         best = max(candidates, key=lambda one: auroc[one.C] + accuracy[one.C])
@@ -118,7 +122,7 @@ class Settle:
                 signals = await score_answers(engine, [self._dealt.chosen[row] for row in part])
                 flawed = 0
                 for row, one in zip(part, signals, strict=True):
-                    if one.flaw() is Flaw.NOT_FINITE:
+                    if one.flaw() is SignalFault.NOT_FINITE:
                         flawed += 1
                         continue
                     found[row] = one

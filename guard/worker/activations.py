@@ -88,13 +88,13 @@ class Collector:
             return  # sampling: no row counts, in this step as in the one before
         self._counts = step.recorded
         if step.recorded:
-            self._seat(step.roster.slot, step.roster.generation)
+            self._capture(step.captured.slot, step.captured.generation)
         weight = np.zeros(tuple(self.weight.shape), np.float32)
         rows = step.activations()
-        slot = step.roster.slot[rows.owner]
+        slot = step.captured.slot[rows.owner]
         fresh = rows.position >= self._next[slot]
         weight[slot[fresh], rows.row[fresh]] = 1
-        lead = fresh & (rows.position == step.roster.start[rows.owner])
+        lead = fresh & (rows.position == step.captured.start[rows.owner])
         weight[self.slots + slot[lead], rows.row[lead]] = 1
         np.maximum.at(self._next, slot, rows.position + 1)
         self._counted += weight[: self.slots].sum(1).astype(np.int64)
@@ -120,7 +120,7 @@ class Collector:
         self._clear(slots)
         return [int(count) for count in counted], flawed
 
-    def _seat(self, slot: NDArray[np.int64], generation: NDArray[np.uint32]) -> None:
+    def _capture(self, slot: NDArray[np.int64], generation: NDArray[np.uint32]) -> None:
         """Clear the slots that have changed hands; both arrays [requests], slot -1 where none is had."""
         moved = (slot >= 0) & (generation != self._generation[slot])
         if moved.any():

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.ipc.capture import Seat
+from guard.ipc.capture import CaptureParams
 from guard.ipc.rows import rows_of_call
-from guard.ipc.score_table import ScoreRing
+from guard.ipc.score_table import ScoreTable
 
 
 @dataclass(frozen=True, slots=True)
-class Roster:
-    """The seats of a batch's requests, as arrays [requests] in batch order.
+class BatchParams:
+    """The captures of a batch's requests, as arrays [requests] in batch order.
 
     start: first position to record. known: how many tokens are known beforehand (the prompt). given: whether the
     prompt's own tokens are scored. drawn: whether the distributions behind the tokens are measured.
@@ -45,27 +45,29 @@ class Roster:
             object.__setattr__(self, name, bool(value.any()))
 
     @classmethod
-    def of(cls, seats: Sequence[Seat], prompt_lengths: Sequence[int]) -> Roster:
+    def of(cls, captures: Sequence[CaptureParams], prompt_lengths: Sequence[int]) -> BatchParams:
         return cls(
-            np.array([s.slot for s in seats], np.int64),
-            np.array([s.generation for s in seats], np.uint32),
-            np.array([s.scale for s in seats], np.float32),
-            np.array([n - 1 if s.start is None else s.start for s, n in zip(seats, prompt_lengths, strict=True)], int),
+            np.array([s.slot for s in captures], np.int64),
+            np.array([s.generation for s in captures], np.uint32),
+            np.array([s.scale for s in captures], np.float32),
+            np.array(
+                [n - 1 if s.start is None else s.start for s, n in zip(captures, prompt_lengths, strict=True)], int
+            ),
             np.array(prompt_lengths, np.int64),
-            np.array([s.forced for s in seats], np.bool_),
-            np.array([s.slot >= 0 and s.draws for s in seats], np.bool_),
+            np.array([s.forced for s in captures], np.bool_),
+            np.array([s.slot >= 0 and s.draws for s in captures], np.bool_),
         )
 
-    def put(self, index: int, seat: Seat, prompt_length: int) -> None:
+    def put(self, index: int, capture: CaptureParams, prompt_length: int) -> None:
         """Overwrite one entry."""
-        self.slot[index], self.generation[index], self.scale[index] = seat.slot, seat.generation, seat.scale
-        self.start[index] = prompt_length - 1 if seat.start is None else seat.start
-        self.known[index], self.given[index] = prompt_length, seat.forced
-        self.drawn[index] = seat.slot >= 0 and seat.draws
+        self.slot[index], self.generation[index], self.scale[index] = capture.slot, capture.generation, capture.scale
+        self.start[index] = prompt_length - 1 if capture.start is None else capture.start
+        self.known[index], self.given[index] = prompt_length, capture.forced
+        self.drawn[index] = capture.slot >= 0 and capture.draws
 
-    def take(self, index: NDArray[np.intp]) -> Roster:
+    def take(self, index: NDArray[np.intp]) -> BatchParams:
         """The entries at ``index``, in that order."""
-        return Roster(
+        return BatchParams(
             self.slot[index],
             self.generation[index],
             self.scale[index],
@@ -97,13 +99,13 @@ class Rows:
 class Step:
     """A batch's requests, how far each had come (``computed``), and how many rows each has now (``scheduled``)."""
 
-    def __init__(self, roster: Roster, computed: NDArray[np.int64], scheduled: NDArray[np.int64]) -> None:
-        self.roster, self.computed, self.scheduled = roster, computed, scheduled
+    def __init__(self, captured: BatchParams, computed: NDArray[np.int64], scheduled: NDArray[np.int64]) -> None:
+        self.captured, self.computed, self.scheduled = captured, computed, scheduled
         self.rows = int(scheduled.sum())
-        self.recorded, self.drawn = roster.any_recorded, roster.any_drawn
+        self.recorded, self.drawn = captured.any_recorded, captured.any_drawn
 
     def activations(self) -> Rows:
-        """Rows of the forward pass that are recorded: those of a seat with a slot, from its first position on."""
+        """Rows of the forward pass that are recorded: those of a capture with a slot, from its first position on."""
         count = len(self.scheduled)
         owner = np.arange(count)
         if self.rows == count:
@@ -113,57 +115,57 @@ class Step:
             row = np.arange(self.rows)
             first = np.cumsum(self.scheduled) - self.scheduled
             position = row + (self.computed - first)[owner]
-        seated = (self.roster.slot >= 0)[owner] & (position >= self.roster.start[owner])
+        seated = (self.captured.slot >= 0)[owner] & (position >= self.captured.start[owner])
         return Rows(row, owner, position).where(seated)
 
     def draws(self, ready: NDArray[np.bool_], positions: int) -> Rows:
-        """One row for each request whose draw is measured: it is ``ready`` (prefilled), and fits into the ring."""
+        """One row for each request whose draw is measured: it is ``ready`` (prefilled), and fits into the table."""
         owner = np.arange(len(self.scheduled))
         drawn_at = self.computed + self.scheduled
-        return Rows(owner, owner, drawn_at).where(ready & self.roster.drawn & (drawn_at < positions))
+        return Rows(owner, owner, drawn_at).where(ready & self.captured.drawn & (drawn_at < positions))
 
     def given(self, activations: Rows) -> Rows:
         """Among ``activations``, the rows whose next token is given and therefore measured like a draw."""
-        roster, owner = self.roster, activations.owner
-        if not roster.any_given:
+        captured, owner = self.captured, activations.owner
+        if not captured.any_given:
             return Rows(*(np.empty(0, np.int64),) * 3)
         return activations.where(
-            (roster.given & roster.drawn)[owner] & (activations.position + 1 < roster.known[owner])
+            (captured.given & captured.drawn)[owner] & (activations.position + 1 < captured.known[owner])
         )
 
 
 @dataclass(slots=True)
-class Harvest:
+class StepCapture:
     """What one step measured, and where it belongs; on the device until ``to_host``.
 
     activations: rows and the step's scores, float32 [rows of the step].
     draws: rows, and the entropy and log-probability in nats that they index, float32.
     """
 
-    roster: Roster
+    captured: BatchParams
     activations: tuple[Rows, torch.Tensor] | None = None
     draws: list[tuple[Rows, torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
-    def to_host(self) -> Harvest:
+    def to_host(self) -> StepCapture:
         """Copies on their way to the host (pinned, asynchronous from CUDA): wait for the stream before a deposit."""
 
         def copy(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to("cpu", non_blocking=True)
 
         activations = self.activations and (self.activations[0], copy(self.activations[1]))
-        return Harvest(self.roster, activations, [(rows, copy(e), copy(p)) for rows, e, p in self.draws])
+        return StepCapture(self.captured, activations, [(rows, copy(e), copy(p)) for rows, e, p in self.draws])
 
-    def deposit(self, ring: ScoreRing) -> None:
-        """Write everything into the ring. The tensors must be on the host."""
-        roster = self.roster
+    def deposit(self, table: ScoreTable) -> None:
+        """Write everything into the table. The tensors must be on the host."""
+        captured = self.captured
         if self.activations is not None:
             rows, score = self.activations
-            slot, generation = roster.slot[rows.owner], roster.generation[rows.owner]
-            ring.write_activations(slot, generation, rows.position, score.numpy()[rows.row])
+            slot, generation = captured.slot[rows.owner], captured.generation[rows.owner]
+            table.write_activations(slot, generation, rows.position, score.numpy()[rows.row])
         for rows, entropy, logprob in self.draws:
-            slot, generation = roster.slot[rows.owner], roster.generation[rows.owner]
+            slot, generation = captured.slot[rows.owner], captured.generation[rows.owner]
             entropies, logprobs = entropy.numpy()[rows.row], logprob.numpy()[rows.row]
-            ring.write_draws(slot, generation, rows.position, entropies, logprobs)
+            table.write_draws(slot, generation, rows.position, entropies, logprobs)
 
 
 def measure_given(

@@ -78,9 +78,9 @@ class Taps:
 
     def begin(self, step: Step) -> None:
         """Fill alpha and clear score, before the forward pass."""
-        scaling = step.roster.any_scaled
+        scaling = step.captured.any_scaled
         if scaling:
-            self.fill_alpha(np.repeat(step.roster.scale, step.scheduled))
+            self.fill_alpha(np.repeat(step.captured.scale, step.scheduled))
         elif self.scaling:
             self.alpha.fill_(1)
         self.scaling = scaling

@@ -1,7 +1,7 @@
 """The adapter for vLLM's V1 model runner (``v1/worker/gpu_model_runner.py``, 0.32), which the CPU backend uses.
 
 Seams: ``_model_forward`` (documented as overridable), ``execute_model`` (its state holds the raw logits), ``_sample``.
-Everything happens on the host, in step: what is measured is in the ring before the step's output is returned.
+Everything happens on the host, in step: what is measured is in the table before the step's output is returned.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from guard.ipc.capture import Seat, unpack
-from guard.ipc.score_table import ScoreRing
-from guard.worker.batch import Drawn, Harvest, Roster, Step, measure_given
+from guard.ipc.capture import CaptureParams, unpack
+from guard.ipc.score_table import ScoreTable
+from guard.worker.batch import BatchParams, Drawn, Step, StepCapture, measure_given
 from guard.worker.buffers import Taps
 
 
 class AdapterV1:
-    """Binds one runner, its taps and the ring, which only the one rank that reports has."""
+    """Binds one runner, its taps and the table, which only the one rank that reports has."""
 
-    def __init__(self, runner: Any, taps: Taps, ring: ScoreRing | None) -> None:
-        self._runner, self._taps, self._ring = runner, taps, ring
-        self._seats: dict[str, Seat] = {}
+    def __init__(self, runner: Any, taps: Taps, table: ScoreTable | None) -> None:
+        self._runner, self._taps, self._table = runner, taps, table
+        self._captures: dict[str, CaptureParams] = {}
         self._batch: list[str] = []
-        self._roster = Roster.of((), ())
+        self._captured = BatchParams.of((), ())
         self._step: Step | None = None
         self._drawn: Drawn | None = None
         self._live = False
@@ -44,7 +44,7 @@ class AdapterV1:
 
     def _guarded_execute(self, scheduler_output: Any, intermediate_tensors: Any = None) -> Any:
         for request_id in scheduler_output.finished_req_ids:
-            self._seats.pop(request_id, None)
+            self._captures.pop(request_id, None)
         self._show_generators()
         self._live, self._step, self._drawn = True, None, None  # dummy and profile runs call the forward too
         try:
@@ -52,7 +52,7 @@ class AdapterV1:
         finally:
             self._live = False
         pending = self._runner.execute_model_state
-        if self._ring is not None and self._step is not None and self._step.drawn and pending is not None:
+        if self._table is not None and self._step is not None and self._step.drawn and pending is not None:
             # Before grammar masks and sampling options: the model's own distribution, as vLLM's raw logprobs.
             self._drawn = Drawn(pending.logits)
         return output
@@ -73,35 +73,35 @@ class AdapterV1:
         count = len(batch.req_ids)
         if batch.req_ids != self._batch:
             self._batch = list(batch.req_ids)
-            seats = [self._seat(request_id) for request_id in self._batch]
-            self._roster = Roster.of(seats, batch.num_prompt_tokens[:count].tolist())
+            captures = [self._capture(request_id) for request_id in self._batch]
+            self._captured = BatchParams.of(captures, batch.num_prompt_tokens[:count].tolist())
         bounds = runner.query_start_loc.np[: count + 1]
-        return Step(self._roster, batch.num_computed_tokens_cpu[:count], bounds[1:] - bounds[:-1])
+        return Step(self._captured, batch.num_computed_tokens_cpu[:count], bounds[1:] - bounds[:-1])
 
     def _after_forward(self, step: Step, hidden: torch.Tensor) -> None:
         score = self._taps.total(step.rows)
         rows = step.activations()
         given = step.given(rows)
-        harvest = Harvest(step.roster, (rows, score))
+        step_capture = StepCapture(step.captured, (rows, score))
         if len(given):
             batch = self._runner.input_batch
             tokens = batch.token_ids_cpu[given.owner, given.position + 1].astype(np.int64)
             model = self._runner.model
-            harvest.draws = measure_given(given, hidden, model.compute_logits, tokens, batch.vocab_size)
-        if self._ring is not None:
-            harvest.deposit(self._ring)
+            step_capture.draws = measure_given(given, hidden, model.compute_logits, tokens, batch.vocab_size)
+        if self._table is not None:
+            step_capture.deposit(self._table)
 
     def _guarded_sample(self, logits: Any, spec_decode_metadata: Any) -> Any:
         self._hide_generators()
         output = self._sample(logits, spec_decode_metadata)
         drawn, self._drawn = self._drawn, None
         step = self._step
-        if drawn is not None and step is not None and self._ring is not None:
+        if drawn is not None and step is not None and self._table is not None:
             count = len(step.scheduled)
             ready = ~self._runner.discard_request_mask.np[:count].astype(bool)
-            rows = step.draws(ready, self._ring.positions)
+            rows = step.draws(ready, self._table.positions)
             logprob = drawn.log_probability(output.sampled_token_ids[:, 0].long())
-            Harvest(step.roster, None, [(rows, drawn.entropy, logprob)]).deposit(self._ring)
+            StepCapture(step.captured, None, [(rows, drawn.entropy, logprob)]).deposit(self._table)
         return output
 
     def _hide_generators(self) -> None:
@@ -119,9 +119,9 @@ class AdapterV1:
         self._runner.input_batch.generators.update(self._hidden)
         self._hidden = {}
 
-    def _seat(self, request_id: str) -> Seat:
-        found = self._seats.get(request_id)
+    def _capture(self, request_id: str) -> CaptureParams:
+        found = self._captures.get(request_id)
         if found is None:
             params = self._runner.requests[request_id].sampling_params
-            found = self._seats[request_id] = unpack(params.extra_args if params else None, request_id)
+            found = self._captures[request_id] = unpack(params.extra_args if params else None, request_id)
         return found

@@ -2,7 +2,7 @@
 
 Seams: a ``ModelState`` that vLLM asks the model for (``get_model_state_cls``) sees each request come and each batch
 start; its ``custom_sampler`` wraps the sampler; ``sample_tokens`` hands out the step's output. Nothing here waits for
-the device: what was measured travels to the host on the stream that carries the sampled ids, and enters the ring when
+the device: what was measured travels to the host on the stream that carries the sampled ids, and enters the table when
 vLLM, in its own thread, collects them. So asynchronous scheduling stays on.
 """
 
@@ -18,18 +18,18 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from guard.errors import TapError, UnsupportedError
 from guard.ipc.capture import EMPTY, unpack
-from guard.ipc.score_table import ScoreRing
-from guard.worker.batch import Harvest, Roster, Step, log_probability, measure_given, statistics
+from guard.ipc.score_table import ScoreTable
+from guard.worker.batch import BatchParams, Step, StepCapture, log_probability, measure_given, statistics
 from guard.worker.buffers import Taps
 
 
 class GuardModelState(DefaultModelState):
-    """vLLM's default model state; it also knows each request's seat, and marks the start of each step."""
+    """vLLM's default model state; it also knows each request's capture, and marks the start of each step."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         count = self.max_num_reqs
-        self._seats = Roster.of([EMPTY] * count, [0] * count)
+        self._captures = BatchParams.of([EMPTY] * count, [0] * count)
         self._prompts: dict[int, np.ndarray] = {}  # of given text only
         self.taps: Taps | None = None
         self.writes = False
@@ -42,11 +42,11 @@ class GuardModelState(DefaultModelState):
         """Called for new requests and for preempted ones that return."""
         super().add_request(req_index, new_req_data)
         params = new_req_data.sampling_params
-        seat = unpack(params.extra_args if params else None, new_req_data.req_id)
+        capture = unpack(params.extra_args if params else None, new_req_data.req_id)
         prompt = new_req_data.prompt_token_ids or ()
-        self._seats.put(req_index, seat, len(prompt))
+        self._captures.put(req_index, capture, len(prompt))
         self._prompts.pop(req_index, None)
-        if seat.forced:
+        if capture.forced:
             self._prompts[req_index] = np.array(prompt, np.int64)
 
     def preprocess_state(self, input_batch: Any, *args: Any, **kwargs: Any) -> None:
@@ -57,7 +57,7 @@ class GuardModelState(DefaultModelState):
         self.index = input_batch.idx_mapping_np
         computed = input_batch.num_computed_tokens_np.astype(np.int64)
         scheduled = input_batch.num_scheduled_tokens.astype(np.int64)
-        self.step = Step(self._seats.take(self.index), computed, scheduled)
+        self.step = Step(self._captures.take(self.index), computed, scheduled)
         self.ready = computed + scheduled >= input_batch.prefill_len_np
         self.taps.begin(self.step)
 
@@ -113,36 +113,38 @@ class GuardSampler:
 class GuardOutput(AsyncModelRunnerOutput):
     """vLLM's output of a step, and what was measured in it, both on their way to the host."""
 
-    def __init__(self, output: AsyncModelRunnerOutput, harvest: Harvest, ring: ScoreRing, runner: Any) -> None:
-        self._output, self._ring = output, ring
-        self._device = harvest  # the tensors must outlive their copies
+    def __init__(
+        self, output: AsyncModelRunnerOutput, step_capture: StepCapture, table: ScoreTable, runner: Any
+    ) -> None:
+        self._output, self._table = output, table
+        self._device = step_capture  # the tensors must outlive their copies
         self._copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         stream = runner.output_copy_stream
         stream.wait_stream(runner.main_stream)
         with torch.cuda.stream(stream):
-            self._host = harvest.to_host()
+            self._host = step_capture.to_host()
             self._copied.record(stream)
 
     def get_output(self) -> Any:
-        """Waits for both. The ring is written before the output leaves, so who has the output finds its scores."""
+        """Waits for both. The table is written before the output leaves, so who has the output finds its scores."""
         output = self._output.get_output()
         self._copied.synchronize()
-        self._host.deposit(self._ring)
+        self._host.deposit(self._table)
         return output
 
 
 class AdapterV2:
-    """Binds one runner, its taps and the ring, which only the one rank that reports has."""
+    """Binds one runner, its taps and the table, which only the one rank that reports has."""
 
-    def __init__(self, runner: Any, taps: Taps, ring: ScoreRing | None) -> None:
+    def __init__(self, runner: Any, taps: Taps, table: ScoreTable | None) -> None:
         state = runner.model_state
         if not isinstance(state, GuardModelState) or state.sampler is None or runner.sampler is not state.sampler:
             raise TapError("vLLM's V2 model runner did not take the guard's model state and sampler")
         if getattr(runner, "batch_sharder", None) is not None or getattr(runner, "pcp_manager", None) is not None:
             raise UnsupportedError("sampling or prefill sharded over ranks is not supported: rows would be misplaced")
-        self._runner, self._taps, self._ring = runner, taps, ring
+        self._runner, self._taps, self._table = runner, taps, table
         self._state, self._sampler = state, state.sampler
-        state.taps, state.writes = taps, ring is not None
+        state.taps, state.writes = taps, table is not None
         self._sample_tokens = runner.sample_tokens
         runner.sample_tokens = self._guarded_sample_tokens
         grammar = runner.structured_outputs_worker
@@ -173,25 +175,25 @@ class AdapterV2:
         if pending is None or step is None:  # nothing was executed, or a dummy batch
             return self._sample_tokens(grammar_output)
         wanted = self._taps.scores and (self._taps.ranks > 1 or step.recorded)
-        harvest = self._harvest(step, pending.hidden_states) if wanted else None
+        step_capture = self._capture_of_step(step, pending.hidden_states) if wanted else None
         output = self._sample_tokens(grammar_output)
         self._state.step = None
-        if harvest is None or self._ring is None or not step.recorded:
+        if step_capture is None or self._table is None or not step.recorded:
             return output
         if self._sampler.measured is not None:
-            rows = step.draws(self._state.ready, self._ring.positions)
-            harvest.draws.append((rows, *self._sampler.measured))
-        return GuardOutput(output, harvest, self._ring, self._runner)
+            rows = step.draws(self._state.ready, self._table.positions)
+            step_capture.draws.append((rows, *self._sampler.measured))
+        return GuardOutput(output, step_capture, self._table, self._runner)
 
-    def _harvest(self, step: Step, hidden: torch.Tensor) -> Harvest:
+    def _capture_of_step(self, step: Step, hidden: torch.Tensor) -> StepCapture:
         rows = step.activations()
-        harvest = Harvest(step.roster, (rows, self._taps.total(step.rows)))
+        step_capture = StepCapture(step.captured, (rows, self._taps.total(step.rows)))
         given = step.given(rows)
         if len(given):
             tokens = self._state.given_tokens(given.owner, given.position + 1)
             compute_logits = self._runner.model.compute_logits
-            harvest.draws = measure_given(given, hidden, compute_logits, tokens, self._runner.vocab_size)
-        return harvest
+            step_capture.draws = measure_given(given, hidden, compute_logits, tokens, self._runner.vocab_size)
+        return step_capture
 
 
 def _ours(model: Any) -> type[DefaultModelState]:

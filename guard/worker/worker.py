@@ -10,7 +10,7 @@ from typing import Any
 from vllm.model_executor.custom_op import op_registry_oot
 
 from guard.errors import GuardError, TapError, UnsupportedError
-from guard.ipc.score_table import PATH_VARIABLE, ScoreRing, refusal_file
+from guard.ipc.score_table import PATH_VARIABLE, ScoreTable, refusal_file
 from guard.ipc.taps import KEY
 from guard.worker import activations, buffers
 from guard.worker.layer import GuardRowParallelLinear, require_taps
@@ -30,8 +30,8 @@ class GuardWorkerMixin:
             self._load_tapped(*args, **kwargs)
         except GuardError as error:
             # vLLM tells its parent process only that this one failed.
-            if (ring := _ring_path()) is not None:
-                refusal_file(ring).write_text(str(error), encoding="utf-8")
+            if (table := _ring_path()) is not None:
+                refusal_file(table).write_text(str(error), encoding="utf-8")
             else:
                 print(f"hguard: {error}", file=sys.stderr, flush=True)
             raise
@@ -57,18 +57,18 @@ class GuardWorkerMixin:
         adapter.prepare(config)
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         require_taps(runner.get_model(), self.hguard_taps.wanted, self.rank)  # type: ignore[attr-defined]
-        adapter(runner, self.hguard_taps, self._ring())
+        adapter(runner, self.hguard_taps, self._table())
 
-    def _ring(self) -> ScoreRing | None:
-        """The ring, for the one rank that writes: each step's scores are summed over all ranks by then.
+    def _table(self) -> ScoreTable | None:
+        """The table, for the one rank that writes: each step's scores are summed over all ranks by then.
 
-        Raises TapError where that rank is not on the node of the API, whose memory the ring is.
+        Raises TapError where that rank is not on the node of the API, whose memory the table is.
         """
         if self.rank % self.hguard_taps.ranks != 0:  # type: ignore[attr-defined, union-attr]
             return None
         if (path := _ring_path()) is None:
-            raise TapError("this node's worker would have to write scores, and the score ring is on the API's node")
-        return ScoreRing(path)
+            raise TapError("this node's worker would have to write scores, and the score table is on the API's node")
+        return ScoreTable(path)
 
     @staticmethod
     def _adapter(built: str | None) -> Any:
@@ -106,7 +106,7 @@ class GuardWorkerMixin:
 
 
 def _ring_path() -> Path | None:
-    """Where the server of this node left the ring; None on a node without one."""
+    """Where the server of this node left the table; None on a node without one."""
     path = os.environ.get(PATH_VARIABLE)
     return None if path is None else Path(path)
 

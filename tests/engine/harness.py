@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from guard.engine.client import GuardedEngine
-from guard.engine.context import GuardCall, Verdict, use_call
+from guard.engine.context import RequestContext, Verdict, use_context
 from guard.launch.engines import engine_arguments, guarded_engine, plain_arguments, plain_engine
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
@@ -105,7 +105,7 @@ class Harness:
             logprobs=0,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        with use_call(GuardCall(policy)) as call:
+        with use_context(RequestContext(policy)) as call:
             last = None
             request = {"type": "token", "prompt_token_ids": prompt, **({} if salt is None else {"cache_salt": salt})}
             async for output in self.engine.generate(request, params, f"test-{number}-{id(call)}"):

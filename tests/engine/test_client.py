@@ -15,9 +15,9 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from guard.engine.client import GuardedEngine
-from guard.engine.context import GuardCall, Unscored, use_call
+from guard.engine.context import RequestContext, Unscored, use_context
 from guard.ipc import capture
-from guard.ipc.score_table import ScoreRing
+from guard.ipc.score_table import ScoreTable
 from guard.policy import Action, Fail, Hold, Mode, Policy
 from guard.probe.bundle import Bundle
 
@@ -29,14 +29,14 @@ class ScriptedEngine:
     """Plays AsyncLLM and its worker: one token an output, its draw known at once, its activation one step later."""
 
     def __init__(self) -> None:
-        self.ring: ScoreRing
+        self.table: ScoreTable
         self.admitted: list[int] = []
         self.aborted = 0
         self.drawn = 0  # tokens
         self.ended: list[str] = []
         self.ahead = False  # whether the last token was fed back before the engine noticed that it is the last
         self.reasons: tuple[str, str | int | None] = ("length", None)
-        self.score: Callable[[int, int, float], float] = lambda at, seat, scale: at
+        self.score: Callable[[int, int, float], float] = lambda at, sequence, scale: at
         self.output_processor = SimpleNamespace(external_req_ids={})
 
     async def abort(self, names: list[str], internal: bool = False) -> None:
@@ -64,7 +64,7 @@ class ScriptedEngine:
                 at = len(PROMPT) + k
                 self.drawn += params.n
                 for index, generation in slots:
-                    self.ring.write_draws(*self._key(index, generation, at), np.ones(1, "f4"), -np.ones(1, "f4"))
+                    self.table.write_draws(*self._key(index, generation, at), np.ones(1, "f4"), -np.ones(1, "f4"))
                 if k:
                     self._activate(slots, at - 1)
                 finished = k == len(words) - 1
@@ -82,7 +82,7 @@ class ScriptedEngine:
     def _activate(self, slots: list[list[int]], at: int) -> None:
         for seat_number, (index, generation) in enumerate(slots):
             score = self.score(at, seat_number, self._scale)
-            self.ring.write_activations(*self._key(index, generation, at), np.full(1, score, "f4"))
+            self.table.write_activations(*self._key(index, generation, at), np.full(1, score, "f4"))
 
     @staticmethod
     def _key(index: int, generation: int, at: int) -> tuple[Any, Any, Any]:
@@ -92,9 +92,9 @@ class ScriptedEngine:
 @contextmanager
 def over_script(bundle: Bundle, slots: int) -> Iterator[GuardedEngine]:
     scripted = ScriptedEngine()
-    ring = scripted.ring = ScoreRing.create(slots, positions=32)
-    yield GuardedEngine(scripted, bundle, ring, Policy(Mode.SCORE, 0.5))
-    ring.unlink()
+    table = scripted.table = ScoreTable.create(slots, positions=32)
+    yield GuardedEngine(scripted, bundle, table, Policy(Mode.SCORE, 0.5))
+    table.unlink()
 
 
 @pytest.fixture
@@ -105,10 +105,10 @@ def engine(bundle: Bundle) -> Iterator[GuardedEngine]:
 
 async def texts(
     engine: GuardedEngine, policy: Policy, n: int = 1, stop_after: int = 99, longest: int = 8
-) -> tuple[list[str], GuardCall]:
+) -> tuple[list[str], RequestContext]:
     params = SamplingParams(n=n, max_tokens=longest, output_kind=RequestOutputKind.DELTA)
     seen = []
-    with use_call(GuardCall(policy)) as call:
+    with use_context(RequestContext(policy)) as call:
         stream = engine.generate({"type": "token", "prompt_token_ids": PROMPT}, params, "r")
         async for output in stream:
             seen.append("".join(c.text for c in output.outputs))
@@ -132,7 +132,7 @@ async def test_token_risks_run_one_token_behind(engine: GuardedEngine) -> None:
     policy = Policy(Mode.SCORE, 0.5, token_risk_in_stream=True)
     params = SamplingParams(max_tokens=8, output_kind=RequestOutputKind.DELTA)
     known = []
-    with use_call(GuardCall(policy)) as call:
+    with use_context(RequestContext(policy)) as call:
         async for _ in engine.generate({"type": "token", "prompt_token_ids": PROMPT}, params, "r"):
             known.append(list(call.token_risks[0]))
     assert [len(risks) for risks in known] == [1, 2, 4, 4]
@@ -165,7 +165,7 @@ async def test_no_free_slot_is_a_503_before_the_response_starts(engine: GuardedE
     assert caught.value.http_status == 503
     with pytest.raises(GracefulHTTPError):
         await texts(engine, closed)
-    with use_call(GuardCall(Policy(Mode.OFF, 0.5))):
+    with use_context(RequestContext(Policy(Mode.OFF, 0.5))):
         engine.check_admission(1)
     engine.pool.release(held, finished=True)
     engine.check_admission(2)
@@ -175,7 +175,7 @@ async def test_no_free_slot_is_a_503_before_the_response_starts(engine: GuardedE
 async def test_no_free_slot_passes_unscored_where_the_guard_fails_open(engine: GuardedEngine) -> None:
     held = engine.pool.claim(2)
     for policy in (Policy(Mode.SCORE, 0.5), Policy(Mode.ABSTAIN, 0.0, fail=Fail.OPEN)):
-        with use_call(GuardCall(policy)):
+        with use_context(RequestContext(policy)):
             engine.check_admission(1)
         seen, call = await texts(engine, policy)
         assert seen == WORDS
@@ -195,7 +195,7 @@ async def test_a_client_cannot_choose_its_own_slot(engine: GuardedEngine) -> Non
     params = SamplingParams(
         max_tokens=8, output_kind=RequestOutputKind.DELTA, extra_args={capture.KEY: {"slots": [[9, 9]]}}
     )
-    with use_call(GuardCall(Policy(Mode.SCORE, 0.5))) as call:
+    with use_context(RequestContext(Policy(Mode.SCORE, 0.5))) as call:
         async for _ in engine.generate({"type": "token", "prompt_token_ids": PROMPT}, params, "r"):
             pass
     assert call.verdicts[0].risk is not None
@@ -217,7 +217,7 @@ def test_no_salt_of_a_caller_names_a_scaled_prefix(engine: GuardedEngine, bundle
     assert public not in (scaled, *plain.values())
     assert len({*plain.values()}) == 3, "what callers keep apart stays apart"
     assert engine._salted(prompt, 0.5)["cache_salt"] == scaled, "a scaled prefix is found again"
-    restarted = GuardedEngine(engine._engine, bundle, engine.ring, engine.default_policy)
+    restarted = GuardedEngine(engine._engine, bundle, engine.table, engine.default_policy)
     assert restarted._salted(prompt, 0.5)["cache_salt"] != scaled
     for scale in (0.5, 1.0):
         assert engine._salted({**prompt, "cache_salt": "\ud800"}, scale)
@@ -257,7 +257,7 @@ async def test_a_prompt_that_is_not_risky_is_answered(looking: GuardedEngine) ->
 
 async def test_leaving_while_the_engine_looks_frees_everything(looking: GuardedEngine) -> None:
     params = SamplingParams(max_tokens=8, output_kind=RequestOutputKind.DELTA)
-    with use_call(GuardCall(Policy(Mode.ABSTAIN, 1.1, prompt_threshold=0.1))):
+    with use_context(RequestContext(Policy(Mode.ABSTAIN, 1.1, prompt_threshold=0.1))):
         stream = looking.generate({"type": "token", "prompt_token_ids": PROMPT}, params, "r")
         await anext(stream)
         await stream.aclose()
@@ -265,7 +265,7 @@ async def test_leaving_while_the_engine_looks_frees_everything(looking: GuardedE
 
 
 async def test_a_second_try_answers_when_its_risk_passes(engine: GuardedEngine) -> None:
-    engine._engine.score = lambda at, seat, scale: 9.0 if scale else -9.0
+    engine._engine.score = lambda at, sequence, scale: 9.0 if scale else -9.0
     seen, call = await texts(engine, Policy(Mode.ABSTAIN, 0.5, retry_scale=0.0))
     assert seen == WORDS
     verdict = call.verdicts[0]
@@ -276,7 +276,7 @@ async def test_a_second_try_answers_when_its_risk_passes(engine: GuardedEngine) 
 
 
 async def test_a_second_try_that_does_not_pass_is_withheld(engine: GuardedEngine) -> None:
-    engine._engine.score = lambda at, seat, scale: 9.0
+    engine._engine.score = lambda at, sequence, scale: 9.0
     seen, call = await texts(engine, Policy(Mode.ABSTAIN, 0.5, retry_scale=0.0))
     assert seen == [""]
     assert call.verdicts[0].decision.action is Action.ABSTAINED
@@ -284,9 +284,9 @@ async def test_a_second_try_that_does_not_pass_is_withheld(engine: GuardedEngine
 
 
 async def test_only_withheld_answers_are_tried_again(engine: GuardedEngine) -> None:
-    engine._engine.score = lambda at, seat, scale: 9.0 if scale and seat == 1 else -9.0
+    engine._engine.score = lambda at, sequence, scale: 9.0 if scale and sequence == 1 else -9.0
     params = SamplingParams(n=2, max_tokens=8, output_kind=RequestOutputKind.FINAL_ONLY)
-    with use_call(GuardCall(Policy(Mode.ABSTAIN, 0.5, retry_scale=0.0))) as call:
+    with use_context(RequestContext(Policy(Mode.ABSTAIN, 0.5, retry_scale=0.0))) as call:
         outputs = [o async for o in engine.generate({"type": "token", "prompt_token_ids": PROMPT}, params, "r")]
     assert len(outputs) == 1
     assert [completion.index for completion in outputs[0].outputs] == [0, 1]
@@ -296,14 +296,14 @@ async def test_only_withheld_answers_are_tried_again(engine: GuardedEngine) -> N
 
 
 async def test_an_answer_that_passes_has_one_try(engine: GuardedEngine) -> None:
-    engine._engine.score = lambda at, seat, scale: -9.0
+    engine._engine.score = lambda at, sequence, scale: -9.0
     _, call = await texts(engine, Policy(Mode.ABSTAIN, 0.5, retry_scale=0.0))
     assert call.verdicts[0].first_risk is None
     assert engine._engine.drawn == len(WORDS)
 
 
 async def test_the_engine_stops_when_an_answer_is_decided(engine: GuardedEngine) -> None:
-    engine._engine.score = lambda at, seat, scale: 9.0
+    engine._engine.score = lambda at, sequence, scale: 9.0
     seen, call = await texts(engine, Policy(Mode.ABSTAIN, 0.5), longest=16)
     assert seen == [""]
     assert engine._engine.drawn == 5, "a window of four, known with the fifth token"
@@ -330,13 +330,13 @@ async def test_the_last_token_s_own_score_is_left_out_whatever_the_schedule(
 
 
 async def test_one_of_two_sequences_is_ended_alone(engine: GuardedEngine) -> None:
-    engine._engine.score = lambda at, seat, scale: 9.0 if seat == 1 else -9.0
+    engine._engine.score = lambda at, sequence, scale: 9.0 if sequence == 1 else -9.0
     await texts(engine, Policy(Mode.ABSTAIN, 0.5), n=2, longest=16)
     assert engine._engine.ended == ["1_r-0-x"]
     assert engine._engine.aborted == 0, "the other ran to its end"
 
 
 async def test_leaving_during_the_second_try_frees_everything(engine: GuardedEngine) -> None:
-    engine._engine.score = lambda at, seat, scale: 9.0 if scale else -9.0
+    engine._engine.score = lambda at, sequence, scale: 9.0 if scale else -9.0
     _, _ = await texts(engine, Policy(Mode.ABSTAIN, 0.5, retry_scale=0.0, hold=Hold.NONE), stop_after=1)
     assert engine.pool.in_use == 0

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from guard.engine.activations import new_means
-from guard.ipc.capture import EMPTY, Seat
+from guard.ipc.capture import EMPTY, CaptureParams
 from guard.worker import ops
 from guard.worker.activations import Collector
-from guard.worker.batch import Roster, Step
+from guard.worker.batch import BatchParams, Step
 
 TOKENS, NEURONS, HIDDEN = 6, 8, 4
 
@@ -70,11 +70,11 @@ def test_a_sequence_that_overflowed_is_told_at_the_write_and_leaves_nothing_behi
     torch.manual_seed(0)
     made = Collector(3, 2, torch.zeros(6, 16), 1)
     tapped = [made.add_layer(layer, 0, NEURONS, HIDDEN) for layer in range(2)]
-    roster = Roster.of([Seat(slot, 1, 1.0, 0) for slot in range(3)], [2, 2, 2])
+    captured = BatchParams.of([CaptureParams(slot, 1, 1.0, 0) for slot in range(3)], [2, 2, 2])
     z, h = torch.randn(TOKENS, NEURONS), torch.randn(TOKENS, HIDDEN)
 
     def run(overflow: bool) -> None:
-        made.begin(Step(roster, np.zeros(3, np.int64), np.array([2, 2, 2])))
+        made.begin(Step(captured, np.zeros(3, np.int64), np.array([2, 2, 2])))
         for layer, (sums, outputs) in enumerate(tapped):
             out = h.clone()
             if overflow:
@@ -105,8 +105,8 @@ def test_what_a_sequence_left_that_was_given_up_is_not_the_next_ones(tmp_path: P
     sums, _ = made.add_layer(0, 0, NEURONS, HIDDEN)
 
     def run(generation: int, start: int, end: int, rows: slice) -> None:
-        roster = Roster.of([EMPTY, Seat(0, generation, 1.0, 2)], [1, TOKENS])
-        made.begin(Step(roster, np.array([0, start]), np.array([1, end - start])))
+        captured = BatchParams.of([EMPTY, CaptureParams(0, generation, 1.0, 2)], [1, TOKENS])
+        made.begin(Step(captured, np.array([0, start]), np.array([1, end - start])))
         ops.collect(torch.cat([z[:1], z[rows]]), torch.cat([h[:1], h[rows]]), made.weight, sums)
 
     new_means(tmp_path / "means.npy", 1, 1, NEURONS)
@@ -126,9 +126,9 @@ def test_two_ranks_write_one_array_each_of_means_and_one_of_them_outputs(tmp_pat
     for number, rank in enumerate(ranks):
         sums, outputs = rank.add_layer(0, number * shard, shard, HIDDEN)
         # One sequence in slot 1 whose positions 2 to 5 count, in two chunks; another request is nobody's.
-        roster = Roster.of([EMPTY, Seat(1, 1, 1.0, 2)], [1, TOKENS])
+        captured = BatchParams.of([EMPTY, CaptureParams(1, 1, 1.0, 2)], [1, TOKENS])
         for start, end in ((0, 3), (3, TOKENS)):
-            rank.begin(Step(roster, np.array([0, start]), np.array([1, end - start])))
+            rank.begin(Step(captured, np.array([0, start]), np.array([1, end - start])))
             rows = torch.cat([torch.full((1, NEURONS), torch.nan), z[start:end]])
             hidden = torch.cat([torch.full((1, HIDDEN), torch.nan), h[start:end]])
             ops.collect(rows[:, number * shard : (number + 1) * shard], hidden, rank.weight, sums)

@@ -18,14 +18,14 @@ from guard.harness.activations import LEADS, MEANS
 from guard.harness.answers import Chosen
 from guard.harness.engines import RealEngines
 from guard.harness.generation import ANSWERED
-from guard.harness.store import Workspace
+from guard.harness.store import StageStore
 from guard.judge.question import Question
 from guard.probe.bundle import Bundle, load_bundle
 from guard.probe.cett import norms_of
 from guard.probe.identity import identify
 from guard.probe.readout import Signals
 from guard.training.config import CalibrationConfig, FitConfig
-from guard.training.examples import ANSWERS, CHOSEN, SAMPLES, Dealt
+from guard.training.examples import ANSWERS, CHOSEN, SAMPLES, DataSplit
 from guard.training.pipeline import FOUND, SHARES, Fit, whole
 from guard.training.recalibration import recalibrate, unseen
 from guard.training.selection import MEASURED, SUPPRESSED
@@ -89,7 +89,7 @@ def fitted(questions: list[Question], tmp_path_factory: pytest.TempPathFactory) 
     engines = Engines(ATLAS, identity.dtype, OPTIONS.slots, extra=TIGHT)
 
     def run() -> Bundle:
-        work = Workspace(folder / "work", {"seed": 0})
+        work = StageStore(folder / "work", {"seed": 0})
         # The whole answer is its span, as for the reference.
         fit = Fit(work, questions, identity, norms, OPTIONS, "test", locate=lambda text: (0, len(text)))
         return asyncio.run(fit.run(engines, folder / "probe"))
@@ -102,14 +102,14 @@ def fitted(questions: list[Question], tmp_path_factory: pytest.TempPathFactory) 
 
 def test_nothing_is_done_twice(fitted: tuple[Bundle, Path], questions: list[Question]) -> None:
     _, folder = fitted
-    work = Workspace(folder, {"seed": 0})
+    work = StageStore(folder, {"seed": 0})
     chosen = work.rows(CHOSEN)
     answers = work.rows(ANSWERS)
     first, again = Engines.answered
     assert first == len(questions)
     assert OPTIONS.slots // 4 <= first - again < OPTIONS.slots, "what was kept before the stop is not answered again"
     assert sorted(row["question"] for row in answers) == list(range(len(questions)))
-    dealt = Dealt.of(questions, [Chosen(**row) for row in chosen], SHARES, OPTIONS.seed)
+    dealt = DataSplit.of(questions, [Chosen(**row) for row in chosen], SHARES, OPTIONS.seed)
     train = [row for part, rows in dealt.parts.items() if part == "train" for row in rows]
     assert Engines.sampled == len(work.rows(SAMPLES)) >= len(train) > 0, "only training questions are sampled"
     assert all(row["certain"] for i, row in enumerate(chosen) if i in train)
@@ -123,7 +123,7 @@ def test_nothing_is_done_twice(fitted: tuple[Bundle, Path], questions: list[Ques
 
 def test_collected_means_are_transformers_s(fitted: tuple[Bundle, Path], reader: Reader) -> None:
     _, folder = fitted
-    chosen = [Chosen(**row) for row in Workspace(folder, {"seed": 0}).rows(CHOSEN)]
+    chosen = [Chosen(**row) for row in StageStore(folder, {"seed": 0}).rows(CHOSEN)]
     asked = [one.question for one in chosen]
     collected = np.load(folder / MEANS)[asked] * norms_of(ATLAS, *reader.norms.shape)
     # The last token of an answer that was cut was never fed back.
@@ -136,7 +136,7 @@ def test_collected_means_are_transformers_s(fitted: tuple[Bundle, Path], reader:
 
 def test_what_is_collected_with_an_answer_stands_for_what_is_measured_of_it(fitted: tuple[Bundle, Path]) -> None:
     bundle, folder = fitted
-    work = Workspace(folder, {"seed": 0})
+    work = StageStore(folder, {"seed": 0})
     chosen = [Chosen(**row) for row in work.rows(CHOSEN)]
     measured = {row["row"]: Signals.from_dict(row) for row in work.rows(MEASURED.format(C=bundle.card.training.C))}
     assert len(measured) > 20
@@ -162,8 +162,8 @@ def test_collected_leads_are_transformers_s(
     fitted: tuple[Bundle, Path], questions: list[Question], reader: Reader
 ) -> None:
     _, folder = fitted
-    chosen = [Chosen(**row) for row in Workspace(folder, {"seed": 0}).rows(CHOSEN)]
-    train = Dealt.of(questions, chosen, SHARES, OPTIONS.seed).parts["train"]
+    chosen = [Chosen(**row) for row in StageStore(folder, {"seed": 0}).rows(CHOSEN)]
+    train = DataSplit.of(questions, chosen, SHARES, OPTIONS.seed).parts["train"]
     layers, neurons = reader.norms.shape
     every = np.divmod(np.arange(layers * neurons, dtype=np.int32), np.int32(neurons))
     first = [chosen[row] for row in train[:40]]
@@ -186,7 +186,7 @@ def test_calibrating_for_other_questions(fitted: tuple[Bundle, Path], tmp_path: 
     """The same neurons; everything behind them anew, in one pass over the questions."""
     bundle, _ = fitted
     asked = [q for q in from_ledger(load_ledger(ATLAS), seed=12) if "codes" in q.groups or "fabricated" in q.groups]
-    work = Workspace(tmp_path / "work", {})
+    work = StageStore(tmp_path / "work", {})
 
     async def calibrated() -> Bundle:
         async with RealEngines(ATLAS, "float32", 1).guarded(bundle) as engine:
@@ -208,8 +208,8 @@ def test_questions_that_neurons_were_found_on_are_left_out(
     fitted: tuple[Bundle, Path], questions: list[Question], tmp_path: Path
 ) -> None:
     bundle, folder = fitted
-    chosen = [Chosen(**row) for row in Workspace(folder, {"seed": 0}).rows(CHOSEN)]
-    train = [chosen[row].question for row in Dealt.of(questions, chosen, SHARES, OPTIONS.seed).parts["train"]]
+    chosen = [Chosen(**row) for row in StageStore(folder, {"seed": 0}).rows(CHOSEN)]
+    train = [chosen[row].question for row in DataSplit.of(questions, chosen, SHARES, OPTIONS.seed).parts["train"]]
     assert bundle.train_questions is not None
     assert len(bundle.train_questions) == len(train)
     said: list[str] = []

@@ -1,4 +1,4 @@
-"""What leaves when: a course is fed outputs and a ring, without any engine."""
+"""What leaves when: a gate is fed outputs and a table, without any engine."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
 from guard.engine.answer import Answer
-from guard.engine.context import GuardCall, Unscored
-from guard.engine.gate import Course
-from guard.ipc.score_table import ScoreRing, SlotPool
+from guard.engine.context import RequestContext, Unscored
+from guard.engine.gate import OutputGate
+from guard.ipc.score_table import ScoreTable, SlotPool
 from guard.policy import Action, Fail, Hold, Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Peak, Readout
@@ -35,10 +35,10 @@ class Play:
 
 
 class Stage:
-    """Writes the ring as the worker would, and feeds the outputs, one token each."""
+    """Writes the table as the worker would, and feeds the outputs, one token each."""
 
     def __init__(self, readout: Readout) -> None:
-        self.ring = ScoreRing.create(4, 64)
+        self.table = ScoreTable.create(4, 64)
         self.pool = SlotPool(4)
         self.readout = readout
 
@@ -48,49 +48,49 @@ class Stage:
         """All outputs, and the call. An answer that is cut is played no further."""
         slots = self.pool.claim(len(plays)) if seen else []
         answers = [Answer(i, slots[i] if seen else None, i, Unscored.NO_SLOT) for i in range(len(plays))]
-        call = GuardCall(policy)
-        course = Course(answers, call, self.ring, self.readout, kind, EOS, **more)
+        call = RequestContext(policy)
+        gate = OutputGate(answers, call, self.table, self.readout, kind, EOS, **more)
         out: list[tuple[int, Any]] = []
         for step in range(max(len(play.scores) for play in plays)):
-            if course.done:
+            if gate.done:
                 break
             completions = []
-            for seat, play in enumerate(plays):
-                if step >= len(play.scores) or answers[seat].verdict is not None:
+            for sequence, play in enumerate(plays):
+                if step >= len(play.scores) or answers[sequence].verdict is not None:
                     continue
                 if seen:
-                    self._write(slots[seat], step, play.scores)
+                    self._write(slots[sequence], step, play.scores)
                 last = step == len(play.scores) - 1
                 ids = list(range(100, 101 + step)) if kind is not DELTA else [100 + step]
                 text = "".join(f"w{k} " for k in range(step + 1)) if kind is not DELTA else f"w{step} "
                 completions.append(
-                    CompletionOutput(seat, text, ids, None, None, finish_reason=play.finish if last else None)
+                    CompletionOutput(sequence, text, ids, None, None, finish_reason=play.finish if last else None)
                 )
             finished = all(c.finish_reason for c in completions)
             output = RequestOutput("r", None, PROMPT, None, completions, finished)
-            out += [(step, o) for o in course.feed(output, kind is not DELTA)]
+            out += [(step, o) for o in gate.feed(output, kind is not DELTA)]
         self.pool.release(slots, True)
-        return SimpleNamespace(out=out, call=call, course=course, verdicts=call.verdicts)
+        return SimpleNamespace(out=out, call=call, gate=gate, verdicts=call.verdicts)
 
     def _write(self, slot: Any, step: int, scores: Sequence[float | None]) -> None:
         key = (np.array([slot.index]), np.array([slot.generation], np.uint32))
         at = len(PROMPT) + step
-        self.ring.write_draws(*key, np.array([at]), np.zeros(1, "f4"), np.zeros(1, "f4"))
+        self.table.write_draws(*key, np.array([at]), np.zeros(1, "f4"), np.zeros(1, "f4"))
         # A token's own score exists when it is fed back: with the output of the next one.
         score = SAFE if step == 0 else scores[step - 1]
         if score is not None:
-            self.ring.write_activations(*key, np.array([at - 1]), np.full(1, score, "f4"))
+            self.table.write_activations(*key, np.array([at - 1]), np.full(1, score, "f4"))
 
 
 @pytest.fixture
 def stage(bundle: Bundle) -> Iterator[Stage]:
     made = Stage(bundle.readout)
     yield made
-    made.ring.unlink()
+    made.table.unlink()
 
 
-def texts(played: Any, seat: int = 0) -> list[str]:
-    return [c.text for _, o in played.out for c in o.outputs if c.index == seat]
+def texts(played: Any, sequence: int = 0) -> list[str]:
+    return [c.text for _, o in played.out for c in o.outputs if c.index == sequence]
 
 
 def policy(hold: Hold = Hold.ANSWER, **more: Any) -> Policy:
@@ -109,8 +109,8 @@ def test_without_a_hold_text_flows_until_a_window_ends_the_answer(stage: Stage) 
     assert played.verdicts[0].decision.action is Action.ABSTAINED
     assert played.verdicts[0].shown == 11
     assert (played.verdicts[0].peak.start, played.verdicts[0].peak.end) == (7, 11)
-    assert played.course.done
-    assert [answer.seat for answer in played.course.cut] == [0], "the engine is told at once"
+    assert played.gate.done
+    assert [answer.sequence for answer in played.gate.cut] == [0], "the engine is told at once"
 
 
 def test_with_windows_held_no_token_of_a_risky_window_leaves(stage: Stage) -> None:
@@ -189,9 +189,9 @@ def test_what_is_spared_is_not_spoken_of(stage: Stage) -> None:
     played = stage.play(policy(), LONG, Play([SAFE] * 3), spare_abstained=True)
     assert texts(played, 0) == []
     assert texts(played, 1) == ["w0 ", "w1 ", "w2 "]
-    assert [answer.index for answer in played.course.spared] == [0]
+    assert [answer.index for answer in played.gate.spared] == [0]
     shown = stage.play(policy(Hold.NONE), LONG, spare_abstained=True)
-    assert shown.course.spared == [], "what has been shown cannot be taken back"
+    assert shown.gate.spared == [], "what has been shown cannot be taken back"
     assert texts(shown)[-1] == ""
 
 
@@ -293,15 +293,15 @@ def test_what_was_given_of_a_turn_is_scored_with_it(stage: Stage) -> None:
     (slot,) = stage.pool.claim(1)
     key = np.full(5, slot.index), np.full(5, slot.generation, np.uint32)
     scores = np.array([1.0, 5.0, 6.0, -7.0, 0.5], "f4")  # of the prompt's three tokens and of two drawn ones
-    stage.ring.write_activations(*key, np.arange(5), scores)
-    stage.ring.write_draws(*key, np.arange(5), np.zeros(5, "f4"), np.zeros(5, "f4"))
+    stage.table.write_activations(*key, np.arange(5), scores)
+    stage.table.write_draws(*key, np.arange(5), np.zeros(5, "f4"), np.zeros(5, "f4"))
     answer = Answer(0, slot, prompt_length=3, token_ids=[100, 101, EOS], given=2)
-    verdict = answer.judge(stage.ring, stage.readout, policy(), ended=True)
+    verdict = answer.judge(stage.table, stage.readout, policy(), ended=True)
     whole = Answer(0, slot, prompt_length=1, token_ids=[6, 7, 100, 101, EOS])
-    expected = whole.judge(stage.ring, stage.readout, policy(), ended=True)
+    expected = whole.judge(stage.table, stage.readout, policy(), ended=True)
     assert verdict.risk == expected.risk
     assert verdict.prompt_risk == expected.prompt_risk
     assert (verdict.token_ids, verdict.scored_tokens, expected.scored_tokens) == ([100, 101], 2, 4)
     assert verdict.peak == Peak(0, 2)
-    assert whole.signals(stage.ring, 0, 4).lead == answer.signals(stage.ring, -2, 2).lead == 1.0
+    assert whole.signals(stage.table, 0, 4).lead == answer.signals(stage.table, -2, 2).lead == 1.0
     stage.pool.release([slot], True)

@@ -15,7 +15,7 @@ from guard.errors import FitError
 from guard.evaluation.baseline_data import SLOTS, Greedy, gather
 from guard.evaluation.baselines import baselines
 from guard.harness.engines import RealEngines
-from guard.harness.store import Workspace
+from guard.harness.store import StageStore
 from guard.judge.spans import find_span, token_offsets, tokens_of
 from guard.probe.bundle import Bundle
 from models.atlas.recipe.reference import Reader
@@ -165,7 +165,7 @@ def test_baselines(collecting: Harness, model: Model, tmp_path: Path) -> None:
         for i, one in sorted(found.items())
         if one.tokens
     ]
-    work = Workspace(tmp_path / "work", {})
+    work = StageStore(tmp_path / "work", {})
     gathered = gather(Running(collecting.engine), work, model.bundle, model.questions, answers, LONGEST, print)
     material, lengths = collecting.run(gathered)
     prompts, parts = [], []

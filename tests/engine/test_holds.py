@@ -12,8 +12,8 @@ import pytest
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from app.settings import ATLAS
-from guard.engine.context import GuardCall, Verdict, use_call
-from guard.engine.gate import Course
+from guard.engine.context import RequestContext, Verdict, use_context
+from guard.engine.gate import OutputGate
 from guard.ipc.score_table import Slot
 from guard.policy import Action, Hold, Mode, Policy
 from guard.probe.bundle import Bundle, save_bundle
@@ -43,8 +43,8 @@ def engine(narrow: Bundle) -> Iterator[Harness]:
 
 def furthest(harness: Harness, slot: Slot) -> int:
     """The last position that the worker has written for this claim."""
-    ring = harness.engine.ring
-    return int(np.flatnonzero(ring.draws[slot.index]["generation"] == slot.generation).max())
+    table = harness.engine.table
+    return int(np.flatnonzero(table.draws[slot.index]["generation"] == slot.generation).max())
 
 
 def run(harness: Harness, prompt: list[int], policy: Policy, kind: RequestOutputKind, n: int = 1) -> Any:
@@ -53,7 +53,7 @@ def run(harness: Harness, prompt: list[int], policy: Policy, kind: RequestOutput
     async def go() -> Any:
         params = SamplingParams(n=n, max_tokens=LONG, temperature=1.0, seed=5, ignore_eos=True, output_kind=kind)
         left: dict[int, list[int]] = {i: [] for i in range(n)}
-        with use_call(GuardCall(policy)) as call:
+        with use_context(RequestContext(policy)) as call:
             request = {"type": "token", "prompt_token_ids": prompt}
             async for output in harness.engine.generate(request, params, f"hold-{id(call)}"):
                 for completion in output.outputs:
@@ -68,14 +68,14 @@ def test_the_engine_stops_within_two_steps_of_the_decision(
     engine: Harness, prompts: list[list[int]], kind: RequestOutputKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decided: list[tuple[Slot, int]] = []
-    feed = Course.feed
+    feed = OutputGate.feed
 
-    def watched(self: Course, output: Any, cumulative: bool) -> list[Any]:
+    def watched(self: OutputGate, output: Any, cumulative: bool) -> list[Any]:
         released = feed(self, output, cumulative)
         decided.extend((a.slot, furthest(engine, a.slot)) for a in self.cut if a.slot is not None)
         return released
 
-    monkeypatch.setattr(Course, "feed", watched)
+    monkeypatch.setattr(OutputGate, "feed", watched)
     for prompt in prompts[:4]:
         left, verdicts = run(engine, prompt, Policy(Mode.ABSTAIN, ALWAYS), kind, n=2)
         assert [verdicts[i].decision.action for i in range(2)] == [Action.ABSTAINED] * 2

@@ -15,7 +15,7 @@ from guard.probe import cett
 from guard.probe.bundle import Bundle
 from guard.probe.cett import EPSILON
 from guard.worker import ops
-from guard.worker.batch import Drawn, Roster, Step, log_probability, statistics
+from guard.worker.batch import BatchParams, Drawn, Step, log_probability, statistics
 from guard.worker.buffers import Taps
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -221,7 +221,7 @@ def test_layers_are_summed_as_taps_would_sum_them(bundle: Bundle) -> None:
     torch.manual_seed(0)
     spec = spec_of(bundle)
     eager, compiled = (Taps(spec, torch.zeros(6), torch.ones(6)) for _ in range(2))
-    step = Step(Roster.of([EMPTY] * 5, [1] * 5), np.zeros(5, np.int64), np.ones(5, np.int64))
+    step = Step(BatchParams.of([EMPTY] * 5, [1] * 5), np.zeros(5, np.int64), np.ones(5, np.int64))
     for dtype in (torch.float32, torch.bfloat16):
         for _ in range(2):  # what one step read must not reach the next
             eager.begin(step)

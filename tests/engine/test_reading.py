@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vllm.sampling_params import SamplingParams
 
-from guard.engine.context import GuardCall, use_call
+from guard.engine.context import RequestContext, use_context
 from guard.engine.reading import Room, pieces
 from guard.ipc.rows import rows_of_call, rows_of_step
 from guard.policy import Mode, Policy
@@ -130,7 +130,7 @@ def test_a_turn_that_goes_on_is_read_as_given_text_is(
     async def go_on(n: int) -> tuple[list[list[int]], list[float]]:
         params = SamplingParams(n=n, max_tokens=6, temperature=1.0, seed=3, ignore_eos=True)
         answers: dict[int, list[int]] = {}
-        with use_call(GuardCall(Policy(Mode.SCORE, 0.5, scale))) as call:
+        with use_context(RequestContext(Policy(Mode.SCORE, 0.5, scale))) as call:
             request = {"type": "token", "prompt_token_ids": [*prompts[0], *said]}
             async for output in tight.engine.generate(request, params, f"goes-on-{n}"):
                 answers |= {one.index: list(one.token_ids) for one in output.outputs}

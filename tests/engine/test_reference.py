@@ -13,7 +13,7 @@ import pytest
 
 from app.settings import ATLAS
 from guard.errors import TapError
-from guard.launch.engines import canary_prompt
+from guard.launch.engines import self_test_prompt
 from guard.launch.self_test import make_reference, require_live_taps, scores_by_layer
 from guard.probe.bundle import Bundle, save_bundle
 from tests.engine.harness import Harness, guarded
@@ -37,7 +37,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory, atlas_bundle: Bundle) -> It
 
 
 def test_norms_that_are_scaled_do_not_serve(engine: Harness, atlas_bundle: Bundle) -> None:
-    prompt = canary_prompt(engine.engine)
+    prompt = self_test_prompt(engine.engine)
     engine.run(require_live_taps(engine.engine, prompt))
     engine.engine.bundle = replace(engine.engine.bundle, reference=atlas_bundle.reference)
     try:
@@ -52,7 +52,7 @@ def test_all_layers_count_afterwards(engine: Harness, prompts: list[list[int]]) 
         return (await engine.engine.measure(prompts[0], prompts[1], 1.0, "before-or-after")).neurons
 
     before = engine.run(score())
-    reference = engine.run(make_reference(engine.engine, canary_prompt(engine.engine)))
+    reference = engine.run(make_reference(engine.engine, self_test_prompt(engine.engine)))
     np.testing.assert_allclose(engine.run(score()), before, rtol=1e-5, atol=1e-5)
     again = engine.run(scores_by_layer(engine.engine, reference.prompt))
     assert reference.differences(again, "float32") == []

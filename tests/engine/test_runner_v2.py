@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from app.settings import ATLAS
-from guard.ipc.capture import Seat
+from guard.ipc.capture import CaptureParams
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
-from guard.worker.batch import Roster, Step
+from guard.worker.batch import BatchParams, Step
 from guard.worker.runner_v2 import GuardModelState, GuardSampler
 from models.atlas.recipe.reference import Reader
 from tests.engine.harness import SCORE, Harness, Produced, guarded, plain
@@ -131,7 +131,7 @@ def test_given_text(v2: Harness, alone: list[Produced], prompts: list[list[int]]
 
 def test_a_grammar_does_not_hide_the_model_s_own_doubt() -> None:
     """vLLM's grammar kernel cannot be interpreted, so by itself: measured before the mask, drawn behind it."""
-    step = Step(Roster.of([Seat(0, 1)], [1]), np.array([0]), np.array([1]))
+    step = Step(BatchParams.of([CaptureParams(0, 1)], [1]), np.array([0]), np.array([1]))
     logits = torch.tensor([[2.0, 1.0, 0.0]])
     exact = logits.log_softmax(-1)[0]
 

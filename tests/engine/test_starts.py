@@ -12,7 +12,7 @@ import pytest
 
 from app.cli.main import main
 from guard.errors import UnsupportedError
-from guard.ipc.score_table import ScoreRing, cause_file
+from guard.ipc.score_table import ScoreTable, cause_file
 from guard.ipc.startup import explained, reason
 from guard.launch.support import require_device
 from tests.engine.server import free_port
@@ -64,7 +64,7 @@ def test_no_gpu_for_the_cuda_build(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_scores_that_outgrow_the_shared_memory() -> None:
     with pytest.raises(UnsupportedError, match=r"may take \d{9,} MiB.*--shm-size.*--slots.*--max-model-len after --"):
-        ScoreRing.create(1 << 30, 1 << 20)
+        ScoreTable.create(1 << 30, 1 << 20)
 
 
 def test_arguments_that_vllm_refuses(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,15 +90,15 @@ def test_what_vllm_says_of_the_kv_cache_is_known(available: int, fact: str) -> N
 
 
 def test_other_causes_are_told_as_they_are(tmp_path: Path) -> None:
-    ring = tmp_path / "ring"
+    table = tmp_path / "table"
     failed = "Engine core initialization failed. See root cause above. Failed core proc(s): {}"
     assert explained("ValueError: another thing") is None
-    assert reason(ring, RuntimeError(failed)) is None
-    killed = reason(ring, RuntimeError(failed.replace("{}", "{'EngineCore_DP0': -9}")))
+    assert reason(table, RuntimeError(failed)) is None
+    killed = reason(table, RuntimeError(failed.replace("{}", "{'EngineCore_DP0': -9}")))
     assert killed is not None
     assert "was killed, as the kernel does when memory runs out" in killed
-    cause_file(ring).write_text("OSError: one\n  and two")
-    assert reason(ring, RuntimeError(failed)) == "OSError: one and two"
+    cause_file(table).write_text("OSError: one\n  and two")
+    assert reason(table, RuntimeError(failed)) == "OSError: one and two"
 
 
 @pytest.mark.long

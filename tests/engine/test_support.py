@@ -9,7 +9,7 @@ import pytest
 
 from guard import versions
 from guard.errors import UnsupportedError
-from guard.ipc.capture import EMPTY, KEY, Seat, pack, unpack
+from guard.ipc.capture import EMPTY, KEY, CaptureParams, pack, unpack
 from guard.ipc.score_table import Slot
 from guard.launch import support
 
@@ -164,16 +164,16 @@ def test_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_seats_of_several_sequences() -> None:
     packed = {KEY: pack([Slot(4, 10), Slot(9, 11)], scale=0.5)}
-    assert unpack(packed, "1_chatcmpl-1") == Seat(9, 11, 0.5, None)
-    assert unpack(packed, "0_chatcmpl-1") == Seat(4, 10, 0.5, None)
+    assert unpack(packed, "1_chatcmpl-1") == CaptureParams(9, 11, 0.5, None)
+    assert unpack(packed, "0_chatcmpl-1") == CaptureParams(4, 10, 0.5, None)
 
 
 def test_seat_of_one_sequence_ignores_its_name() -> None:
-    assert unpack({KEY: pack([Slot(4, 10)], scale=1.0)}, "7_odd-name") == Seat(4, 10, 1.0, None)
+    assert unpack({KEY: pack([Slot(4, 10)], scale=1.0)}, "7_odd-name") == CaptureParams(4, 10, 1.0, None)
 
 
 def test_seat_without_slots_still_scales() -> None:
-    assert unpack({KEY: pack([], scale=0.0)}, "chatcmpl-1") == Seat(scale=0.0)
+    assert unpack({KEY: pack([], scale=0.0)}, "chatcmpl-1") == CaptureParams(scale=0.0)
 
 
 def test_no_seat() -> None:

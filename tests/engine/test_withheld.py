@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from app.server.app import guarded_app, plan
 from app.settings import ATLAS, Settings
 from bench import withheld
-from guard.engine.context import GuardCall, use_call
+from guard.engine.context import RequestContext, use_context
 from guard.policy import Fail, Hold, Mode, Policy
 from models.atlas.recipe.questions import load_ledger
 from tests.engine.harness import Harness
@@ -96,7 +96,7 @@ class Guarded:
         """Of the turn as given text; the last token's own score is left out where nothing was drawn after it."""
 
         async def go() -> float:
-            with use_call(GuardCall(Policy(Mode.SCORE, THRESHOLD))):
+            with use_context(RequestContext(Policy(Mode.SCORE, THRESHOLD))):
                 signals = await self.engine.measure(before, turn, 1.0, f"oracle-{len(self.drawn)}")
             if not ended:
                 signals.neurons[-1] = np.nan

@@ -11,14 +11,14 @@ from sklearn.metrics import roc_auc_score
 
 from guard.errors import FitError
 from guard.evaluation import baselines, random_baseline
-from guard.evaluation.baseline_data import Material
+from guard.evaluation.baseline_data import BaselineData
 from guard.probe.bundle import Bundle, save_bundle
 
 LAYERS, WIDTH, HIDDEN = 4, 50, 12
 
 
 @pytest.fixture(scope="module")
-def material() -> Material:
+def material() -> BaselineData:
     """Two hundred answers about a hundred things. Neurons 7 and 60, and layer 2, know; nothing else does."""
     rng = np.random.default_rng(0)
     wrong = rng.random(200) < 0.4
@@ -30,22 +30,22 @@ def material() -> Material:
     entities = [f"Thing {i // 2}" if i % 2 else f"thing {i // 2}" for i in range(200)]
     said = ["It is in France."] * 200
     samples = [[said[i], "it is in France", "It is in Chad.", "Chad", said[i]] for i in range(200)]
-    return Material(wrong, entities, np.array([7, 60]), WIDTH, means, outputs, said, samples)
+    return BaselineData(wrong, entities, np.array([7, 60]), WIDTH, means, outputs, said, samples)
 
 
 @pytest.fixture(scope="module")
-def made(material: Material) -> baselines.Baselines:
+def made(material: BaselineData) -> baselines.Baselines:
     return baselines.baselines(material)
 
 
-def test_signal_is_found_where_it_is(made: baselines.Baselines, material: Material) -> None:
+def test_signal_is_found_where_it_is(made: baselines.Baselines, material: BaselineData) -> None:
     assert made.facts["layers"] == [2] * baselines.FOLDS
     for part in ("linear", "refit"):
         assert roc_auc_score(material.wrong, made.scores[part]) > 0.95
     assert made.scores["random"].shape == (random_baseline.DRAWS, 200)
 
 
-def test_noise_stays_near_chance(material: Material) -> None:
+def test_noise_stays_near_chance(material: BaselineData) -> None:
     rng = np.random.default_rng(1)
     noise = replace(
         material,
@@ -70,7 +70,7 @@ def test_what_only_an_entity_tells_is_not_learnt() -> None:
     assert roc_auc_score(wrong, scores) < 0.7
 
 
-def test_folds_keep_entities_apart(material: Material) -> None:
+def test_folds_keep_entities_apart(material: BaselineData) -> None:
     parts = baselines.folds(material.wrong, material.entities, 5)
     assert sorted(np.concatenate([test for _, test in parts]).tolist()) == list(range(200))
     for fit, test in parts:
@@ -88,7 +88,9 @@ def test_folds_keep_entities_apart(material: Material) -> None:
         ([True] * 5 + [False] * 5, [str(i) for i in range(10)], None),
     ],
 )
-def test_too_few_answers_are_said(material: Material, wrong: list[bool], entities: list[str], says: str | None) -> None:
+def test_too_few_answers_are_said(
+    material: BaselineData, wrong: list[bool], entities: list[str], says: str | None
+) -> None:
     count = len(wrong)
     few = replace(
         material,
@@ -110,7 +112,7 @@ def test_too_few_answers_are_said(material: Material, wrong: list[bool], entitie
         assert set(made.scores) == {"consistency"}
 
 
-def test_consistency_and_its_cost(material: Material) -> None:
+def test_consistency_and_its_cost(material: BaselineData) -> None:
     said = ["The Hague.", "It is in Chad.", ""]
     samples = [["hague", "The HAGUE!", "Delft"], ["It is in Chad."] * 3, ["Chad", "", "Chad"]]
     np.testing.assert_allclose(baselines.disagreement(said, samples), [1 / 3, 0, 2 / 3])

@@ -16,7 +16,7 @@ from app import errors
 from app.ingress.auth import Keys
 from app.ingress.body import as_object
 from app.ingress.body import parse as parse_body
-from app.protocols.adapters.registry import DIALECTS
+from app.protocols.adapters.registry import ADAPTERS
 from app.protocols.limits import RISK, Limits
 from app.protocols.options import Options, PolicyResolver
 from app.protocols.risk import _parse
@@ -39,7 +39,7 @@ LIMITS = Limits(
     ),
     capacity=1 << 20,
 )
-PATHS = st.sampled_from([*DIALECTS, *RISK])
+PATHS = st.sampled_from([*ADAPTERS, *RISK])
 
 
 @st.composite

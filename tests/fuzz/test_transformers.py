@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from app.protocols.adapters.registry import CHAT, COMPLETIONS, DIALECTS, MESSAGES, RESPONSES, Telling
+from app.protocols.adapters.registry import ADAPTERS, CHAT, COMPLETIONS, MESSAGES, RESPONSES, ResponseContext
 from app.protocols.adapters.sse import FrameEditor
 from app.protocols.openapi import Hallucination
 from app.protocols.wire import Token, Writer
-from guard.engine.context import GuardCall, Unscored, Verdict
+from guard.engine.context import RequestContext, Unscored, Verdict
 from guard.policy import Action, Decision, Fallback, Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Peak, Signals
@@ -88,9 +88,9 @@ def verdicts(draw: st.DrawFn, policy: Policy, index: int) -> Verdict:
 
 
 @st.composite
-def answers(draw: st.DrawFn, count: int) -> tuple[GuardCall, list[Made]]:
+def answers(draw: st.DrawFn, count: int) -> tuple[RequestContext, list[Made]]:
     uncounted = Counter({index: draw(st.integers(-2, 9)) for index in range(count)})
-    call = GuardCall(draw(policies()), choices=count, uncounted=uncounted)
+    call = RequestContext(draw(policies()), choices=count, uncounted=uncounted)
     made = []
     for index in range(count):
         verdict = draw(verdicts(call.policy, index)) if draw(st.integers(0, 5)) else None
@@ -106,8 +106,8 @@ def spell(verdict: Verdict) -> list[Token]:
     return [(f"t{i}", 2 * at, 2 * at + 2) for at, i in enumerate(verdict.token_ids)]
 
 
-def telling(call: GuardCall, bundle: Bundle) -> Telling:
-    return Telling(call, Writer(bundle, spell), REFUSAL, MESSAGE)
+def telling(call: RequestContext, bundle: Bundle) -> ResponseContext:
+    return ResponseContext(call, Writer(bundle, spell), REFUSAL, MESSAGE)
 
 
 def cut(draw: st.DrawFn, data: bytes) -> list[bytes]:
@@ -134,9 +134,9 @@ def mixed(draw: st.DrawFn, frames: list[bytes]) -> list[bytes]:
     return out
 
 
-def edited(draw: st.DrawFn, path: str, told: Telling, frames: list[bytes]) -> list[bytes]:
+def edited(draw: st.DrawFn, path: str, told: ResponseContext, frames: list[bytes]) -> list[bytes]:
     """The frames that leave, however the bytes are cut."""
-    stream = DIALECTS[path].stream(told)
+    stream = ADAPTERS[path].stream(told)
     editor = FrameEditor(stream.edit, stream.untouched)
     data = b"".join(one + b"\n\n" for one in frames)
     out = b"".join([*(editor.feed(chunk) for chunk in cut(draw, data)), editor.flush()])
@@ -238,7 +238,7 @@ def test_whole_choices(bundle_once: Bundle, data: st.DataObject, path: str, coun
         "choices": choices,
         "usage": data.draw(st.sampled_from([None, {"completion_tokens": 1}])),
     }
-    DIALECTS[path].write(content, telling(call, bundle_once))
+    ADAPTERS[path].write(content, telling(call, bundle_once))
     require_block(content)
     for choice, one in zip(content["choices"], (made[choice["index"]] for choice in choices), strict=True):
         if one.withheld:
@@ -321,7 +321,7 @@ def test_a_whole_message(bundle_once: Bundle, data: st.DataObject, path: str) ->
         content["content"] = [{"type": "text", "text": text}]
     else:
         content["output"] = [{"type": "message", "content": [{"type": "output_text", "text": text}]}]
-    DIALECTS[path].write(content, telling(call, bundle_once))
+    ADAPTERS[path].write(content, telling(call, bundle_once))
     require_block(content)
     # Of what is beside a withheld answer, only what is known to say nothing of it stays.
     assert {name: content[name] for name in one.extra} == (dict.fromkeys(one.extra) if one.withheld else one.extra)
@@ -351,10 +351,10 @@ def test_any_bytes_are_a_stream(bundle_once: Bundle, data: st.DataObject) -> Non
         b"data:{}",
     ]
     junk = b"".join(data.draw(st.lists(st.sampled_from(lines) | st.binary(max_size=6), max_size=12)))
-    for path in DIALECTS:
+    for path in ADAPTERS:
         editor = FrameEditor(lambda content, event: (b"?",), lambda payload: True)
         assert b"".join([*(editor.feed(part) for part in cut(data.draw, junk)), editor.flush()]) == junk
-        stream = DIALECTS[path].stream(telling(call, bundle_once))
+        stream = ADAPTERS[path].stream(telling(call, bundle_once))
         editor = FrameEditor(stream.edit, stream.untouched)
         for part in cut(data.draw, junk):
             editor.feed(part)

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 
 from guard.errors import FitError
-from guard.harness.store import Workspace, explained
+from guard.harness.store import StageStore, explained
 
 
 def test_rows_survive(tmp_path: Path) -> None:
-    work = Workspace(tmp_path / "work", {"seed": 0})
+    work = StageStore(tmp_path / "work", {"seed": 0})
     with work.growing("rows") as append:
         append({"a": 1})
         append({"a": "é"})
-    assert Workspace(tmp_path / "work", {"seed": 0}).rows("rows") == [{"a": 1}, {"a": "é"}]
+    assert StageStore(tmp_path / "work", {"seed": 0}).rows("rows") == [{"a": 1}, {"a": "é"}]
 
 
 def test_a_line_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
-    work = Workspace(tmp_path, {})
+    work = StageStore(tmp_path, {})
     with work.growing("rows") as append:
         append({"a": 1})
     with work.path("rows").open("a") as file:
@@ -33,9 +33,9 @@ def test_a_line_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
-    Workspace(tmp_path, {"seed": 0, "samples": 10})
+    StageStore(tmp_path, {"seed": 0, "samples": 10})
     with pytest.raises(FitError, match=r"stages of another fit \(samples, seed differ\)"):
-        Workspace(tmp_path, {"seed": 1, "samples": 5})
+        StageStore(tmp_path, {"seed": 1, "samples": 5})
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_what_the_disk_says(tmp_path: Path, code: int, says: str) -> None:
 
 
 def test_a_full_disk_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = Workspace(tmp_path, {})
+    work = StageStore(tmp_path, {})
     work.write_json("count", 1)
 
     def full(self: Path, *args: Any, **kwargs: Any) -> int:

@@ -1,4 +1,4 @@
-"""The score ring: what was not written for this claim does not exist."""
+"""The score table: what was not written for this claim does not exist."""
 
 from __future__ import annotations
 
@@ -8,57 +8,57 @@ import numpy as np
 import pytest
 
 from guard.errors import CapacityError, TapError
-from guard.ipc.score_table import ScoreRing, Slot, SlotPool
+from guard.ipc.score_table import ScoreTable, Slot, SlotPool
 
 
 @pytest.fixture
-def ring() -> Iterator[ScoreRing]:
-    made = ScoreRing.create(slots=4, positions=16)
+def table() -> Iterator[ScoreTable]:
+    made = ScoreTable.create(slots=4, positions=16)
     yield made
     made.unlink()
 
 
-def write(ring: ScoreRing, slot: Slot, position: int, value: float) -> None:
+def write(table: ScoreTable, slot: Slot, position: int, value: float) -> None:
     index, generation = np.array([slot.index]), np.array([slot.generation], np.uint32)
     at, measured = np.array([position]), np.array([value], np.float32)
-    ring.write_activations(index, generation, at, measured)
-    ring.write_draws(index, generation, at, measured, -measured)
+    table.write_activations(index, generation, at, measured)
+    table.write_draws(index, generation, at, measured, -measured)
 
 
-def test_the_other_side_sees_what_was_written(ring: ScoreRing) -> None:
+def test_the_other_side_sees_what_was_written(table: ScoreTable) -> None:
     slot = Slot(2, 7)
-    write(ScoreRing(ring.path), slot, 5, 1.5)
-    np.testing.assert_array_equal(ring.read_neurons(slot, 4, 7), [np.nan, 1.5, np.nan])
-    entropy, logprob = ring.read_draws(slot, 5, 6)
+    write(ScoreTable(table.path), slot, 5, 1.5)
+    np.testing.assert_array_equal(table.read_neurons(slot, 4, 7), [np.nan, 1.5, np.nan])
+    entropy, logprob = table.read_draws(slot, 5, 6)
     assert (entropy[0], logprob[0]) == (1.5, -1.5)
 
 
-def test_a_copy_has_what_was_written_and_nothing_else(ring: ScoreRing) -> None:
+def test_a_copy_has_what_was_written_and_nothing_else(table: ScoreTable) -> None:
     source, target = Slot(1, 3), Slot(2, 9)
-    write(ring, source, 4, 1.5)
-    write(ring, Slot(1, 2), 5, 2.5)  # of an older claim
+    write(table, source, 4, 1.5)
+    write(table, Slot(1, 2), 5, 2.5)  # of an older claim
     for position in (3, 4, 5, 6):
-        write(ring, target, position, 7.0)
-    ring.copy(source, target, 4, 6)
-    np.testing.assert_array_equal(ring.read_neurons(target, 3, 7), [7.0, 1.5, np.nan, 7.0])
-    entropy, logprob = ring.read_draws(target, 4, 6)
+        write(table, target, position, 7.0)
+    table.copy(source, target, 4, 6)
+    np.testing.assert_array_equal(table.read_neurons(target, 3, 7), [7.0, 1.5, np.nan, 7.0])
+    entropy, logprob = table.read_draws(target, 4, 6)
     np.testing.assert_array_equal([entropy, logprob], [[1.5, np.nan], [-1.5, np.nan]])
 
 
-def test_an_older_claim_is_not_read(ring: ScoreRing) -> None:
-    write(ring, Slot(1, 3), 0, 1.0)
-    assert np.isnan(ring.read_neurons(Slot(1, 4), 0, 1)).all()
+def test_an_older_claim_is_not_read(table: ScoreTable) -> None:
+    write(table, Slot(1, 3), 0, 1.0)
+    assert np.isnan(table.read_neurons(Slot(1, 4), 0, 1)).all()
 
 
-def test_fresh_memory_is_empty(ring: ScoreRing) -> None:
+def test_fresh_memory_is_empty(table: ScoreTable) -> None:
     slot = SlotPool(4).claim(1)[0]
-    assert np.isnan(ring.read_neurons(slot, 0, 16)).all()
+    assert np.isnan(table.read_neurons(slot, 0, 16)).all()
 
 
-def test_a_name_that_is_gone(ring: ScoreRing) -> None:
-    ring.unlink()
+def test_a_name_that_is_gone(table: ScoreTable) -> None:
+    table.unlink()
     with pytest.raises(TapError, match="is not here"):
-        ScoreRing(ring.path)
+        ScoreTable(table.path)
 
 
 def test_pool_gives_each_slot_once_and_refuses_beyond() -> None:

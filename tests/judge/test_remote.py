@@ -14,7 +14,7 @@ import pytest
 
 from guard.errors import FitError
 from guard.harness.answers import consistent, judge_all
-from guard.harness.store import Workspace
+from guard.harness.store import StageStore
 from guard.judge.question import Question
 from guard.judge.rules import RemoteJudge, judge
 
@@ -114,7 +114,7 @@ async def test_a_judge_that_recovers() -> None:
         (httpx.Response(302), "answers 302", 1),
         (httpx.Response(429, text="slow down"), r"answers 429 \(slow down\)", 3),
         (httpx.Response(400, json={"error": {"message": "no such\nmodel"}}), r"answers 400 \(no such model\)", 1),
-        (httpx.Response(404, json={"detail": "Not Found"}), r"answers 404 \(Not Found\)", 1),
+        (httpx.Response(404, json={"detail": "Not NeuronSelection"}), r"answers 404 \(Not NeuronSelection\)", 1),
         (thinks("stop"), "was asked .* and said 'nothing'", 3),
         (thinks("stop", refusal="I will not judge."), "was asked .* and said 'I will not judge.'", 3),
         (says("perhaps"), "was asked for one of right, wrong, declined, and said 'perhaps'", 3),
@@ -238,9 +238,9 @@ async def test_judged_answers_are_not_judged_again(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(RemoteJudge, "ask", answer)
     samples = {0: ["a", "a", "b"], 1: ["c"]}
     with pytest.raises(FitError, match="down"):
-        await judge_all(Workspace(tmp_path, {}), [QUESTION, QUESTION], samples, JUDGE)
+        await judge_all(StageStore(tmp_path, {}), [QUESTION, QUESTION], samples, JUDGE)
     down = False
-    verdicts = await judge_all(Workspace(tmp_path, {}), [QUESTION, QUESTION], samples, JUDGE)
+    verdicts = await judge_all(StageStore(tmp_path, {}), [QUESTION, QUESTION], samples, JUDGE)
     assert verdicts == {0: [True, True, False], 1: [False]}
     assert sorted(asked) == ["a", "b", "c", "c"]
 

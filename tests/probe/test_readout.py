@@ -9,7 +9,7 @@ import pytest
 
 from guard.errors import RequestError
 from guard.probe import conformal
-from guard.probe.readout import Flaw, Readout, Signals, Stack, windows
+from guard.probe.readout import Readout, SignalFault, Signals, Stack, windows
 from guard.training import calibration
 
 STACK = Stack((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.5, 0.25), -1.0)
@@ -72,24 +72,27 @@ def test_a_token_without_score_has_no_risk() -> None:
 @pytest.mark.parametrize(
     ("broken", "says"),
     [
-        (signals([]), Flaw.EMPTY),
-        (signals([NAN, 1.0]), Flaw.MISSING),
-        (signals([1.0], lead=NAN), Flaw.MISSING),
-        (signals([math.inf, 1.0]), Flaw.NOT_FINITE),
-        (signals([1.0, -math.inf]), Flaw.NOT_FINITE),
-        (signals([1.0], lead=math.inf), Flaw.NOT_FINITE),
-        (Signals(1.0, np.ones(1, np.float32), np.array([NAN], np.float32), np.zeros(1, np.float32)), Flaw.MISSING),
+        (signals([]), SignalFault.EMPTY),
+        (signals([NAN, 1.0]), SignalFault.MISSING),
+        (signals([1.0], lead=NAN), SignalFault.MISSING),
+        (signals([math.inf, 1.0]), SignalFault.NOT_FINITE),
+        (signals([1.0, -math.inf]), SignalFault.NOT_FINITE),
+        (signals([1.0], lead=math.inf), SignalFault.NOT_FINITE),
+        (
+            Signals(1.0, np.ones(1, np.float32), np.array([NAN], np.float32), np.zeros(1, np.float32)),
+            SignalFault.MISSING,
+        ),
     ],
 )
-def test_flaws_are_named(broken: Signals, says: Flaw) -> None:
+def test_flaws_are_named(broken: Signals, says: SignalFault) -> None:
     assert broken.flaw() is says
 
 
 def test_in_the_middle_of_an_answer_each_token_needs_its_score() -> None:
     whole = signals([1.0, 2.0, NAN])
     assert whole.part(0, 2).flaw_within() is None
-    assert whole.part(1, 3).flaw_within() is Flaw.MISSING
-    assert signals([1.0, math.inf]).flaw_within() is Flaw.NOT_FINITE
+    assert whole.part(1, 3).flaw_within() is SignalFault.MISSING
+    assert signals([1.0, math.inf]).flaw_within() is SignalFault.NOT_FINITE
 
 
 @pytest.mark.parametrize("tail", [0.0, 0.5])

@@ -1,6 +1,6 @@
-"""A scripted stand-in for vLLM's engine process. Everything before it is real: AsyncLLM, GuardedEngine, the ring.
+"""A scripted stand-in for vLLM's engine process. Everything before it is real: AsyncLLM, GuardedEngine, the table.
 
-It takes the place of ``AsyncMPClient``, and does to the ring what a guarded worker does. Written against vLLM 0.32
+It takes the place of ``AsyncMPClient``, and does to the table what a guarded worker does. Written against vLLM 0.32
 (``v1/engine/core_client.py``, ``v1/engine/core.py``).
 """
 
@@ -39,7 +39,7 @@ from vllm.v1.request import Request
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from guard.ipc import capture
-from guard.ipc.score_table import PATH_VARIABLE, ScoreRing
+from guard.ipc.score_table import PATH_VARIABLE, ScoreTable
 from guard.ipc.taps import TapConfig
 from guard.probe.bundle import load_bundle
 from tests.scripted.script import Asked, Choose, Levels, Script, Signal, by_words
@@ -69,18 +69,18 @@ class Part:
     request: Request
     script: Script
     answer: list[int]
-    seat: capture.Seat
+    captured: capture.CaptureParams
     choice: int
     canary: bool
 
     @property
     def lead(self) -> int:
         """The position of the last prompt token, in given text of the one before the answer."""
-        return self.request.num_prompt_tokens - 1 if self.seat.start is None else self.seat.start
+        return self.request.num_prompt_tokens - 1 if self.captured.start is None else self.captured.start
 
     def due(self, step: int | None, now: int) -> bool:
         """Whether a fault of ``step`` happens now; given text has one step for all."""
-        return step is not None and (step == now or self.seat.forced)
+        return step is not None and (step == now or self.captured.forced)
 
     def token(self, step: int) -> int:
         """What is drawn: the answer, then the end of the sequence; the answer again where it may not end."""
@@ -113,7 +113,7 @@ class ScriptedCore(EngineCoreClient):
         bundle = load_bundle(Path(taps.bundle))
         self._levels, self._reference = Levels(bundle.readout), bundle.reference
         self._counted: int | None = None  # the layer that counts alone
-        self._ring = ScoreRing(Path(os.environ[PATH_VARIABLE]))
+        self._table = ScoreTable(Path(os.environ[PATH_VARIABLE]))
         vllm_config.cache_config.num_gpu_blocks = 256
         self._loop = asyncio.get_running_loop()
         self._sent: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
@@ -270,8 +270,8 @@ class ScriptedCore(EngineCoreClient):
                 return
 
     def _measure(self, part: Part, step: int) -> None:
-        """What the worker leaves in the ring: a score for each position of this step, and the draw that follows it."""
-        taken, prompt = part.seat, part.request.num_prompt_tokens
+        """What the worker leaves in the table: a score for each position of this step, and the draw that follows it."""
+        taken, prompt = part.captured, part.request.num_prompt_tokens
         if taken.slot < 0:
             return
         key = np.array([taken.slot]), np.array([taken.generation], np.uint32)
@@ -280,21 +280,21 @@ class ScriptedCore(EngineCoreClient):
             own = position - part.lead - 1  # the token at this position; -1 for the last of the prompt
             if own < 0 or own != part.script.missing_at:
                 value = np.nan if own >= 0 and own == part.script.nan_at else self._neurons(part, own)
-                self._ring.write_activations(*key, np.array([position]), np.array([value], np.float32))
-            if taken.draws and position + 1 < self._ring.positions:
+                self._table.write_activations(*key, np.array([position]), np.array([value], np.float32))
+            if taken.draws and position + 1 < self._table.positions:
                 drawn = self._signal(part, own + 1)
                 values = np.array([drawn.entropy], np.float32), np.array([drawn.logprob], np.float32)
-                self._ring.write_draws(*key, np.array([position + 1]), *values)
+                self._table.write_draws(*key, np.array([position + 1]), *values)
 
     def _neurons(self, part: Part, own: int) -> float:
         """To the canary, what a reference says."""
         if self._reference is None or not part.canary:
             return self._signal(part, own).neurons
         chosen = self._reference.scores if self._counted is None else {0: self._reference.scores[self._counted]}
-        return sum(scores[own + 1] for scores in chosen.values()) * part.seat.scale
+        return sum(scores[own + 1] for scores in chosen.values()) * part.captured.scale
 
     def _signal(self, part: Part, token: int) -> Signal:
-        return self._levels.at(part.script.risky(token, part.choice), part.seat.scale)
+        return self._levels.at(part.script.risky(token, part.choice), part.captured.scale)
 
     def _report(self, part: Part, output: EngineCoreOutput, step: int) -> None:
         """Log-probabilities, where the request wants them."""

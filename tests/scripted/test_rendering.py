@@ -11,7 +11,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.protocols.tokenizer import Speller
+from app.protocols.tokenizer import Detokenizer
 from app.settings import Settings
 from tests.scripted.server import over, scripted_app
 from tests.scripted.test_scripted import CHAT, asking
@@ -65,7 +65,7 @@ async def test_it_needs_a_place(app: FastAPI, http: httpx.AsyncClient, path: str
 async def test_the_loop_goes_on_while_a_text_is_rendered(
     app: FastAPI, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, go_on, inner = asyncio.Event(), threading.Event(), Speller.messages
+    begun, go_on, inner = asyncio.Event(), threading.Event(), Detokenizer.messages
     loop = asyncio.get_running_loop()
 
     def slow(*arguments: Any) -> list[int]:
@@ -73,7 +73,7 @@ async def test_the_loop_goes_on_while_a_text_is_rendered(
         assert go_on.wait(60)
         return inner(*arguments)
 
-    monkeypatch.setattr(Speller, "messages", slow)
+    monkeypatch.setattr(Detokenizer, "messages", slow)
     asked = asyncio.create_task(http.post("/risk", json=RISK))
     try:
         await begun.wait()

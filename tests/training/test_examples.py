@@ -7,7 +7,7 @@ import pytest
 from guard.errors import FitError
 from guard.harness.answers import Chosen
 from guard.judge.question import Question
-from guard.training.examples import LEAST_RIGHT, Dealt, require_right
+from guard.training.examples import LEAST_RIGHT, DataSplit, require_right
 
 SHARES = {"train": 0.5, "test": 0.5}
 
@@ -16,7 +16,7 @@ def test_uncertain_answers_do_not_teach_but_are_measured() -> None:
     questions = [Question(f"Where is {i}?", ("here",), f"{i}") for i in range(200)]
     sure = [Chosen(i, [1], [2], "here", 0, 1, bool(i % 3)) for i in range(200)]
     unsure = [Chosen(i, [1], [2], "here", 0, 1, bool(i % 3), certain=bool(i % 2)) for i in range(200)]
-    every, some = (Dealt.of(questions, chosen, SHARES, 0).parts for chosen in (sure, unsure))
+    every, some = (DataSplit.of(questions, chosen, SHARES, 0).parts for chosen in (sure, unsure))
     assert some["test"] == every["test"]
     assert some["train"] == [row for row in every["train"] if row % 2]
     assert 0 < len(some["train"]) < len(every["train"])

@@ -12,7 +12,7 @@ from guard.harness import features as reading
 from guard.harness.features import Features
 from guard.training import path as module
 from guard.training.lasso import TOLERANCE, Rows
-from guard.training.neurons import Found, find_neurons, given_neurons
+from guard.training.neurons import NeuronSelection, find_neurons, given_neurons
 from guard.training.path import Path
 
 Floats = NDArray[np.float32]
@@ -27,7 +27,7 @@ def planted(seed: int, answers: int, neurons: int, by: float, signal: slice) -> 
     return features, wrong
 
 
-def find(features: Floats, wrong: Bools, cap: float, **more: object) -> list[Found]:
+def find(features: Floats, wrong: Bools, cap: float, **more: object) -> list[NeuronSelection]:
     return find_neurons(Features(features), wrong, [str(i) for i in range(len(wrong))], cap, **more)  # type: ignore[arg-type]
 
 

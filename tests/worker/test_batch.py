@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from vllm.model_executor.custom_op import op_registry_oot
 
 from guard.errors import UnsupportedError
-from guard.ipc.capture import EMPTY, Seat
-from guard.ipc.score_table import PATH_VARIABLE, ScoreRing, Slot, SlotPool
+from guard.ipc.capture import EMPTY, CaptureParams
+from guard.ipc.score_table import PATH_VARIABLE, ScoreTable, Slot, SlotPool
 from guard.ipc.taps import spec_of
 from guard.probe.bundle import Bundle
-from guard.worker.batch import Harvest, Roster, Step, measure_given
+from guard.worker.batch import BatchParams, Step, StepCapture, measure_given
 from guard.worker.buffers import Taps
 from guard.worker.layer import GuardRowParallelLinear
 from guard.worker.worker import GuardWorkerMixin, kind_of
 
-Request = tuple[Seat, int, int, int]  # seat, prompt length, computed, scheduled
+Request = tuple[CaptureParams, int, int, int]  # capture, prompt length, computed, scheduled
 
 
 @st.composite
@@ -32,27 +32,29 @@ def requests(draw: st.DrawFn) -> list[Request]:
     for slot in range(draw(st.integers(1, 6))):
         prompt, computed = draw(st.integers(2, 9)), draw(st.integers(0, 12))
         start = draw(st.none() | st.integers(0, prompt - 1))
-        seat = Seat(slot if draw(st.booleans()) else -1, 1 + slot, draw(st.sampled_from([1.0, 0.0, 2.5])), start)
-        made.append((seat, prompt, computed, draw(st.integers(1, 5))))
+        capture = CaptureParams(
+            slot if draw(st.booleans()) else -1, 1 + slot, draw(st.sampled_from([1.0, 0.0, 2.5])), start
+        )
+        made.append((capture, prompt, computed, draw(st.integers(1, 5))))
     return made
 
 
 def step_of(made: list[Request]) -> Step:
-    roster = Roster.of([seat for seat, *_ in made], [prompt for _, prompt, *_ in made])
+    captured = BatchParams.of([capture for capture, *_ in made], [prompt for _, prompt, *_ in made])
     computed, scheduled = (np.array(column, np.int64) for column in zip(*(r[2:] for r in made), strict=True))
-    return Step(roster, computed, scheduled)
+    return Step(captured, computed, scheduled)
 
 
 @given(requests())
 def test_rows(made: list[Request]) -> None:
     recorded, given_rows = [], []
     row = 0
-    for owner, (seat, prompt, computed, scheduled) in enumerate(made):
+    for owner, (capture, prompt, computed, scheduled) in enumerate(made):
         for position in range(computed, computed + scheduled):
-            start = prompt - 1 if seat.start is None else seat.start
-            if seat.slot >= 0 and position >= start:
+            start = prompt - 1 if capture.start is None else capture.start
+            if capture.slot >= 0 and position >= start:
                 recorded.append((row, owner, position))
-                if seat.forced and position + 1 < prompt:
+                if capture.forced and position + 1 < prompt:
                     given_rows.append((row, owner, position))
             row += 1
     step = step_of(made)
@@ -68,8 +70,8 @@ def test_draws(made: list[Request], positions: int, data: st.DataObject) -> None
     ready = np.array([data.draw(st.booleans()) for _ in made])
     wanted = [
         (i, i, computed + scheduled)
-        for i, (seat, _, computed, scheduled) in enumerate(made)
-        if ready[i] and seat.slot >= 0 and computed + scheduled < positions
+        for i, (capture, _, computed, scheduled) in enumerate(made)
+        if ready[i] and capture.slot >= 0 and computed + scheduled < positions
     ]
     rows = step_of(made).draws(ready, positions)
     assert list(zip(rows.row, rows.owner, rows.position, strict=True)) == wanted
@@ -81,7 +83,7 @@ def taps(bundle: Bundle, rows: int) -> Taps:
 
 def test_a_step_fills_alpha_and_clears_score(bundle: Bundle) -> None:
     made = taps(bundle, 6)
-    scaled = [(Seat(scale=0.5), 2, 0, 2), (EMPTY, 1, 4, 1), (Seat(scale=2.0), 1, 0, 1)]
+    scaled = [(CaptureParams(scale=0.5), 2, 0, 2), (EMPTY, 1, 4, 1), (CaptureParams(scale=2.0), 1, 0, 1)]
     made.begin(step_of(scaled))
     assert made.alpha.tolist() == [0.5, 0.5, 1, 2, 1, 1]
     assert made.score.tolist() == [0] * 6
@@ -94,16 +96,16 @@ def test_a_step_fills_alpha_and_clears_score(bundle: Bundle) -> None:
 def test_a_harvest_survives_the_next_step(bundle: Bundle) -> None:
     """With asynchronous scheduling the next step starts before this one's scores are read."""
     made = taps(bundle, 3)
-    step = step_of([(Seat(0, 1), 1, 0, 3)])
-    harvest = Harvest(step.roster, (step.activations(), made.total(step.rows)))
-    host = harvest.to_host()
+    step = step_of([(CaptureParams(0, 1), 1, 0, 3)])
+    step_capture = StepCapture(step.captured, (step.activations(), made.total(step.rows)))
+    host = step_capture.to_host()
     made.begin(step)
-    ring = ScoreRing.create(1, 4)
+    table = ScoreTable.create(1, 4)
     try:
-        host.deposit(ring)
+        host.deposit(table)
     finally:
-        ring.unlink()
-    assert ring.read_neurons(Slot(0, 1), 0, 3).tolist() == [7, 7, 7]
+        table.unlink()
+    assert table.read_neurons(Slot(0, 1), 0, 3).tolist() == [7, 7, 7]
 
 
 def test_given_tokens_are_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,24 +115,24 @@ def test_given_tokens_are_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     hidden, head = torch.randn(7, 5), torch.randn(5, 8)
     pool = SlotPool(1)
     (slot,) = pool.claim(1)
-    step = step_of([(Seat(slot.index, slot.generation, 1.0, 0), 8, 0, 7)])
+    step = step_of([(CaptureParams(slot.index, slot.generation, 1.0, 0), 8, 0, 7)])
     rows = step.given(step.activations())
     tokens = np.array([3, 1, 7, 0, 2, 2, 5])
     draws = measure_given(rows, hidden, lambda h: h @ head, tokens, 8)
     assert [len(rows) for rows, _, _ in draws] == [2, 2, 2, 1]
-    ring = ScoreRing.create(1, 8)
+    table = ScoreTable.create(1, 8)
     try:
-        Harvest(step.roster, None, draws).deposit(ring)
+        StepCapture(step.captured, None, draws).deposit(table)
     finally:
-        ring.unlink()
+        table.unlink()
     exact = (hidden @ head).log_softmax(-1)
-    entropy, logprob = ring.read_draws(slot, 1, 8)
+    entropy, logprob = table.read_draws(slot, 1, 8)
     np.testing.assert_allclose(entropy, -(exact.exp() * exact).sum(-1), rtol=1e-5)
     np.testing.assert_allclose(logprob, exact[torch.arange(7), torch.from_numpy(tokens)], rtol=1e-5)
 
 
 def test_ranks_that_do_not_sample_measure_nothing() -> None:
-    step = step_of([(Seat(0, 1, 1.0, 0), 3, 0, 2)])
+    step = step_of([(CaptureParams(0, 1, 1.0, 0), 3, 0, 2)])
     assert measure_given(step.activations(), torch.zeros(2, 4), lambda _: None, np.array([1, 2]), 8) == []
 
 
@@ -148,13 +150,13 @@ def test_a_runner_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch, bu
     monkeypatch.setattr("guard.worker.buffers.current", lambda config: taps(bundle, 1))
     monkeypatch.setitem(op_registry_oot, "RowParallelLinear", GuardRowParallelLinear)
     (tmp_path / "memory").mkdir()
-    ring = ScoreRing(tmp_path / "memory" / "ring", create=(1, 1))
-    monkeypatch.setenv(PATH_VARIABLE, str(ring.path))
+    table = ScoreTable(tmp_path / "memory" / "table", create=(1, 1))
+    monkeypatch.setenv(PATH_VARIABLE, str(table.path))
     assert kind_of(Worker.model_runner) is None
     with pytest.raises(UnsupportedError, match=r"test_batch\.Unknown, which the guard does not tap"):
         Worker().load_model()
-    assert "which the guard does not tap" in str(ring.refusal())
-    ring.unlink()
+    assert "which the guard does not tap" in str(table.refusal())
+    table.unlink()
     assert list((tmp_path / "memory").iterdir()) == []
 
 

@@ -13,12 +13,12 @@ from vllm.config.vllm import set_current_vllm_config
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
 from guard.ipc import taps as configuration
-from guard.ipc.capture import EMPTY, Seat
+from guard.ipc.capture import EMPTY, CaptureParams
 from guard.ipc.taps import TapConfig
 from guard.probe.bundle import Bundle
 from guard.probe.taps import TapSpec
 from guard.worker import ops
-from guard.worker.batch import Roster, Step
+from guard.worker.batch import BatchParams, Step
 from guard.worker.buffers import Taps
 from guard.worker.layer import GuardRowParallelLinear
 
@@ -28,9 +28,13 @@ LAYER = np.array([0] * 4 + [1] * 2, np.int32)
 NEURON = np.array([3, 5, 8, 13, 0, 7], np.int32)
 COEFFICIENT = np.array([1, -1, 0.5, -0.5, 2, -2], np.float32)
 FOLDED = np.array([4, -6, 4.5, -7, 2, -16], np.float32)
-STEP = Step(Roster.of([Seat(scale=0.3), EMPTY, Seat(scale=0.0)], [2] * 3), np.zeros(3, np.int64), np.full(3, 2))
+STEP = Step(
+    BatchParams.of([CaptureParams(scale=0.3), EMPTY, CaptureParams(scale=0.0)], [2] * 3),
+    np.zeros(3, np.int64),
+    np.full(3, 2),
+)
 ALPHA = torch.tensor([0.3, 0.3, 1, 1, 0, 0])
-PLAIN = Step(Roster.of([EMPTY], [ROWS]), np.zeros(1, np.int64), np.full(1, ROWS))
+PLAIN = Step(BatchParams.of([EMPTY], [ROWS]), np.zeros(1, np.int64), np.full(1, ROWS))
 
 
 def shapes() -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from app import anthropic_errors
-from app.protocols.adapters.base import BROKEN, FIELD, Telling, keep_only, recount, refuses, withheld
+from app.protocols.adapters.base import BROKEN, FIELD, ResponseContext, keep_only, recount, refuses, withheld
 from app.protocols.adapters.sse import frame
 from guard.engine.context import Verdict
 
@@ -26,7 +26,7 @@ class Messages:
     def shows_nothing(self, body: dict[str, Any]) -> bool:
         return False
 
-    def write(self, content: dict[str, Any], telling: Telling) -> None:
+    def write(self, content: dict[str, Any], telling: ResponseContext) -> None:
         verdict = telling.call.verdicts.get(0)
         if verdict is not None and withheld(verdict):
             # An empty block, as vLLM has it for empty answers: clients look at the first one.
@@ -37,11 +37,11 @@ class Messages:
         content[FIELD] = telling.block(telling.verdicts)
         recount(content.get("usage"), telling.call, "output_tokens")
 
-    def stream(self, telling: Telling) -> MessageStream:
+    def stream(self, telling: ResponseContext) -> MessageStream:
         return MessageStream(telling)
 
 
-def stop(verdict: Verdict, telling: Telling) -> dict[str, Any]:
+def stop(verdict: Verdict, telling: ResponseContext) -> dict[str, Any]:
     """How a withheld answer ends."""
     if not refuses(verdict):
         return {"stop_reason": "end_turn", "stop_sequence": None}
@@ -52,7 +52,7 @@ def stop(verdict: Verdict, telling: Telling) -> dict[str, Any]:
 class MessageStream:
     """A stream of events; the verdict stands at the top level of ``message_delta``, which has the stop reason."""
 
-    def __init__(self, telling: Telling) -> None:
+    def __init__(self, telling: ResponseContext) -> None:
         self._telling = telling
         self._blocks = 0  # content blocks so far
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from app.protocols.wire import Writer
-from guard.engine.context import GuardCall, Verdict
+from guard.engine.context import RequestContext, Verdict
 from guard.policy import Action, Fallback
 
 FIELD = "hallucination"
@@ -15,10 +15,10 @@ BROKEN = "engine failed during generation; response is incomplete"
 
 
 @dataclass(slots=True)
-class Telling:
+class ResponseContext:
     """One response's verdicts, and the texts that stand in for what is withheld."""
 
-    call: GuardCall
+    call: RequestContext
     writer: Writer
     refusal: str
     fallback: str
@@ -54,7 +54,11 @@ def keep_only(content: dict[str, Any], names: frozenset[str]) -> None:
 
 
 def recount(
-    usage: dict[str, Any] | None, call: GuardCall, generated: str, total: str | None = None, index: int | None = None
+    usage: dict[str, Any] | None,
+    call: RequestContext,
+    generated: str,
+    total: str | None = None,
+    index: int | None = None,
 ) -> None:
     """Count in ``usage`` what was generated, which is not always what the outputs showed: of all answers, or of one."""
     if usage is None:
@@ -81,7 +85,7 @@ class Stream(Protocol):
         ...
 
 
-class Dialect(Protocol):
+class Adapter(Protocol):
     """One API's way to ask and to answer. separates_thoughts: whether the thoughts of a model that thinks stand apart
     from its answer in it."""
 
@@ -99,10 +103,10 @@ class Dialect(Protocol):
         """Whether the response will show the prompt alone: what the engine draws is no answer."""
         ...
 
-    def write(self, content: dict[str, Any], telling: Telling) -> None:
+    def write(self, content: dict[str, Any], telling: ResponseContext) -> None:
         """Write the verdict into a whole response."""
         ...
 
-    def stream(self, telling: Telling) -> Stream:
+    def stream(self, telling: ResponseContext) -> Stream:
         """What edits the frames of a stream."""
         ...

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from app import errors
-from app.protocols.adapters.base import FIELD, Telling, keep_only, recount, refuses, withheld
+from app.protocols.adapters.base import FIELD, ResponseContext, keep_only, recount, refuses, withheld
 from app.protocols.adapters.sse import DONE, frame
-from guard.engine.context import GuardCall, Verdict
+from guard.engine.context import RequestContext, Verdict
 
 _RUNNING = b'"finish_reason":null'
 # What of a choice may stay when its answer is withheld: the caller's own prompt, of which the engine client lets go no
@@ -30,7 +30,7 @@ class Choices:
     def shows_nothing(self, body: dict[str, Any]) -> bool:
         return False
 
-    def write(self, content: dict[str, Any], telling: Telling) -> None:
+    def write(self, content: dict[str, Any], telling: ResponseContext) -> None:
         for choice in content.get("choices", []):
             verdict = telling.call.verdicts.get(choice["index"])
             if verdict is not None and withheld(verdict):
@@ -39,16 +39,16 @@ class Choices:
         content[FIELD] = telling.block(telling.verdicts)
         recount(content.get("usage"), telling.call, "completion_tokens", "total_tokens")
 
-    def stream(self, telling: Telling) -> ChoiceStream:
+    def stream(self, telling: ResponseContext) -> ChoiceStream:
         return ChoiceStream(self, telling)
 
-    def withhold(self, choice: dict[str, Any], verdict: Verdict, telling: Telling) -> None:
+    def withhold(self, choice: dict[str, Any], verdict: Verdict, telling: ResponseContext) -> None:
         """Put the refusal, or the message, in the place of a withheld answer, or after what of it was shown."""
         keep_only(choice, _KEPT)
         choice["finish_reason"] = "content_filter" if refuses(verdict) else "stop"
         self.replace(choice, verdict, telling)
 
-    def replace(self, choice: dict[str, Any], verdict: Verdict, telling: Telling) -> None:
+    def replace(self, choice: dict[str, Any], verdict: Verdict, telling: ResponseContext) -> None:
         raise NotImplementedError
 
 
@@ -56,7 +56,7 @@ class ChatCompletions(Choices):
     def wants_token_risk(self, body: dict[str, Any]) -> bool:
         return bool(body.get("logprobs"))
 
-    def replace(self, choice: dict[str, Any], verdict: Verdict, telling: Telling) -> None:
+    def replace(self, choice: dict[str, Any], verdict: Verdict, telling: ResponseContext) -> None:
         part = "delta" if "delta" in choice else "message"
         said: dict[str, Any] = {"content": None, "refusal": telling.refusal}
         if not refuses(verdict):
@@ -71,14 +71,14 @@ class Completions(Choices):
         """vLLM (0.32) draws a token nevertheless, and leaves it out of the text."""
         return bool(body.get("echo")) and body.get("max_tokens") == 0
 
-    def replace(self, choice: dict[str, Any], verdict: Verdict, telling: Telling) -> None:
+    def replace(self, choice: dict[str, Any], verdict: Verdict, telling: ResponseContext) -> None:
         choice["text"] = "" if refuses(verdict) else telling.stand_in(verdict)
 
 
 class ChoiceStream:
     """A stream of chunks; the verdict stands in the chunk that has the ``finish_reason``, and in the usage."""
 
-    def __init__(self, dialect: Choices, telling: Telling) -> None:
+    def __init__(self, dialect: Choices, telling: ResponseContext) -> None:
         self._dialect, self._telling = dialect, telling
         self._marked: dict[int, int] = {}  # logprobs items sent, by choice
 
@@ -118,7 +118,7 @@ class ChoiceStream:
         return frame(errors.body(status, message)) + DONE
 
 
-def mark_tokens(choice: dict[str, Any], call: GuardCall, first: int) -> int:
+def mark_tokens(choice: dict[str, Any], call: RequestContext, first: int) -> int:
     """Give each logprobs item its token's risk; ``first`` of the choice's items have gone. How many have by now."""
     items = (choice.get("logprobs") or {}).get("content") or []
     risks = call.token_risks.get(choice["index"], [])

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from app.protocols.adapters.base import FIELD, Telling, keep_only, recount, refuses, withheld
+from app.protocols.adapters.base import FIELD, ResponseContext, keep_only, recount, refuses, withheld
 from app.protocols.adapters.sse import frame
 from guard.engine.context import Verdict
 
@@ -68,7 +68,7 @@ class Responses:
     def shows_nothing(self, body: dict[str, Any]) -> bool:
         return False
 
-    def write(self, content: dict[str, Any], telling: Telling) -> None:
+    def write(self, content: dict[str, Any], telling: ResponseContext) -> None:
         verdict = telling.call.verdicts.get(0)
         if verdict is not None and withheld(verdict):
             shown = content["output"] if verdict.shown else []
@@ -80,11 +80,11 @@ class Responses:
         usage = content.get("usage")
         recount(usage, telling.call, "output_tokens", "total_tokens")
 
-    def stream(self, telling: Telling) -> ResponseStream:
+    def stream(self, telling: ResponseContext) -> ResponseStream:
         return ResponseStream(self, telling)
 
 
-def stand_in(verdict: Verdict, telling: Telling) -> dict[str, Any]:
+def stand_in(verdict: Verdict, telling: ResponseContext) -> dict[str, Any]:
     """The message item in the place of a withheld answer."""
     if refuses(verdict):
         content: dict[str, Any] = {"type": "refusal", "refusal": telling.refusal}
@@ -111,7 +111,7 @@ def _as_text(part: Any) -> Any:
 class ResponseStream:
     """A stream of events; the verdict stands in the ``response`` of the last one."""
 
-    def __init__(self, dialect: Responses, telling: Telling) -> None:
+    def __init__(self, dialect: Responses, telling: ResponseContext) -> None:
         self._dialect, self._telling = dialect, telling
         self._sequence = 0  # number of the next event
         self._items = 0  # output items so far

@@ -18,7 +18,7 @@ from guard.evaluation.random_baseline import flat
 from guard.harness.activations import MEANS
 from guard.harness.features import Features
 from guard.harness.questions import split
-from guard.harness.store import Workspace
+from guard.harness.store import StageStore
 from guard.judge.question import Question
 from guard.judge.rules import judge
 from guard.probe import conformal
@@ -27,7 +27,7 @@ from guard.probe.cett import norms_of
 from guard.probe.readout import Signals
 from guard.training import calibration
 from guard.training.config import Method
-from guard.training.examples import Dealt, chosen_in
+from guard.training.examples import DataSplit, chosen_in
 from guard.training.pipeline import SHARES
 from guard.training.selection import MEASURED
 from models.atlas.recipe.reference import Reader, signals_of
@@ -46,7 +46,7 @@ class Fitted:
     """A finished fit: its bundle, its answers, what was measured of them, and mean CETT [answers, all neurons]."""
 
     bundle: Bundle
-    dealt: Dealt
+    dealt: DataSplit
     signals: dict[int, Signals]
     features: NDArray[np.float32]
 
@@ -54,7 +54,7 @@ class Fitted:
     def load(cls, model: Path, folder: Path, questions: list[Question], seed: int) -> Fitted:
         """From the workspace of a fit of these questions, with the bundle that came out."""
         bundle = load_bundle(folder / "probe")
-        work = Workspace(folder, json.loads((folder / "settings.json").read_text(encoding="utf-8")))
+        work = StageStore(folder, json.loads((folder / "settings.json").read_text(encoding="utf-8")))
         chosen = chosen_in(work)
         if chosen is None:
             raise FitError(f"{folder} does not hold a finished fit; run `make atlas-report` again")
@@ -63,7 +63,7 @@ class Fitted:
         identity = bundle.card.model
         norms = norms_of(model, identity.layers, identity.neurons_per_layer)
         means = np.load(work.path(MEANS))[[one.question for one in chosen]] * norms
-        return cls(bundle, Dealt.of(questions, chosen, SHARES, seed), signals, means.reshape(len(chosen), -1))
+        return cls(bundle, DataSplit.of(questions, chosen, SHARES, seed), signals, means.reshape(len(chosen), -1))
 
     def wrong(self, rows: list[int]) -> NDArray[np.bool_]:
         return np.array([self.dealt.chosen[row].wrong for row in rows], bool)

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from guard.harness.engines import RealEngines
-from guard.harness.store import Workspace
+from guard.harness.store import StageStore
 from guard.launch.engines import run_engines
 from guard.probe.cett import norms_of
 from guard.probe.identity import identify
@@ -32,7 +32,7 @@ def main() -> None:
     identity = identify(options.model, "atlas", " ".join(engine_version()))
     questions = from_ledger(load_ledger(options.ledger), SEED)
     config = FitConfig(seed=SEED, max_tokens=24, max_neuron_fraction=CAP, calibration="isotonic")
-    work = Workspace(options.work, {"model": identity.fingerprint, "seed": SEED})
+    work = StageStore(options.work, {"model": identity.fingerprint, "seed": SEED})
     norms = norms_of(options.model, identity.layers, identity.neurons_per_layer)
     fit = Fit(work, questions, identity, norms, config, options.id, locate=locate)
     bundle = run_engines(fit.run(RealEngines(options.model, identity.dtype, config.slots), options.work / "probe"))

@@ -21,14 +21,14 @@ from app.errors import Reason
 from app.ingress.admission import DRAINING, Admission
 from app.ingress.auth import Keys
 from app.ingress.body import PARSED
-from app.ingress.middleware import PUBLIC, Door
+from app.ingress.middleware import PUBLIC, IngressMiddleware
 from app.ingress.scope import CALLER
 from app.protocols.adapters.registry import CHAT, MESSAGES
 from app.protocols.limits import RISK, Limits
 from app.server import health, system
 from app.server.routes import ALLOWED, OWN
 from app.settings import RequestLimits
-from app.telemetry.metrics import DoorMetrics
+from app.telemetry.metrics import IngressMetrics
 from guard.probe.bundle import Bundle
 
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
@@ -60,14 +60,14 @@ class House:
                 capacity=1 << 20,
             ),
             "admission": self.admission,
-            "refused": DoorMetrics(self.admission, self.registry).refused,
+            "refused": IngressMetrics(self.admission, self.registry).refused,
             "working": GENERATING,
             "max_body_bytes": 1000,
             "body_seconds": seconds,
         }
         self.app = FastAPI()
         self.app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"])
-        self.app.user_middleware.append(Middleware(Door, **self.options))
+        self.app.user_middleware.append(Middleware(IngressMiddleware, **self.options))
         for path in (CHAT, MESSAGES, "/risk", "/tokenize"):
             self.app.post(path)(self.answer)
         self.app.get("/v1/models")(self.answer)
@@ -138,7 +138,7 @@ class Table:
         for path in RISK:
             app.post(path)(house.answer)
         app.middleware_stack = None
-        app.user_middleware.append(Middleware(Door, **house.options))
+        app.user_middleware.append(Middleware(IngressMiddleware, **house.options))
         app.state.engine_client = None
         self.app, self.root = app, root
 
@@ -310,7 +310,7 @@ async def test_websockets_are_refused(keys: str) -> None:
         return {"type": "websocket.connect"}
 
     scope = {"type": "websocket", "path": "/health", "headers": [(b"x-api-key", b"right-key")]}
-    await Door(house.app, **house.options)(scope, receive, send)
+    await IngressMiddleware(house.app, **house.options)(scope, receive, send)
     assert [(one["type"], one["code"]) for one in sent] == [("websocket.close", 1008)]
     assert house.seen == []
 
@@ -377,7 +377,7 @@ async def test_the_body_arrives_as_it_was_and_then_the_disconnect() -> None:
         return next(messages)
 
     scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
-    await Door(inner, **house.options)(scope, receive, lambda message: asyncio.sleep(0))
+    await IngressMiddleware(inner, **house.options)(scope, receive, lambda message: asyncio.sleep(0))
     assert got == [
         {"type": "http.request", "body": b'{"messages": []}', "more_body": False},
         {"type": "http.disconnect"},
@@ -411,7 +411,9 @@ async def test_a_caller_who_hangs_up_while_sending() -> None:
         return {"type": "http.disconnect"}
 
     scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
-    await Door(house.app, **house.options)(scope, receive, lambda message: asyncio.sleep(0, sent.append(message)))
+    await IngressMiddleware(house.app, **house.options)(
+        scope, receive, lambda message: asyncio.sleep(0, sent.append(message))
+    )
     assert sent == []
     assert house.empty
 
@@ -577,7 +579,7 @@ async def test_ready_and_live() -> None:
 
 def test_every_series_is_there_at_zero() -> None:
     registry = CollectorRegistry()
-    DoorMetrics(Admission(1, 1), registry)
+    IngressMetrics(Admission(1, 1), registry)
     for reason in Reason:
         assert registry.get_sample_value("hguard_refused_total", {"reason": reason.value}) == 0
     for name in ("hguard_requests_in_flight", "hguard_answers_in_flight", "hguard_draining"):

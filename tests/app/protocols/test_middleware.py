@@ -19,7 +19,7 @@ from app.protocols.options import PolicyResolver
 from app.protocols.wire import Token, Writer
 from app.settings import GuardSettings
 from app.telemetry.metrics import OUTCOMES, Metrics
-from guard.engine.context import GuardCall, Unscored, Verdict, current_call
+from guard.engine.context import RequestContext, Unscored, Verdict, current_context
 from guard.policy import Mode, decide
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Peak, Readout, Signals
@@ -38,7 +38,7 @@ def spell(verdict: Verdict) -> list[Token]:
     return tokens
 
 
-def verdict(call: GuardCall, risk: float | None, index: int = 0) -> Verdict:
+def verdict(call: RequestContext, risk: float | None, index: int = 0) -> Verdict:
     peak = None if risk is None else Peak(0, 3)
     reason = Unscored.MISSING if risk is None else None
     decision = decide(risk, call.policy)
@@ -63,7 +63,7 @@ class Scripted:
         async def complete(request: Request) -> Any:
             body = await request.json()
             self.bodies.append(body)
-            call = current_call()
+            call = current_context()
             assert call is not None
             count = body.get("n", 1)
             call.reserve(count)
@@ -89,7 +89,7 @@ class Scripted:
         app.post(COMPLETIONS)(complete)
         return app
 
-    async def _frames(self, call: GuardCall, count: int, logprobs: bool) -> AsyncIterator[str]:
+    async def _frames(self, call: RequestContext, count: int, logprobs: bool) -> AsyncIterator[str]:
         def frame(content: dict[str, Any]) -> str:
             return f"data: {json.dumps(content)}\n\n"
 

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from jsonschema import Draft202012Validator, ValidationError
 
 from app.ingress.auth import Keys
-from app.protocols.adapters.registry import DIALECTS
+from app.protocols.adapters.registry import ADAPTERS
 from app.protocols.options import Options
 from app.server.routes import OWN
 from app.settings import Settings
@@ -128,7 +128,7 @@ async def test_the_document_is_valid_and_says_what_is_there(described: Described
     assert OWN - {"/"} <= set(document["paths"])
     options = document["components"]["schemas"]["HallucinationOptions"]
     assert set(options["properties"]) == set(Options.model_fields)
-    for path in (*DIALECTS, "/risk", "/v1/risk"):
+    for path in (*ADAPTERS, "/risk", "/v1/risk"):
         replies = document["paths"][path]["post"]["responses"]
         assert set(replies) >= {"200", "400", "401", "404", "408", "413", "429", "503"}
         assert "422" not in replies

@@ -10,7 +10,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 from vllm.sampling_params import SamplingParams
 
-from app.protocols.tokenizer import Speller
+from app.protocols.tokenizer import Detokenizer
 from guard.engine.context import Generated, Verdict
 from guard.policy import PASSED, Mode, Policy
 
@@ -43,7 +43,7 @@ def spelled(tokenizer: Any, prompt: str, pieces: list[str], text: str, start: in
     prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
     verdict = Verdict(0, Policy(Mode.SCORE, 0.5), PASSED, None, None, ids[start:])
     verdict.generated = Generated(prompt_ids, ids, start, SamplingParams(), text)
-    return Speller(tokenizer).spell(verdict)
+    return Detokenizer(tokenizer).spell(verdict)
 
 
 def test_the_space_of_the_first_token_is_text(tokenizer: Any) -> None:
@@ -68,12 +68,12 @@ def test_thoughts_come_before_the_answer(tokenizer: Any) -> None:
 
 
 def test_nothing_was_generated() -> None:
-    assert Speller(None).spell(Verdict(0, Policy(Mode.SCORE, 0.5), PASSED, None, None, [])) == []
+    assert Detokenizer(None).spell(Verdict(0, Policy(Mode.SCORE, 0.5), PASSED, None, None, [])) == []
 
 
 @pytest.mark.parametrize("text", ["It is in Japan.", " It is", "日本です", "Japan日", "It  is\n", "é́ it", "I日t </s>"])
 def test_given_text_is_cut_into_its_tokens(tokenizer: Any, text: str) -> None:
-    ids, tokens = Speller(tokenizer).response(text)
+    ids, tokens = Detokenizer(tokenizer).response(text)
     assert ids == tokenizer.encode(text, add_special_tokens=False)
     assert "".join(token for token, *_ in tokens) == text
     assert [text[start:end] for _, start, end in tokens] == [token for token, *_ in tokens]
@@ -81,12 +81,12 @@ def test_given_text_is_cut_into_its_tokens(tokenizer: Any, text: str) -> None:
 
 
 def test_a_given_character_belongs_to_the_last_of_its_tokens(tokenizer: Any) -> None:
-    _, tokens = Speller(tokenizer).response("日本")
+    _, tokens = Detokenizer(tokenizer).response("日本")
     assert [text for text, *_ in tokens if text] == ["日", "本"]
     assert tokens[-1] == ("本", 1, 2)
 
 
 def test_the_space_that_is_put_in_front_is_no_text(tokenizer: Any) -> None:
-    _, tokens = Speller(tokenizer).response("Japan")
+    _, tokens = Detokenizer(tokenizer).response("Japan")
     assert tokens[0][1:] in ((0, 0), (0, 1))
     assert [text for text, *_ in tokens if text] == ["J", "a", "p", "a", "n"]

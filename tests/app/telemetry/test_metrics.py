@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from app.protocols.wire import Writer
 from app.telemetry.metrics import Metrics
-from guard.engine.context import GuardCall, Verdict
+from guard.engine.context import RequestContext, Verdict
 from guard.policy import Mode, Policy, decide
 from guard.probe.bundle import Bundle
 
@@ -25,7 +25,7 @@ def observe(bundle: Bundle, policy: Policy, **of_verdict: object) -> list[float]
     registry = CollectorRegistry()
     metrics = Metrics(bundle, "small", registry)
     verdict = Verdict(0, policy, decide(0.95, policy), 0.95, None, [1])
-    metrics.observe(GuardCall(policy, choices=1, verdicts={0: replace(verdict, **of_verdict)}))
+    metrics.observe(RequestContext(policy, choices=1, verdicts={0: replace(verdict, **of_verdict)}))
     return [
         sample.value
         for family in registry.collect()
@@ -79,7 +79,7 @@ def test_an_answer_longer_than_those_that_set_the_thresholds_is_marked_and_count
     readout = replace(bundle.readout, longest=longest)
     told = Verdict(0, policy, decide(0.25, policy), 0.25, None, [1, 2, 3], readout=readout)
     registry = CollectorRegistry()
-    Metrics(bundle, "small", registry).observe(GuardCall(policy, choices=1, verdicts={0: told}))
+    Metrics(bundle, "small", registry).observe(RequestContext(policy, choices=1, verdicts={0: told}))
     counted = registry.get_sample_value("hguard_answers_beyond_calibration_total", {"model": "small"})
     assert counted == int(beyond)
     written = Writer(bundle, lambda ids: []).write([told])["results"][0]
