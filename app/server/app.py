@@ -84,7 +84,7 @@ def matched(settings: Settings) -> tuple[Path, str, Bundle]:
 
 @asynccontextmanager
 async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
-    """The app over a running engine whose canary has passed."""
+    """The app over a running engine whose self-test has passed."""
     from vllm.entrypoints.openai.api_server import build_app, init_app_state
 
     settings, bundle = plan.settings, plan.bundle

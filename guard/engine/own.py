@@ -9,7 +9,7 @@ from enum import StrEnum
 class Purpose(StrEnum):
     """What such a request was for. Each draws one token, which is thrown away."""
 
-    CANARY = "canary"
+    SELF_TEST = "self_test"
     RISK = "risk"  # given text that a caller wants scored; a long one takes several
     TURN = "turn"  # what a prompt holds of the assistant's turn, which is scored with what is added
     PROMPT_CHECK = "prompt_check"

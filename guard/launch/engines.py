@@ -1,4 +1,4 @@
-"""Start a guarded engine: vLLM's arguments from the settings, the table, the engine, the canary (vLLM 0.32)."""
+"""Start a guarded engine: vLLM's arguments from the settings, the table, the engine, the self-test (vLLM 0.32)."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def _import_parsers(args: Namespace) -> None:
 async def guarded_engine(
     args: Namespace, bundle: Bundle, default: Policy, slots: int, longest: int | None = None
 ) -> AsyncIterator[Any]:
-    """A running GuardedEngine whose canary has passed. Raises TapError when it does not."""
+    """A running GuardedEngine whose self-test has passed. Raises TapError when it does not."""
     from guard.engine.client import GuardedEngine
     from guard.launch.self_test import require_live_taps
 

@@ -1,4 +1,4 @@
-"""The startup canary: refuse to serve unless the taps are where they should be and answer."""
+"""The self-test at start: refuse to serve unless the taps are where they should be and answer."""
 
 from __future__ import annotations
 
@@ -103,5 +103,5 @@ async def require_every_layer(engine: Any) -> None:
 
 async def _scores(engine: GuardedEngine, ids: list[int], scale: float) -> NDArray[np.float32]:
     split = len(ids) // 2
-    signals = await engine.measure(ids[:split], ids[split:], scale, f"hguard-canary-{scale}", Purpose.CANARY)
+    signals = await engine.measure(ids[:split], ids[split:], scale, f"hguard-self-test-{scale}", Purpose.SELF_TEST)
     return np.append(np.float32(signals.lead), signals.neurons)

@@ -45,7 +45,7 @@ class Taps:
     def count_alone(self, layer: int | None) -> None:
         """From the next step on this layer alone counts in a score; None: all do, as they did at first.
 
-        For the canary. In place: compiled graphs keep the weights' addresses.
+        For the self-test. In place: compiled graphs keep the weights' addresses.
         """
         if not self._weights:
             self._weights = [folded.clone() for folded in self._folded]

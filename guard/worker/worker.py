@@ -81,7 +81,7 @@ class GuardWorkerMixin:
         return AdapterV1
 
     def hguard_report(self) -> dict[str, Any]:
-        """What this worker tapped, for the canary."""
+        """What this worker tapped, for the self-test."""
         taps = self.hguard_taps
         assert taps is not None
         runner = kind_of(self.model_runner)  # type: ignore[attr-defined]
@@ -93,7 +93,7 @@ class GuardWorkerMixin:
         }
 
     def hguard_count(self, layer: int | None) -> None:
-        """For the canary: see ``Taps.count_alone``."""
+        """For the self-test: see ``Taps.count_alone``."""
         assert isinstance(self.hguard_taps, buffers.Taps)
         self.hguard_taps.count_alone(layer)
 

@@ -125,7 +125,7 @@ def guarded(
     relaxed: bool = False,
     worker: str | None = None,
 ) -> Harness:
-    """A harness over a GuardedEngine; its canary has passed. ``worker`` takes the place of the guard's own."""
+    """A harness over a GuardedEngine; its self-test has passed. ``worker`` takes the place of the guard's own."""
 
     @asynccontextmanager
     async def start() -> AsyncIterator[GuardedEngine]:

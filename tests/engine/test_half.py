@@ -38,7 +38,7 @@ def test_the_checkpoint_is_what_it_should_be(model: Model) -> None:
 
 @pytest.fixture(scope="module")
 def serving(model: Model) -> Iterator[Harness]:
-    """Its canary has passed."""
+    """Its self-test has passed."""
     harness = guarded(model.folder, model.bundle, TIGHT)
     yield harness
     harness.close()

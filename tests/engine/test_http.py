@@ -344,7 +344,7 @@ def test_metrics(http: httpx.Client) -> None:
     for name in ("requests_total", "risk_bucket", "scored_tokens_total", "overhead_seconds_bucket", "probe_info"):
         assert f"\nhguard_{name}{{" in text
     assert "\nhguard_slots_in_use 0.0" in text
-    assert re.search(r'\nhguard_engine_requests_total\{.*purpose="canary"\} [1-9]', text)
+    assert re.search(r'\nhguard_engine_requests_total\{.*purpose="self_test"\} [1-9]', text)
     assert "\nvllm:" in text
 
 

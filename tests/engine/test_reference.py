@@ -1,4 +1,4 @@
-"""The canary compares each layer with the bundle's reference: what reads another layer, or with other norms, does not
+"""The self-test compares each layer with the bundle's reference: what reads another layer, or with other norms, does not
 serve. On atlas, whose reference ships."""
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ def test_a_family_that_is_configured_alike_but_named_otherwise(tmp_path: Path) -
 
 
 def test_a_worker_that_did_not_load_the_plugin(atlas_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """VLLM_PLUGINS without us is refused before the start; were it not, the canary would see it, and say so."""
+    """VLLM_PLUGINS without us is refused before the start; were it not, the self-test would see it, and say so."""
     monkeypatch.setattr(support, "require_supported", lambda args, environment: None)
     monkeypatch.setenv("VLLM_PLUGINS", "other")
     with pytest.raises(TapError, match="VLLM_PLUGINS"):

@@ -1,4 +1,4 @@
-"""The startup canary refuses what would serve unguarded."""
+"""The self-test at start refuses what would serve unguarded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIVE = [{"tapped": 3, "expected": 3, "probe": "a"}]
 
 
 class ScriptedTaps:
-    """Answers the canary: ``scores`` by scale strength."""
+    """Answers the self-test: ``scores`` by scale strength."""
 
     model_config = SimpleNamespace(dtype=torch.float16)
 
@@ -34,7 +34,7 @@ class ScriptedTaps:
     async def measure(
         self, prompt: list[int], response: list[int], scale: float, request_id: str, purpose: Purpose
     ) -> Signals:
-        assert purpose is Purpose.CANARY
+        assert purpose is Purpose.SELF_TEST
         value = np.full(len(response), self._scores[scale], np.float32)
         return Signals(self._scores[scale], value, value, value)
 

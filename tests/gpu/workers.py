@@ -1,4 +1,4 @@
-"""A worker that lost its taps, for the canary to find."""
+"""A worker that lost its taps, for the self-test to find."""
 
 from __future__ import annotations
 

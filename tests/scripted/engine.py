@@ -44,7 +44,7 @@ from guard.ipc.taps import TapConfig
 from guard.probe.bundle import load_bundle
 from tests.scripted.script import Asked, Choose, Levels, Script, Signal, by_words
 
-CANARY = "hguard-canary"
+SELF_TEST = "hguard-self-test"
 # Between two steps the loop goes round often enough for the output to reach the client: vLLM merges what waits.
 ROUNDS = 32
 
@@ -71,7 +71,7 @@ class Part:
     answer: list[int]
     captured: capture.CaptureParams
     choice: int
-    canary: bool
+    self_test: bool
 
     @property
     def lead(self) -> int:
@@ -222,14 +222,14 @@ class ScriptedCore(EngineCoreClient):
         asked = str(self._tokenizer.decode(sent.prompt_token_ids)).rpartition("<|user|>")[2]
         named = sent.external_req_id or sent.request_id
         script = Script()
-        canary = named.startswith(CANARY)
-        if not canary:
+        self_test = named.startswith(SELF_TEST)
+        if not self_test:
             script = self._choose(Asked(asked, named, choice, taken.scale, taken.forced))
         answer = script.tokens(lambda text: list(self._tokenizer.encode(text, add_special_tokens=False)))
         assert request.prefill_stats is not None
         request.prefill_stats.set(request.num_prompt_tokens, 0, 0)
         request.record_event(EngineCoreEventType.QUEUED)
-        return Part(request, script, answer, taken, choice, canary)
+        return Part(request, script, answer, taken, choice, self_test)
 
     async def _play(self, part: Part) -> None:
         request, script = part.request, part.script
@@ -287,8 +287,8 @@ class ScriptedCore(EngineCoreClient):
                 self._table.write_draws(*key, np.array([position + 1]), *values)
 
     def _neurons(self, part: Part, own: int) -> float:
-        """To the canary, what a reference says."""
-        if self._reference is None or not part.canary:
+        """To the self_test, what a reference says."""
+        if self._reference is None or not part.self_test:
             return self._signal(part, own).neurons
         chosen = self._reference.scores if self._counted is None else {0: self._reference.scores[self._counted]}
         return sum(scores[own + 1] for scores in chosen.values()) * part.captured.scale

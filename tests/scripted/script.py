@@ -134,7 +134,7 @@ class Levels:
         self.high = _solved(readout, HIGH, mean[1] + 2 * scale[1], -(mean[2] + 2 * scale[2]))
 
     def at(self, risky: bool, scale: float) -> Signal:
-        """Scaled signals lie between the wanted ones and those of low risk; the canary wants a trace of it there."""
+        """Scaled signals lie between the wanted ones and those of low risk; the self-test wants a trace of it there."""
         if scale == 1:
             return self.high if risky else self.low
         low, wanted = self.low, self.high if risky else self.low

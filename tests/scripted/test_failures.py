@@ -81,7 +81,7 @@ async def test_no_slot_left(fail: Fail) -> None:
             assert response.status_code == 503
             assert "score slots" in response.json()["error"]["message"]
             engine = app.state.engine_client
-            assert engine.engine_core.drawn == engine.own.requests[Purpose.CANARY], "by the canary alone"
+            assert engine.engine_core.drawn == engine.own.requests[Purpose.SELF_TEST], "by the self-test alone"
         else:
             assert response.json()["hallucination"]["reason"] == "no_slot"
             assert response.json()["choices"][0]["message"]["content"] == "It is in Sri Lanka."

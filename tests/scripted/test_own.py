@@ -20,7 +20,7 @@ async def counted(http: httpx.AsyncClient) -> dict[str, float]:
 
 async def test_own_requests_are_told_apart(http: httpx.AsyncClient) -> None:
     start = await counted(http)
-    for purpose in ("canary", "risk", "turn", "prompt_check"):
+    for purpose in ("self_test", "risk", "turn", "prompt_check"):
         assert f"hguard_engine_requests_total {purpose}" in start, "at zero before the first"
     prompts = [(await ask(http, text))["usage"]["prompt_tokens"] for text in ("one", "two and more")]
     given = {**asking("one"), "response": "It is in Japan."}
@@ -31,11 +31,11 @@ async def test_own_requests_are_told_apart(http: httpx.AsyncClient) -> None:
     prompts.append(looked.json()["usage"]["prompt_tokens"])
     now = await counted(http)
     more = {name: now[name] - start.get(name, 0) for name in now}
-    assert more["hguard_engine_requests_total canary"] == 0
+    assert more["hguard_engine_requests_total self_test"] == 0
     assert more["hguard_engine_requests_total risk"] == 3
     assert more["hguard_engine_requests_total prompt_check"] == 1
     assert more["hguard_engine_prompt_tokens_total prompt_check"] == prompts[0]
-    own = ("canary", "risk", "turn", "prompt_check")
+    own = ("self_test", "risk", "turn", "prompt_check")
     requests = sum(more[f"hguard_engine_requests_total {one}"] for one in own)
     tokens = sum(more[f"hguard_engine_prompt_tokens_total {one}"] for one in own)
     assert more["vllm:request_success_total"] - requests == len(prompts)
