@@ -2,7 +2,7 @@
 
     HGUARD_API_KEYS=... serve run deploy.ray.replicas:app replicas=2 model=atlas
 
-Each replica is a whole server: its own engine, score table, admission and self-test. Ray's proxy spreads the requests over
+Each replica is a whole server: its own engine, score table, admission and self-test. Ray's proxy spreads requests over
 them, replaces one that has died, and drains one that leaves. Arguments are settings of ``hguard serve``, besides
 ``replicas``, ``cpus`` and ``gpus`` (of each replica) and ``engine`` (arguments for vLLM, as after ``--``). Settings are
 read once, where the deployment is bound: a replica has them from there, whatever its own environment says.

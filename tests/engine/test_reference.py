@@ -1,5 +1,5 @@
-"""The self-test compares each layer with the bundle's reference: what reads another layer, or with other norms, does not
-serve. On atlas, whose reference ships."""
+"""The self-test compares each layer with the bundle's reference: what reads another layer, or with other norms, does
+not serve. On atlas, whose reference ships."""
 
 from __future__ import annotations
 
