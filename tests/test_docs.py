@@ -13,7 +13,7 @@ import pytest
 
 from app.cli import main
 from app.ingress.middleware import PUBLIC
-from app.protocols.options import Options
+from app.protocols.options import GuardOptions
 from app.server.routes import ALLOWED
 from app.settings import Settings
 from guard.launch import overrides, support
@@ -143,7 +143,7 @@ def every_flag() -> set[str]:
 
 def test_api_describes_every_option() -> None:
     text = (ROOT / "docs/api.md").read_text()
-    missing = [name for name in Options.model_fields if f"| `{name}` |" not in text]
+    missing = [name for name in GuardOptions.model_fields if f"| `{name}` |" not in text]
     assert missing == []
 
 

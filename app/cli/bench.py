@@ -7,19 +7,17 @@ import asyncio
 import sys
 import tempfile
 from argparse import Namespace
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from app.cli.flags import add_flags, read_flags
 from app.resolver import label_of
 from app.settings import ATLAS, Settings
+from guard.bench.config import BenchConfig
 from guard.bench.synthetic import SHAPES, write_chat_model, write_model, write_probe
 from guard.errors import GuardError
 from guard.launch.engines import run_engines
 from guard.probe.bundle import Bundle
-
-if TYPE_CHECKING:
-    from guard.bench.offline import Options
 
 
 def add_parser(commands: Any) -> None:
@@ -35,16 +33,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--probe", help="as for serve")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="a real model's sizes with random weights instead")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt (default: 64)")
-    parser.add_argument("--output", type=int, default=64, help="tokens of each answer (default: 64)")
-    parser.add_argument("--clients", default="1,8,64", help="how many at once, with commas (default: 1,8,64)")
-    parser.add_argument("--requests", type=int, default=4, help="requests of each client in a round (default: 4)")
-    parser.add_argument("--rounds", type=int, default=8, help="rounds, after one to warm up (default: 8)")
-    parser.add_argument(
-        "--modes",
-        help="what to compare, with commas (default: all): score, score+entropy, scale, risk; "
-        "with --http score, flag, abstain",
-    )
+    add_flags(parser, BenchConfig, only=BenchConfig.model_fields.keys() - {"slots"})
     parser.add_argument("--compiled", action="store_true", help="compile the models on CPU")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--http", action="store_true", help="two servers, asked over HTTP, instead of two engines")
@@ -55,31 +44,25 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Measure and write the file. Raises GuardError for options that make no sense."""
     from guard.bench import online, profile
-    from guard.bench.offline import MODES, Options, bench, write
+    from guard.bench.offline import MODES, bench, write
 
     known = tuple(online.MODES) if options.http else MODES
-    modes = options.modes.split(",") if options.modes else list(known)
-    if unknown := sorted(set(modes) - set(known)):
+    config = read_flags(options, BenchConfig)
+    if unknown := sorted(set(config.modes) - set(known)):
         raise GuardError(f"--modes knows {', '.join(known)}, not {', '.join(unknown)}")
-    try:
-        clients = [int(part) for part in options.clients.split(",")]
-    except ValueError:
-        raise GuardError(f"--clients takes whole numbers with commas between, not {options.clients!r}") from None
-    if min(options.prompt, options.output, options.requests, options.rounds, *clients) < 1:
-        raise GuardError("--prompt, --output, --clients, --requests and --rounds must be at least 1")
-    load = Options(options.prompt, options.output, clients, options.requests, options.rounds, modes)
+    config = config.model_copy(update={"modes": config.modes or known})
     if options.kernels:
         write(_kernels(), options.out)
         return 0
     if options.http:
-        write(_over_http(options, extra, load), options.out)
+        write(_over_http(options, extra, config), options.out)
         return 0
     with tempfile.TemporaryDirectory() as folder:
         name, args, bundle = _engine(options, extra, Path(folder))
         if options.profile:
-            work = profile.bench(name, args, bundle, clients, options.prompt, load.slots, Path(folder))
+            work = profile.bench(name, args, bundle, config.clients, config.prompt, config.slots, Path(folder))
         else:
-            work = bench(name, args, bundle, load)
+            work = bench(name, args, bundle, config)
         result = run_engines(work)
     write(result, options.out)
     return 0
@@ -120,7 +103,7 @@ def _settings(model: str, probe: str | None, compiled: bool) -> Settings:
     return Settings(model=model, probe=probe, compile=compiled, served_model_name=label_of(model))
 
 
-def _over_http(options: argparse.Namespace, extra: list[str], load: Options) -> dict[str, Any]:
+def _over_http(options: argparse.Namespace, extra: list[str], config: BenchConfig) -> dict[str, Any]:
     """Both servers, as their own command lines start them, with the same arguments for the engine."""
     from transformers import AutoTokenizer
 
@@ -152,7 +135,7 @@ def _over_http(options: argparse.Namespace, extra: list[str], load: Options) -> 
             Command("vllm serve", [*plain, *extra], ports[0], {"VLLM_PLUGINS": ""}),
             Command("hguard serve", [*guarded, "--", *extra], ports[1]),
             AutoTokenizer.from_pretrained(prepared.model),
-            replace(load, slots=settings.slots),
+            config.model_copy(update={"slots": settings.slots}),
             Path(scratch),
         )
         return asyncio.run(work)

@@ -45,7 +45,8 @@ def read_flags(options: argparse.Namespace, declared: type[Config]) -> Config:
     try:
         return declared(**given)
     except ValidationError as error:
-        raise GuardError("; ".join(_complaint(one) for one in error.errors(include_url=False))) from None
+        first = {one["loc"][0]: one for one in reversed(error.errors(include_url=False))}  # of each flag
+        raise GuardError("; ".join(map(_complaint, reversed(first.values())))) from None
 
 
 def _complaint(error: Any) -> str:

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict  # typing's own, before 3.12, hides from
 from app.ingress.middleware import PUBLIC
 from app.protocols.adapters.registry import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from app.protocols.limits import RISK
-from app.protocols.options import FIELD, Options
+from app.protocols.options import FIELD, GuardOptions
 from app.protocols.risk import RiskItem
 from guard.engine.context import Unscored
 from guard.policy import Action, Mode
@@ -246,7 +246,7 @@ def _bodies(max_risk_items: int) -> dict[str, tuple[Any, Any]]:
     from vllm.entrypoints.openai.completion import protocol as completion
     from vllm.entrypoints.openai.responses import protocol as responses
 
-    asked: Any = (create_model("HallucinationOptions", __base__=Options) | None, None)
+    asked: Any = (create_model("HallucinationOptions", __base__=GuardOptions) | None, None)
     stop = anthropic.AnthropicMessagesResponse.model_fields["stop_reason"].annotation | Literal["refusal"]
     item: Any = create_model("RiskItem", __base__=RiskItem, hallucination=asked)
     items = Annotated[list[item], Field(min_length=1, max_length=max_risk_items)]

@@ -21,7 +21,7 @@ STRONGEST = 3.0
 Strength = Annotated[float, Field(ge=0, le=STRONGEST, allow_inf_nan=False, strict=True)]
 
 
-class Options(BaseModel):
+class GuardOptions(BaseModel):
     """What a caller may ask of the guard; every field is optional."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, title="HallucinationOptions")
@@ -49,7 +49,7 @@ class Options(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _one_threshold(self) -> Options:
+    def _one_threshold(self) -> GuardOptions:
         if self.threshold is not None and self.target_fpr is not None:
             raise ValueError("give threshold or target_fpr, not both")
         return self
@@ -91,7 +91,7 @@ class PolicyResolver:
         Raises RequestError naming the field that is wrong, or looser than is allowed.
         """
         try:
-            options = Options.model_validate({} if raw is None else said(raw))
+            options = GuardOptions.model_validate({} if raw is None else said(raw))
         except ValidationError as error:
             raise from_validation(error, FIELD) from None
         chosen = options.model_dump(exclude_none=True, include=_DEFAULTED)
@@ -134,7 +134,7 @@ class PolicyResolver:
             return threshold, threshold if bundle.has_prompt_risk else None
         return bundle.threshold(target_fpr), bundle.prompt_threshold(target_fpr) if bundle.has_prompt_risk else None
 
-    def _require_allowed(self, options: Options, mode: Mode, threshold: float) -> None:
+    def _require_allowed(self, options: GuardOptions, mode: Mode, threshold: float) -> None:
         """Refuse what is looser than the operator's ceilings."""
         limits = self.ceilings
         if _looser(mode, limits.loosest_mode):
@@ -204,7 +204,7 @@ def said(raw: Any) -> Any:
     return {name: value for name, value in raw.items() if value is not None} if isinstance(raw, dict) else raw
 
 
-def _require_possible(options: Options, mode: Mode, bundle: Bundle) -> None:
+def _require_possible(options: GuardOptions, mode: Mode, bundle: Bundle) -> None:
     if options.scale != 1 and bundle.h_neurons == 0:
         raise RequestError("this probe has no neurons that can be scaled", param=f"{FIELD}.scale")
     if options.retry_scale is not None and bundle.h_neurons == 0:

@@ -6,9 +6,8 @@ import json
 import os
 import platform
 from argparse import Namespace
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import psutil
 
 from guard.bench import components, load
 from guard.bench.compare import PLAIN, Row, Run, compare
+from guard.bench.config import BenchConfig
 from guard.bench.load import Measured, Work
 from guard.launch.engines import complain, guarded_engine, plain_arguments, plain_engine
 from guard.policy import Mode, Policy
@@ -27,40 +27,24 @@ SCORE = Policy(Mode.SCORE, 0.5)
 MODES = ("score", "score+entropy", "scale", "risk")
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The load: tokens of each prompt and answer, clients at once, requests of each client, rounds.
-
-    slots: the score table's.
-    """
-
-    prompt: int
-    output: int
-    concurrency: Sequence[int]
-    requests: int
-    rounds: int
-    modes: Sequence[str] = MODES
-    slots: int = 512
-
-
-async def bench(model: str, args: Namespace, bundle: Bundle, options: Options) -> dict[str, Any]:
+async def bench(model: str, args: Namespace, bundle: Bundle, config: BenchConfig) -> dict[str, Any]:
     """Measure, and return what goes into ``bench/results``."""
     async with AsyncExitStack() as stack:
         processes = _children()
         plain = await stack.enter_async_context(plain_engine(plain_arguments(args)))
         plain_processes = _children() - processes
-        guarded = await stack.enter_async_context(guarded_engine(args, bundle, SCORE, options.slots))
+        guarded = await stack.enter_async_context(guarded_engine(args, bundle, SCORE, config.slots))
         guarded_processes = _children() - processes - plain_processes
         rows: list[Row] = []
-        for concurrency in options.concurrency:
-            for runs in _loads(plain, guarded, concurrency, options):
-                new = await compare(model, concurrency, runs, options.rounds)
+        for concurrency in config.clients:
+            for runs in _loads(plain, guarded, concurrency, config):
+                new = await compare(model, concurrency, runs, config.rounds)
                 for row in new:
                     complain(f"{row.mode}, {row.concurrency} clients, {row.metric}: {row.ratio:.4f} of plain")
                 rows += new
         memory = _megabytes(plain_processes), _megabytes(guarded_processes)
         ratio = memory[1] / memory[0]
-        rows.append(Row(model, "score+entropy", max(options.concurrency), "memory, MB", *memory, ratio, (ratio, ratio)))
+        rows.append(Row(model, "score+entropy", max(config.clients), "memory, MB", *memory, ratio, (ratio, ratio)))
         threads = os.environ.get("VLLM_CPU_OMP_THREADS_BIND")
         blocks = [engine.vllm_config.cache_config.num_gpu_blocks for engine in (plain, guarded)]
         distribution, version = engine_version()
@@ -68,30 +52,30 @@ async def bench(model: str, args: Namespace, bundle: Bundle, options: Options) -
             "engine": f"{distribution} {version}",
             "machine": machine(),
             "load": {
-                **asdict(options),
+                **config.model_dump(mode="json"),
                 "kv_cache_blocks": {"plain": blocks[0], "guarded": blocks[1]},
                 "omp_threads_bind": threads,
             },
             "rows": [asdict(row) for row in rows],
-            "parts": [asdict(part) for part in components.measure(bundle, guarded, options.concurrency)],
+            "parts": [asdict(part) for part in components.measure(bundle, guarded, config.clients)],
         }
 
 
-def _loads(plain: Any, guarded: Any, concurrency: int, options: Options) -> list[dict[str, Run]]:
+def _loads(plain: Any, guarded: Any, concurrency: int, config: BenchConfig) -> list[dict[str, Run]]:
     """What is compared under one concurrency: answers that are generated, then text that is given."""
     vocabulary = plain.model_config.get_vocab_size()
     full = guarded.readout
 
     def work(seed: int, output: int) -> Work:
-        requests = concurrency * options.requests
-        return Work.random(vocabulary, requests, options.prompt, output, concurrency, 1000 * concurrency + seed)
+        requests = concurrency * config.requests
+        return Work.random(vocabulary, requests, config.prompt, output, concurrency, 1000 * concurrency + seed)
 
     def generate(policy: Policy | None, readout: Readout = full) -> Run:
         async def run(seed: int) -> Measured:
             engine = guarded if policy else plain
             guarded.readout = readout
             await engine.reset_prefix_cache()
-            return await load.generate(engine, work(seed, options.output), policy)
+            return await load.generate(engine, work(seed, config.output), policy)
 
         return run
 
@@ -107,9 +91,9 @@ def _loads(plain: Any, guarded: Any, concurrency: int, options: Options) -> list
         "score+entropy": generate(SCORE),
         "scale": generate(replace(SCORE, scale=0.5)),
     }
-    chosen = {mode: run for mode, run in known.items() if mode in options.modes}
+    chosen = {mode: run for mode, run in known.items() if mode in config.modes}
     loads = [{PLAIN: generate(None), **chosen}] if chosen else []
-    if "risk" in options.modes:
+    if "risk" in config.modes:
         loads.append({PLAIN: given(None), "risk": given(SCORE)})
     return loads
 

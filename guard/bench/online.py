@@ -10,7 +10,7 @@ import string
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import numpy as np
 
 from guard.bench.client import Connection, Reply, frames
 from guard.bench.compare import PLAIN, Row, Run, compare
+from guard.bench.config import BenchConfig
 from guard.bench.load import Measured
-from guard.bench.offline import Options, machine
+from guard.bench.offline import machine
 from guard.bench.processes import Command, Server, serving
 from guard.errors import GuardError
 from guard.launch.engines import complain
@@ -37,11 +38,11 @@ _INSTANT = 1e-6  # between tokens where all come in one packet: ratios need some
 class Mode:
     """What the guarded server is asked for. ``held``: its text comes all at once, so nothing is between tokens."""
 
-    options: dict[str, Any] | None
+    config: dict[str, Any] | None
     held: bool = False
 
 
-# Without options, the request is the plain server's to the byte. A risk of 1 does not occur: nothing is withheld.
+# Without config, the request is the plain server's to the byte. A risk of 1 does not occur: nothing is withheld.
 MODES = {
     "score": Mode(None),
     "flag": Mode({"mode": "flag"}),
@@ -58,7 +59,7 @@ class HttpWork:
     output: int
     concurrency: int
 
-    def bodies(self, options: dict[str, Any] | None, stream: bool) -> list[bytes]:
+    def bodies(self, config: dict[str, Any] | None, stream: bool) -> list[bytes]:
         """The requests. Greedy, and of full length whatever the model would say."""
         common: dict[str, Any] = {
             "model": self.model,
@@ -67,8 +68,8 @@ class HttpWork:
             "ignore_eos": True,
             "stream": stream,
         }
-        if options is not None:
-            common[_FIELD] = options
+        if config is not None:
+            common[_FIELD] = config
         return [
             json.dumps({**common, "messages": [{"role": "user", "content": prompt}]}).encode()
             for prompt in self.prompts
@@ -205,13 +206,13 @@ def _quantiles(name: str, seconds: Sequence[float]) -> dict[str, float]:
 
 
 async def bench(
-    model: str, plain: Command, guarded: Command, tokenizer: Any, options: Options, logs: Path
+    model: str, plain: Command, guarded: Command, tokenizer: Any, config: BenchConfig, logs: Path
 ) -> dict[str, Any]:
     """Start both servers, measure, and return what goes into ``bench/results``.
 
     load_average: the machine's, from other work, before the servers start.
     """
-    prompter = Prompter(tokenizer, options.prompt)
+    prompter = Prompter(tokenizer, config.prompt)
     others = os.getloadavg()[0]
     async with AsyncExitStack() as stack:
         servers = []
@@ -220,10 +221,10 @@ async def bench(
             servers.append(await stack.enter_async_context(serving(command, logs / f"{number}.log")))
         rows: list[Row] = []
         client: dict[int, list[float]] = {}
-        for concurrency in options.concurrency:
+        for concurrency in config.clients:
             shares = client.setdefault(concurrency, [])
-            runs = _runs(model, servers[0], servers[1], prompter, concurrency, options, shares.append)
-            new = await compare(model, concurrency, runs, options.rounds)
+            runs = _runs(model, servers[0], servers[1], prompter, concurrency, config, shares.append)
+            new = await compare(model, concurrency, runs, config.rounds)
             for row in new:
                 complain(f"{row.mode}, {row.concurrency} clients, {row.metric}: {row.ratio:.4f} of plain")
             rows += new
@@ -233,7 +234,7 @@ async def bench(
         "machine": machine(),
         "load_average": others,
         "load": {
-            **asdict(replace(options, concurrency=list(options.concurrency))),
+            **config.model_dump(mode="json"),
             "route": ROUTE,
             "least": LEAST,
             "omp_threads_bind": os.environ.get("VLLM_CPU_OMP_THREADS_BIND"),
@@ -252,29 +253,29 @@ def _runs(
     guarded: Server,
     prompter: Prompter,
     concurrency: int,
-    options: Options,
+    config: BenchConfig,
     note_share: Callable[[float], None],
 ) -> dict[str, Run]:
     """What is compared under one concurrency: each run asks for whole answers, then for streams."""
-    count = max(LEAST, concurrency * options.requests)
+    count = max(LEAST, concurrency * config.requests)
 
     def run_on(server: Server, mode: Mode | None) -> Run:
         async def run(seed: int) -> Measured:
             values: dict[str, float] = {}
             for stream in (False, True):
                 texts = prompter.texts(count, 10_000 * concurrency + 2 * seed + stream)
-                bodies = HttpWork(model, texts, options.output, concurrency).bodies(
-                    mode.options if mode else None, stream
+                bodies = HttpWork(model, texts, config.output, concurrency).bodies(
+                    mode.config if mode else None, stream
                 )
                 taken = await send(server, bodies, concurrency)
                 note_share(taken.client_seconds / taken.seconds)
                 values |= (
                     streamed(taken, mode is not None, mode is not None and mode.held)
                     if stream
-                    else whole(taken, options.output, mode is not None)
+                    else whole(taken, config.output, mode is not None)
                 )
             return Measured(values)
 
         return run
 
-    return {PLAIN: run_on(plain, None), **{name: run_on(guarded, MODES[name]) for name in options.modes}}
+    return {PLAIN: run_on(plain, None), **{name: run_on(guarded, MODES[name]) for name in config.modes}}

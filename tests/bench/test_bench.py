@@ -122,9 +122,9 @@ def test_a_shape_that_chats_is_a_model_with_its_probe(tmp_path: Path) -> None:
     ("options", "says"),
     [
         (["--modes", "score,fast"], "--modes knows score, score+entropy, scale, risk, not fast"),
-        (["--clients", "1,many"], "--clients takes whole numbers"),
-        (["--rounds", "0"], "must be at least 1"),
-        (["--clients", "0"], "must be at least 1"),
+        (["--clients", "1,many"], "--clients many: Input should be a valid integer"),
+        (["--rounds", "0"], "--rounds 0: Input should be greater than or equal to 1"),
+        (["--clients", "0"], "--clients 0: Input should be greater than or equal to 1"),
     ],
 )
 def test_wrong_options(options: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -328,7 +328,7 @@ asyncio.run(main())
     ("options", "says"),
     [
         (["--modes", "score,scale"], "--modes knows score, flag, abstain, not scale"),
-        (["--clients", "0"], "must be at least 1"),
+        (["--clients", "0"], "--clients 0: Input should be greater than or equal to 1"),
     ],
 )
 def test_wrong_options(options: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

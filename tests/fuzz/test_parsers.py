@@ -18,7 +18,7 @@ from app.ingress.body import as_object
 from app.ingress.body import parse as parse_body
 from app.protocols.adapters.registry import ADAPTERS
 from app.protocols.limits import RISK, Limits
-from app.protocols.options import Options, PolicyResolver
+from app.protocols.options import GuardOptions, PolicyResolver
 from app.protocols.risk import _parse
 from app.settings import GuardSettings, RequestLimits
 from guard.errors import GuardError, RequestError
@@ -27,7 +27,7 @@ from guard.probe.bundle import Bundle
 from tests.fuzz.values import EDGES, any_json, deep, many, texts
 
 Result = TypeVar("Result")
-FIELDS = sorted(Options.model_fields)
+FIELDS = sorted(GuardOptions.model_fields)
 modes, holds, units = st.sampled_from(Mode), st.sampled_from(Hold), st.floats(0, 1)
 sensible = st.one_of(
     modes.map(str), holds.map(str), units, st.booleans(), st.none(), st.floats(0, 3), st.just("message")
@@ -222,6 +222,6 @@ def test_edges_one_by_one(bundle_once: Bundle) -> None:
                 assert policy is not None, "null leaves an option out"
                 continue
             try:
-                Options.model_validate({name: value})
+                GuardOptions.model_validate({name: value})
             except ValidationError:
                 assert policy is None

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from app import anthropic_errors
-from app.protocols.adapters.base import BROKEN, FIELD, ResponseContext, keep_only, recount, refuses, withheld
+from app.protocols.adapters.base import BROKEN, ResponseContext, keep_only, recount, refuses, withheld
 from app.protocols.adapters.sse import frame
+from app.protocols.options import FIELD
 from guard.engine.context import Verdict
 
 # What of a message may stay when its answer is withheld.

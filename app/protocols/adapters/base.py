@@ -10,7 +10,6 @@ from app.protocols.wire import Writer
 from guard.engine.context import RequestContext, Verdict
 from guard.policy import Action, Fallback
 
-FIELD = "hallucination"
 BROKEN = "engine failed during generation; response is incomplete"
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from app import errors
-from app.protocols.adapters.base import FIELD, ResponseContext, keep_only, recount, refuses, withheld
+from app.protocols.adapters.base import ResponseContext, keep_only, recount, refuses, withheld
 from app.protocols.adapters.sse import DONE, frame
+from app.protocols.options import FIELD
 from guard.engine.context import RequestContext, Verdict
 
 _RUNNING = b'"finish_reason":null'

@@ -6,8 +6,9 @@ import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from app.protocols.adapters.base import FIELD, ResponseContext, keep_only, recount, refuses, withheld
+from app.protocols.adapters.base import ResponseContext, keep_only, recount, refuses, withheld
 from app.protocols.adapters.sse import frame
+from app.protocols.options import FIELD
 from guard.engine.context import Verdict
 
 # What of a response may stay when its answer is withheld: what it says of itself, and what its caller asked.

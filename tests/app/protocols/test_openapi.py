@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from app.ingress.auth import Keys
 from app.protocols.adapters.registry import ADAPTERS
-from app.protocols.options import Options
+from app.protocols.options import GuardOptions
 from app.server.routes import OWN
 from app.settings import Settings
 from tests.scripted.server import scripted_app
@@ -127,7 +127,7 @@ async def test_the_document_is_valid_and_says_what_is_there(described: Described
         assert "ValidationError" not in name
     assert OWN - {"/"} <= set(document["paths"])
     options = document["components"]["schemas"]["HallucinationOptions"]
-    assert set(options["properties"]) == set(Options.model_fields)
+    assert set(options["properties"]) == set(GuardOptions.model_fields)
     for path in (*ADAPTERS, "/risk", "/v1/risk"):
         replies = document["paths"][path]["post"]["responses"]
         assert set(replies) >= {"200", "400", "401", "404", "408", "413", "429", "503"}
@@ -205,7 +205,7 @@ async def test_what_the_schema_of_a_request_refuses(described: Described) -> Non
 
 
 async def test_every_option_may_be_null(described: Described) -> None:
-    described.validate({"$ref": "#/components/schemas/HallucinationOptions"}, dict.fromkeys(Options.model_fields))
+    described.validate({"$ref": "#/components/schemas/HallucinationOptions"}, dict.fromkeys(GuardOptions.model_fields))
 
 
 @pytest.mark.parametrize("path", [*ASK, "/risk"])
