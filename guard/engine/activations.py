@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from guard.engine import precision
-from guard.engine.client import one_pass
+from guard import precision
+from guard.engine.reading import one_pass
 from guard.errors import FitError, TapError
 from guard.ipc import capture
 from guard.ipc.score_table import ScoreTable, Slot

@@ -9,14 +9,10 @@ as they arrive, ends what is withheld, and frees the slots whatever happens. Wri
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import itertools
-import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from functools import cached_property
 from typing import Any
 
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -28,13 +24,12 @@ from guard.engine.context import RequestContext, Unscored, Verdict, current_cont
 from guard.engine.gate import OutputGate
 from guard.engine.outputs import with_completions
 from guard.engine.own import OwnRequests, Purpose
-from guard.engine.reading import Room, pieces
-from guard.engine.reasoning import Thinker
-from guard.engine.turn import Turns
+from guard.engine.reading import GivenText
+from guard.engine.salts import Salts
+from guard.engine.turn import Thinker, Turns
 from guard.engine.validation import require_sendable, require_valid
 from guard.errors import CapacityError
 from guard.ipc import capture
-from guard.ipc.rows import rows_of_step
 from guard.ipc.score_table import ScoreTable, Slot, SlotPool
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
@@ -43,19 +38,6 @@ from guard.probe.readout import Signals
 # Given text is scored or refused: there is no answer that could pass unscored.
 _CLOSED = Policy(Mode.ABSTAIN, 1.0)
 _NAME = 64  # characters of a caller's id
-
-
-def one_pass(packed: dict[str, Any]) -> SamplingParams:
-    """Parameters of a request that reads given text: one forward pass, past the prefix cache, whose positions have no
-    activations. ``packed`` is what the worker is told (``capture.pack``)."""
-    return SamplingParams(
-        max_tokens=1,  # the engine must draw something; it is thrown away
-        temperature=0.0,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-        skip_reading_prefix_cache=True,
-        extra_args={capture.KEY: packed},
-    )
 
 
 class GuardedEngine:
@@ -81,7 +63,8 @@ class GuardedEngine:
         self.default_policy = default
         self._longest = longest
         self._started = itertools.count()
-        self._secret = secrets.token_bytes(32)  # no caller can name the prefixes of scaled requests
+        self.salts = Salts(bundle.card.tensors_sha256)
+        self._given_text = GivenText(engine, table, self.salts, self.own, lambda: self.readout.uses_draws)
         bare = engine.model_config.skip_tokenizer_init
         self._blank_token = 0 if bare else int(engine.get_tokenizer().eos_token_id or 0)
         self._ends = _ends_of(engine.model_config)
@@ -97,14 +80,6 @@ class GuardedEngine:
         if policy.mode is not Mode.OFF:
             self.pool.release(self._claim(n, policy), finished=True)
         self._engine.check_admission(n, request_id)
-
-    @cached_property
-    def _at_once(self) -> tuple[int, int | None]:
-        return rows_of_step(self._engine.vllm_config)
-
-    @cached_property
-    def _room(self) -> Room:
-        return Room(self._at_once[0])
 
     def _policy(self) -> Policy:
         call = current_context()
@@ -231,7 +206,7 @@ class GuardedEngine:
             params.n = len(gate.answers)
             start = self._given(gate, call, prompt, kwargs) if slots else None
             if start is not None and not call.unshown:
-                await self._read(prompt, start, slots, scale, request_id, Purpose.TURN)
+                await self._given_text.read(prompt, start, slots, scale, self._name(request_id), Purpose.TURN)
             params.max_tokens = self._bound(params)
             params.extra_args = {
                 **(params.extra_args or {}),
@@ -240,7 +215,7 @@ class GuardedEngine:
             if call.policy.withholds and params.output_kind is RequestOutputKind.FINAL_ONLY:
                 params.output_kind = RequestOutputKind.CUMULATIVE  # to end it midway, its windows must be seen
             cumulative = params.output_kind is not RequestOutputKind.DELTA
-            inner = self._engine.generate(self._salted(prompt, scale), params, name, **kwargs)
+            inner = self._engine.generate(self.salts.salted(prompt, scale), params, name, **kwargs)
             try:
                 async for output in inner:
                     began = time.perf_counter()
@@ -304,7 +279,7 @@ class GuardedEngine:
         done = False
         try:
             looking = prompt_check.parameters(slots[0], policy.scale, params)
-            salted = self._salted(prompt, policy.scale)
+            salted = self.salts.salted(prompt, policy.scale)
             inner = self._engine.generate(salted, looking, self._name(request_id), **kwargs)
             try:
                 async for output in inner:
@@ -324,19 +299,6 @@ class GuardedEngine:
         call.uncounted.subtract(range(first, first + count))  # each answer's stand-in counts as a token
         return ahead
 
-    def _salted(self, prompt: Any, scale: float) -> Any:
-        """Keep scaled keys and values apart from plain ones in the prefix cache, whatever salt a caller chose.
-
-        A plain request's own salt gets a name space; it stays the same in each process, for caches that several share.
-        """
-        own = (prompt.get("cache_salt") if isinstance(prompt, Mapping) else None) or ""
-        if scale == 1:
-            return {**prompt, "cache_salt": f"plain|{own}"} if own else prompt
-        if not isinstance(prompt, Mapping):
-            raise TypeError("vLLM's routes pass rendered prompts; a scaled request needs one to salt its cache")
-        of = f"{own}|{self.bundle.card.tensors_sha256}|{scale!r}".encode(errors="surrogatepass")
-        return {**prompt, "cache_salt": f"scale|{hmac.new(self._secret, of, hashlib.sha256).hexdigest()}"}
-
     async def measure(
         self,
         prompt_ids: Sequence[int],
@@ -350,40 +312,12 @@ class GuardedEngine:
         done = False
         try:
             prompt = {"type": "token", "prompt_token_ids": [*prompt_ids, *response_ids]}
-            await self._read(prompt, len(prompt_ids) - 1, slots, scale, request_id, purpose)
+            await self._given_text.read(prompt, len(prompt_ids) - 1, slots, scale, self._name(request_id), purpose)
             done = True
             answer = Answer(0, slots[0], prompt_length=len(prompt_ids), token_ids=list(response_ids))
             return answer.signals(self.table, 0, len(response_ids))
         finally:
             self.pool.release(slots, done)
-
-    async def _read(
-        self,
-        prompt: Mapping[str, Any],
-        start: int,
-        slots: Sequence[Slot],
-        scale: float,
-        request_id: str,
-        purpose: Purpose,
-    ) -> None:
-        """Leave in each of the slots what is measured on the prompt's tokens from position ``start`` on.
-
-        Of the prefix cache no position is read that is measured (cached ones have no activations); what is written to
-        it is plain, or salted. A long text goes through in pieces, which find each other there and nothing else.
-        """
-        ids, own, (first_slot, *others) = list(prompt["prompt_token_ids"]), secrets.token_hex(16), slots
-        parts = list(pieces(start, len(ids), *self._at_once))
-        for first, end in parts:
-            params = one_pass(capture.pack([first_slot], scale, first, self.readout.uses_draws))
-            piece = {**prompt, "prompt_token_ids": ids[:end]}
-            if len(parts) > 1:
-                params.skip_reading_prefix_cache, piece["cache_salt"] = False, own
-            async with self._room.of(end - first):
-                async for _ in self._engine.generate(self._salted(piece, scale), params, self._name(request_id)):
-                    pass
-            self.own.count(purpose, end)
-        for slot in others:
-            self.table.copy(first_slot, slot, start, len(ids))
 
     async def answer(self, prompt_ids: Sequence[int], longest: int, request_id: str, scale: float = 1.0) -> Verdict:
         """A greedy answer of at most ``longest`` tokens, and what is to be said of it."""

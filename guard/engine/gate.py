@@ -17,7 +17,7 @@ from vllm.sampling_params import RequestOutputKind
 from guard.engine.answer import Answer, risks_so_far, unscored
 from guard.engine.context import Generated, RequestContext, Unscored, Verdict
 from guard.engine.outputs import blank, emptied, own, own_output, told_length, with_completions
-from guard.engine.reasoning import Thinker
+from guard.engine.turn import Thinker
 from guard.ipc.score_table import ScoreTable
 from guard.policy import Action, Hold, Mode
 from guard.probe.readout import Readout

@@ -9,9 +9,20 @@ before it in the prefix cache. Written against vLLM 0.32 (``v1/core/kv_cache_man
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cached_property
+from typing import Any
+
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from guard.engine.own import OwnRequests, Purpose
+from guard.engine.salts import Salts
+from guard.ipc import capture
+from guard.ipc.rows import rows_of_step
+from guard.ipc.score_table import ScoreTable, Slot
 
 
 def pieces(first: int, length: int, most: int, block: int | None) -> Iterator[tuple[int, int]]:
@@ -57,3 +68,62 @@ class Room:
             if not turn.cancelled():
                 self._free -= rows
                 turn.set_result(None)
+
+
+def one_pass(packed: dict[str, Any]) -> SamplingParams:
+    """Parameters of a request that reads given text: one forward pass, past the prefix cache, whose positions have no
+    activations. ``packed`` is what the worker is told (``capture.pack``)."""
+    return SamplingParams(
+        max_tokens=1,  # the engine must draw something; it is thrown away
+        temperature=0.0,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_reading_prefix_cache=True,
+        extra_args={capture.KEY: packed},
+    )
+
+
+class GivenText:
+    """Reads given text through the engine, so many rows at a time over all callers. ``draws`` says
+    whether the distributions behind the tokens are measured, too."""
+
+    def __init__(
+        self, engine: Any, table: ScoreTable, salts: Salts, own: OwnRequests, draws: Callable[[], bool]
+    ) -> None:
+        self._engine, self._table, self._salts, self._own, self._draws = engine, table, salts, own, draws
+
+    @cached_property
+    def _at_once(self) -> tuple[int, int | None]:
+        return rows_of_step(self._engine.vllm_config)
+
+    @cached_property
+    def _room(self) -> Room:
+        return Room(self._at_once[0])
+
+    async def read(
+        self,
+        prompt: Mapping[str, Any],
+        start: int,
+        slots: Sequence[Slot],
+        scale: float,
+        name: str,
+        purpose: Purpose,
+    ) -> None:
+        """Leave in each of the slots what is measured on the prompt's tokens from position ``start`` on.
+
+        Of the prefix cache no position is read that is measured (cached ones have no activations); what is written to
+        it is plain, or salted. A long text goes through in pieces, which find each other there and nothing else.
+        """
+        ids, own, (first_slot, *others) = list(prompt["prompt_token_ids"]), secrets.token_hex(16), slots
+        parts = list(pieces(start, len(ids), *self._at_once))
+        for first, end in parts:
+            params = one_pass(capture.pack([first_slot], scale, first, self._draws()))
+            piece = {**prompt, "prompt_token_ids": ids[:end]}
+            if len(parts) > 1:
+                params.skip_reading_prefix_cache, piece["cache_salt"] = False, own
+            async with self._room.of(end - first):
+                async for _ in self._engine.generate(self._salts.salted(piece, scale), params, f"{name}-{end}"):
+                    pass
+            self._own.count(purpose, end)
+        for slot in others:
+            self._table.copy(first_slot, slot, start, len(ids))

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from guard.engine import precision
+from guard import precision
 from guard.engine.context import Unscored
 from guard.harness.answers import Chosen
 from guard.harness.progress import Progress

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from guard.engine import precision
+from guard import precision
 from guard.errors import GuardError, TapError, UnsupportedError
 from guard.ipc import parent, startup
 from guard.ipc.score_table import PATH_VARIABLE, ScoreTable

@@ -11,7 +11,7 @@ import hashlib
 from argparse import Namespace
 from dataclasses import dataclass
 
-from guard.engine import precision
+from guard import precision
 from guard.errors import UnsupportedError
 from guard.probe.card import ModelIdentity
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.engine import precision
+from guard import precision
 from guard.engine.client import GuardedEngine
 from guard.engine.own import Purpose
 from guard.errors import TapError

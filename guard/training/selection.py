@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from guard.engine import precision
+from guard import precision
 from guard.errors import FitError
 from guard.harness.answers import judge_all
 from guard.harness.engines import Engines

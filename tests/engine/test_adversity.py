@@ -209,7 +209,7 @@ def test_a_plain_request_with_a_scaled_one_s_salt(
     request = {"type": "token", "prompt_token_ids": prompt}
     wanted = cold(crowded, prompt, 1.0)
     crowded.run(until_idle(crowded.engine))
-    salt = crowded.engine._salted(request, 0.0)["cache_salt"]
+    salt = crowded.engine.salts.salted(request, 0.0)["cache_salt"]
     if how != "as it is stored":
         salt = hashlib.sha256(f"|{atlas_bundle.card.tensors_sha256}|{0.0!r}".encode()).hexdigest()
     crowded.produce([prompt], TOKENS, [at_scale(0.0)])

@@ -203,24 +203,28 @@ async def test_a_client_cannot_choose_its_own_slot(engine: GuardedEngine) -> Non
 
 def test_scaled_requests_are_salted_each_by_its_strength(engine: GuardedEngine) -> None:
     prompt = {"type": "token", "prompt_token_ids": PROMPT}
-    assert engine._salted(prompt, 1.0) is prompt
-    salts = {engine._salted({**prompt, "cache_salt": own}, scale)["cache_salt"] for own in "ab" for scale in (0.0, 0.5)}
+    assert engine.salts.salted(prompt, 1.0) is prompt
+    salts = {
+        engine.salts.salted({**prompt, "cache_salt": own}, scale)["cache_salt"] for own in "ab" for scale in (0.0, 0.5)
+    }
     assert len(salts) == 4
 
 
 def test_no_salt_of_a_caller_names_a_scaled_prefix(engine: GuardedEngine, bundle: Bundle) -> None:
     prompt = {"type": "token", "prompt_token_ids": PROMPT}
-    scaled = engine._salted(prompt, 0.5)["cache_salt"]
+    scaled = engine.salts.salted(prompt, 0.5)["cache_salt"]
     public = hashlib.sha256(f"|{bundle.card.tensors_sha256}|0.5".encode()).hexdigest()  # all of it is in /v1/probe
-    plain = {own: engine._salted({**prompt, "cache_salt": own}, 1.0)["cache_salt"] for own in (scaled, public, "own")}
+    plain = {
+        own: engine.salts.salted({**prompt, "cache_salt": own}, 1.0)["cache_salt"] for own in (scaled, public, "own")
+    }
     assert scaled not in plain.values()
     assert public not in (scaled, *plain.values())
     assert len({*plain.values()}) == 3, "what callers keep apart stays apart"
-    assert engine._salted(prompt, 0.5)["cache_salt"] == scaled, "a scaled prefix is found again"
+    assert engine.salts.salted(prompt, 0.5)["cache_salt"] == scaled, "a scaled prefix is found again"
     restarted = GuardedEngine(engine._engine, bundle, engine.table, engine.default_policy)
-    assert restarted._salted(prompt, 0.5)["cache_salt"] != scaled
+    assert restarted.salts.salted(prompt, 0.5)["cache_salt"] != scaled
     for scale in (0.5, 1.0):
-        assert engine._salted({**prompt, "cache_salt": "\ud800"}, scale)
+        assert engine.salts.salted({**prompt, "cache_salt": "\ud800"}, scale)
 
 
 @pytest.fixture

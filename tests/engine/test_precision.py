@@ -11,7 +11,7 @@ import torch
 
 from app.cli.main import main
 from app.settings import ATLAS
-from guard.engine import precision
+from guard import precision
 from guard.errors import BundleError, UnsupportedError
 from guard.launch import engines
 from guard.launch.engines import collecting_arguments, collecting_engine, engine_arguments
