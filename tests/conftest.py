@@ -17,8 +17,8 @@ settings.load_profile("steady")
 
 LAYERS, NEURONS = 4, 64
 
-# The files that take longest, by the seconds that they took: they begin first, so that no worker is left with one of them
-# while the others have nothing more to do.
+# The files that take longest, by the seconds that they took: they begin first, so that no worker is left with one of
+# them when the other has nothing more to do.
 LONGEST = (
     "engine/test_fit.py",
     "engine/test_eval.py",

@@ -49,7 +49,7 @@ def on_one() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def pair(on_one: dict[str, str]) -> Iterator[tuple[Program, Program]]:
-    # After ``on_one``: two nodes that wait for work keep both cores busy, and another engine would take minutes to start.
+    # After ``on_one``: beside two nodes, which keep both cores busy while they wait, an engine starts in two minutes.
     with nodes.machines():
         first, second = Program(0, SERVE), Program(1, WORKER)
         try:
