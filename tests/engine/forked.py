@@ -22,7 +22,8 @@ from guard.ipc.score_table import PATH_VARIABLE
 # interpreted Triton, other threads, another cache) there is another fork server, whose imports see it.
 TOLD = {PATH_VARIABLE, "PYTEST_CURRENT_TEST", "LOCAL_WORLD_SIZE", "VLLM_DIST_IDENT", "COLUMNS", "LINES"}
 
-_serving: tuple[forkserver.ForkServer, dict[str, str]] | None = None
+# At most two: the first, whose environment is that of most engines, and the last that another one needed.
+_servers: list[tuple[forkserver.ForkServer, dict[str, str]]] = []
 _lock = threading.Lock()
 
 
@@ -34,12 +35,11 @@ def install() -> None:
 
 def serve_alike(environment: dict[str, str]) -> None:
     """In the fork server: the processes that it forks have theirs forked by it."""
-    global _serving
     install()
     guard.ipc.parent.die_with_parent = _die_with_parent
     server = forkserver._forkserver  # whose address each process is given
     server.ensure_running = lambda: None  # it would start one of its own
-    _serving = server, _untold(environment)
+    _servers.append((server, _untold(environment)))
 
 
 def _untold(environment: Any) -> dict[str, str]:
@@ -51,16 +51,17 @@ def _get_context(method: str | None = None, spawning: Any = multiprocessing.get_
 
 
 def _connect(fds: list[int]) -> tuple[int, int]:
-    global _serving
     with _lock:
         wanted = _untold(os.environ)
-        if _serving is None or _serving[1] != wanted:
-            if _serving is not None:
-                os.close(_serving[0]._forkserver_alive_fd)  # it ends after the last of its processes
-            server = forkserver.ForkServer()
-            server.set_forkserver_preload([f"{__name__.rpartition('.')[0]}.preloaded"])
-            _serving = server, wanted
-        return _serving[0].connect_to_new_process(fds)
+        for server, has in _servers:
+            if has == wanted:
+                return server.connect_to_new_process(fds)
+        if len(_servers) == 2:
+            os.close(_servers.pop()[0]._forkserver_alive_fd)  # it ends after the last of its processes
+        server = forkserver.ForkServer()
+        server.set_forkserver_preload([f"{__name__.rpartition('.')[0]}.preloaded"])
+        _servers.append((server, wanted))
+        return server.connect_to_new_process(fds)
 
 
 class _Process(context.ForkServerProcess):
