@@ -12,9 +12,9 @@ help: ## list the targets
 serve: $(VENV)/.engine ## serve MODEL (atlas, smollm2 ...) on HOST:PORT (127.0.0.1:8000); more by HGUARD_*
 	@exec env $(if $(MODEL),HGUARD_MODEL=$(MODEL)) $(if $(HOST),HGUARD_HOST=$(HOST)) $(if $(PORT),HGUARD_PORT=$(PORT)) $(BIN)/hguard serve
 
-# Two files at a time, since most of a test is waiting for an engine to start; an engine of one thread each, on any core.
+# Two files at a time, the longest first (tests/conftest.py); an engine of one thread each, on any core.
 test: check ## run every check and the whole test suite
-	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/.tools ## what takes minutes more: lost nodes, replicas behind Ray Serve, the GPU's tests on the CPU
 	$(BIN)/python requirements/install.py requirements/ray.txt

@@ -17,6 +17,36 @@ settings.load_profile("steady")
 
 LAYERS, NEURONS = 4, 64
 
+# The files that take longest, by the seconds that they took: they begin first, so that no worker is left with one of
+# them when the other has nothing more to do.
+LONGEST = (
+    "engine/test_fit.py",
+    "engine/test_eval.py",
+    "engine/test_nodes.py",
+    "engine/test_shutdown.py",
+    "engine/test_runner_v2.py",
+    "engine/test_refusals.py",
+    "engine/test_families.py",
+    "engine/test_adversity.py",
+    "engine/test_parity.py",
+    "engine/test_reference.py",
+    "engine/test_compiled.py",
+    "engine/test_tensor_parallel.py",
+    "scripted/test_shutdown.py",
+    "deploy/test_dashboards.py",
+    "engine/test_http.py",
+    "engine/test_half.py",
+    "engine/test_withheld.py",
+    "engine/test_holds.py",
+    "engine/test_half_collecting.py",
+    "engine/test_reading.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
 
 def make_card(identity: ModelIdentity | None = None) -> ProbeCard:
     stack = StackParameters(mean=(0.0, 0.0, 0.0), scale=(1.0, 1.0, 1.0), weight=(1.0, 0.5, 0.25), bias=-1.0)

@@ -15,7 +15,7 @@ import yaml
 
 from deploy.grafana import make
 from deploy.live import HERE, Prometheus, load, panels, prometheus, targets, tool
-from tests.deploy.metrics import names_in
+from tests.deploy.metrics import exposed_by, names_in
 from tests.deploy.test_rules import rules
 from tests.engine.server import Server
 
@@ -30,6 +30,19 @@ ASKED: list[dict[str, Any]] = [
     {"mode": "flag", "threshold": 0.0},
     {"mode": "abstain", "threshold": 0.0, "retry_scale": 0.0},
 ]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A real one, small enough for a burst to fill its queue: some panels show what only an engine has."""
+    server = Server(["--loosest-mode=off", "--max-queue=4", "--", "--max-num-seqs=4"])
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def exposed(server: Server) -> set[str]:
+    return exposed_by(server.url)
 
 
 def test_they_are_what_is_made() -> None:

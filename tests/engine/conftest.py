@@ -12,6 +12,7 @@ from app.settings import ATLAS
 from guard.probe.bundle import Bundle, load_bundle
 from models.atlas.recipe.questions import from_ledger, load_ledger
 from models.atlas.recipe.reference import Reader
+from tests.engine import forked
 from tests.engine.harness import Harness, guarded, plain
 
 # Tight on purpose: prompts are cut into chunks, and 32 long answers do not fit into the cache at once.
@@ -22,6 +23,11 @@ TIGHT = (
     "--num-gpu-blocks-override=56",
     "--enable-prefix-caching",
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forking() -> None:
+    forked.install()
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ from models.atlas.recipe.questions import load_ledger
 from tests.curl import excerpts_after, reply_to
 from tests.documents import ROOT, blocks_of
 from tests.engine.server import Server
+from tests.engine.test_shutdown import nothing_is_left
 from tests.excerpt import shows
 from tests.shell import commands_of
 
@@ -39,7 +40,8 @@ MODEL = "atlas"
 def server() -> Iterator[Server]:
     running = Server(["--loosest-mode", "off"])  # else no request could switch the guard off
     yield running
-    running.stop()
+    assert running.stop() == 0
+    nothing_is_left(running)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""How a server ends: told to, at once, or because its engine died. Nobody is cut off without a word, nothing stays."""
+"""How a server ends that is killed, or whose engine died. Nobody is cut off without a word, nothing stays.
+
+What ends because it was told to takes no model: ``tests/scripted/test_shutdown.py``.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,10 @@ LONG = {
 }
 
 
-async def stream(http: httpx.AsyncClient, begun: asyncio.Event) -> list[Any]:
+async def stream(http: httpx.AsyncClient, begun: asyncio.Event, asked: dict[str, Any]) -> list[Any]:
     """The events of one long answer, as far as they come."""
     events = []
-    async with http.stream("POST", CHAT, json={**LONG, "stream": True}) as response:
+    async with http.stream("POST", CHAT, json={**asked, "stream": True}) as response:
         assert response.status_code == 200
         async for line in response.aiter_lines():
             if line.startswith("data: "):
@@ -40,10 +43,10 @@ async def stream(http: httpx.AsyncClient, begun: asyncio.Event) -> list[Any]:
     return events
 
 
-async def streams(http: httpx.AsyncClient, count: int) -> list[asyncio.Task[list[Any]]]:
+async def streams(http: httpx.AsyncClient, count: int, asked: dict[str, Any] = LONG) -> list[asyncio.Task[list[Any]]]:
     """So many streams, each past its first event."""
     begun = [asyncio.Event() for _ in range(count)]
-    tasks = [asyncio.create_task(stream(http, one)) for one in begun]
+    tasks = [asyncio.create_task(stream(http, one, asked)) for one in begun]
     async with asyncio.timeout(30):
         await asyncio.gather(*(one.wait() for one in begun))
     return tasks
@@ -93,55 +96,6 @@ def test_a_server_that_is_killed_leaves_nothing_behind(monkeypatch: pytest.Monke
     assert not any(b"a-secret-key" in one for one in environments), "the engine needs no keys"
     assert running.stop(signal.SIGKILL) == -9
     nothing_is_left(running)
-
-
-async def test_what_is_in_flight_finishes() -> None:
-    running = Server(["--drain-seconds", "120", "--", "--max-num-seqs=8"])  # a busy machine takes its time
-    async with connected(running) as http:
-        tasks = await streams(http, 7)
-        whole = asyncio.create_task(http.post(CHAT, json=LONG))
-        await until_in_flight(http, 8)
-        running.process.send_signal(signal.SIGTERM)
-        await asyncio.sleep(0.2)
-        ready = await http.get("/ready")
-        assert (ready.status_code, ready.json()) == (503, {"status": "draining"})
-        assert (await http.get("/live")).status_code == 200
-        assert "\nhguard_draining 1.0" in (await http.get("/metrics")).text
-        late = await http.post(CHAT, json=LONG)
-        assert (late.status_code, late.json()["error"]["type"]) == (503, "ServiceUnavailableError")
-        assert late.headers["retry-after"].isdigit()
-        assert late.headers["connection"] == "close"
-        assert not any(task.done() for task in tasks), "the server was asked while they ran"
-        for events in await asyncio.gather(*tasks):
-            assert events[-1] == "[DONE]"
-            assert events[-2]["choices"][0]["finish_reason"] == "length"
-        answer = (await whole).json()
-        assert answer["usage"]["completion_tokens"] == 480
-        assert answer["hallucination"]["type"] == "hallucination_results"
-    assert await ended(running, 20) == 0
-
-
-@pytest.mark.parametrize("hastened", [False, True], ids=["deadline", "second signal"])
-async def test_what_is_unfinished_is_cut_short_with_a_word(hastened: bool) -> None:
-    running = Server(["--drain-seconds", "60" if hastened else "0.5"])
-    async with connected(running) as http:
-        tasks = await streams(http, 2)
-        whole = asyncio.create_task(http.post(CHAT, json=LONG))
-        await until_in_flight(http, 3)
-        began = time.monotonic()
-        running.process.send_signal(signal.SIGINT)
-        if hastened:
-            await asyncio.sleep(0.3)
-            running.process.send_signal(signal.SIGTERM)
-        for events in await asyncio.gather(*tasks):
-            assert events[-1]["error"]["code"] == 503
-            assert len(events) < 480
-        answer = await whole
-        assert answer.status_code == 503
-        assert "ended before the answer was complete" in answer.json()["error"]["message"]
-        assert time.monotonic() - began < 20  # far from the minute that it may drain
-    assert await ended(running, 15) == 0
-    assert any("requests are cut short" in line for line in running.lines)
 
 
 KILLS: Sequence[tuple[str, Callable[[Server], int]]] = (
