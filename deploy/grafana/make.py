@@ -270,7 +270,7 @@ def service() -> Sheet:
     )
     made.lines(
         "Preempted sequences",
-        [(f"sum(rate(vllm:num_preemptions_total{{{ENGINE}}}{EVERY}))", "prompt_refused")],
+        [(f"sum(rate(vllm:num_preemptions_total{{{ENGINE}}}{EVERY}))", "preempted")],
         "ops",
         "For want of KV cache; they are computed again.",
     )
