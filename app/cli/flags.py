@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection
+from enum import StrEnum
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from guard.errors import GuardError
 
@@ -27,8 +30,7 @@ def add_flags(
     for name, field in declared.model_fields.items():
         if only is not None and name not in only:
             continue
-        default = "" if field.is_required() else f" (default: {field.default})"
-        told: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text or f"{field.description}{default}"}
+        told: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text or _help(field)}
         if name == positional:
             parser.add_argument(name, nargs="?", **told)
             continue
@@ -36,7 +38,21 @@ def add_flags(
             told["action"] = argparse.BooleanOptionalAction
         elif get_origin(field.annotation) is Literal:
             told["choices"] = get_args(field.annotation)
+        elif values := _values(field.annotation):
+            told["metavar"] = f"{{{','.join(values)}}}"
         parser.add_argument(f"--{name.replace('_', '-')}", **told)
+
+
+def _help(field: FieldInfo) -> str:
+    """With the default, unless there is none or the text names what stands in for it."""
+    said = field.description or ""
+    return said if field.default in (None, PydanticUndefined) else f"{said} (default: {field.default})"
+
+
+def _values(annotation: Any) -> list[str]:
+    """What an enumeration's flag takes, also where it may be left out; nothing for other kinds."""
+    kinds = (annotation, *get_args(annotation))
+    return [one.value for kind in kinds if isinstance(kind, type) and issubclass(kind, StrEnum) for one in kind]
 
 
 def read_flags(options: argparse.Namespace, declared: type[Config]) -> Config:
