@@ -96,5 +96,5 @@ def test_nothing_is_asked_twice(
     assert main(command) == 0
     assert json.loads(page.with_suffix(".json").read_text()) == result
     assert page.read_text().count("<svg") == 4
-    assert main([*command, "--most", "100"]) == 1
+    assert main([*command, "--limit", "100"]) == 1
     assert "questions differ" in capsys.readouterr().err
