@@ -17,7 +17,7 @@ def add_parser(commands: Any) -> None:
     )
     check.set_defaults(run=_check)
     check.add_argument("data", metavar="FILE", help="as for --data of hguard fit")
-    check.add_argument("--most", type=int, help="look at the first so many questions")
+    check.add_argument("--limit", type=int, help="look at the first so many questions")
     check.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
 
 
@@ -26,7 +26,7 @@ def _check(options: argparse.Namespace, extra: list[str]) -> int:
     from guard.harness.questions import gather
     from guard.harness.survey import survey
 
-    gathered = gather(options.data, options.most, go_on=True)
+    gathered = gather(options.data, options.limit, go_on=True)
     for heading, text in survey(gathered, options.seed):
         print(f"{heading:16s} {text}")
     if gathered.faults:

@@ -60,7 +60,7 @@ def test_what_a_fit_would_refuse(data: str, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_first_ones_alone(data: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "check", data, "--most", "1"]) == 0
+    assert main(["data", "check", data, "--limit", "1"]) == 0
     assert ("questions", "1 of 1 rows") in lines(capsys.readouterr().out)
 
 
