@@ -34,25 +34,28 @@ FILES = (
     "openai/chat_completion/test_chat_completion.py",
     "openai/chat_completion/test_chat_echo.py",
     "openai/chat_completion/test_chat_logit_bias_validation.py",
-    "openai/chat_completion/test_enable_force_include_usage.py",
-    "openai/chat_completion/test_include_reasoning.py",
     "openai/chat_completion/test_logprob_token_ids.py",
-    "openai/chat_completion/test_root_path.py",
     "openai/completion/test_completion.py",
     "openai/completion/test_prompt_validation.py",
-    "openai/models/test_models.py",
-    "openai/responses/test_basic.py",
-    "openai/responses/test_simple.py",
-    "openai/responses/test_stateful.py",
     "openai/responses/test_structured_output.py",
-    "openai/test_chunked_prompt.py",
     "openai/test_return_token_ids.py",
     "openai/test_return_tokens_as_ids.py",
     "serve/instrumentator/test_basic.py",
     "serve/instrumentator/test_metrics.py",
-    "serve/instrumentator/test_orca_metrics.py",
     "serve/tokenize/test_tokenization.py",
+)
+# Not compared yet: they run when ``--only`` names them, and what differs is not listed.
+MORE = (
     "openai/chat_completion/test_completion_with_function_calling.py",
+    "openai/chat_completion/test_enable_force_include_usage.py",
+    "openai/chat_completion/test_include_reasoning.py",
+    "openai/chat_completion/test_root_path.py",
+    "openai/models/test_models.py",
+    "openai/responses/test_basic.py",
+    "openai/responses/test_simple.py",
+    "openai/responses/test_stateful.py",
+    "openai/test_chunked_prompt.py",
+    "serve/instrumentator/test_orca_metrics.py",
 )
 PYTEST = (
     "-sv",
@@ -126,7 +129,10 @@ def main() -> int:
     tests = checkpoint.renamed(archive.unpacked(archive.fetched(work), work / "src"))
     model = checkpoint.written(work / "model", ATLAS)
     home = checkpoint.hub(model, work / "hub")
-    files = [name for name in FILES if not options.only or any(word in name for word in options.only)]
+    files = [name for name in (*FILES, *MORE) if any(word in name for word in options.only)]
+    if options.only and not files:
+        parser.error(f"no file's name holds one of {', '.join(options.only)}")
+    files = files or list(FILES)
     known = read_known(HERE / "differences.toml")
     if options.only:
         known = Known(
