@@ -75,7 +75,7 @@ fuzz: $(VENV)/.tools ## 1,000 examples a route, and of each transformer and the 
 soak: $(VENV)/.tools ## 20 minutes of mixed traffic on a real server; ends with an error if anything grows
 	$(BIN)/python -m bench.soak --out bench/results/operations/soak.json
 
-# What differs and why is in bench/upstream/differences.toml. Without ONLY all of it, which takes an hour or more on two cores.
+# What differs and why is in bench/upstream/differences.toml. `python -m bench.upstream --resume` goes on where a run was cut short.
 vllm-tests: $(VENV)/.tools ## run vLLM's own tests of its API against plain vLLM and the guard (ONLY: words of file names)
 	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m bench.upstream --work build/vllm-tests --only $(ONLY)
 

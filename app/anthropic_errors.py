@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
-
-from starlette.datastructures import MutableHeaders
-from starlette.types import Message, Send
 
 _ROUTES = "/v1/messages"
 _KINDS = {
@@ -36,34 +32,3 @@ def written(error: Any, status: int) -> dict[str, Any]:
     """The body of an error, made of OpenAI's ``error`` object; ``param`` and ``code`` stay in it."""
     fields = error if isinstance(error, dict) else {"message": str(error)}
     return {"type": "error", "error": {**fields, "type": kind_of(status)}}
-
-
-class Translated:
-    """Sends a response on, an error of it in Anthropic's words."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._start: Message | None = None  # of an error
-        self._body = b""
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = MutableHeaders(raw=message["headers"])
-            if message["status"] >= 400 and headers.get("content-type", "").startswith("application/json"):
-                self._start = message
-                return
-        elif self._start is not None:
-            self._body += message.get("body", b"")
-            if not message.get("more_body", False):
-                await self._end(self._start)
-            return
-        await self._send(message)
-
-    async def _end(self, start: Message) -> None:
-        self._start = None
-        content = json.loads(self._body)
-        error = content.get("error", content) if isinstance(content, dict) else content
-        body = json.dumps(written(error, start["status"])).encode()
-        MutableHeaders(raw=start["headers"])["content-length"] = str(len(body))
-        await self._send(start)
-        await self._send({"type": "http.response.body", "body": body})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from enum import StrEnum
 from http import HTTPStatus
 from typing import Any
@@ -24,6 +25,9 @@ _TYPES = {
     429: "RateLimitError",
     503: "ServiceUnavailableError",
 }
+# vLLM's errors repeat the value that is wrong, which may be as long as a request, and several times.
+LONGEST_TEXT = 500
+_LONG_LIST = re.compile(r"\[[^\[\]]{121,}\]")  # shortened by itself: what stands between two of them says what is wrong
 
 
 class Reason(StrEnum):
@@ -81,6 +85,24 @@ class MalformedError(ApiError):
         super().__init__(message, "body" if position is None else f"body.{position}")
 
 
+def shortened(value: Any) -> Any:
+    """``value`` of JSON, each text in it of at most LONGEST_TEXT characters and notes of how many were left out."""
+    if isinstance(value, dict):
+        return {name: shortened(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [shortened(one) for one in value]
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        return _cut(_LONG_LIST.sub(lambda found: _cut(found[0], 60), value), LONGEST_TEXT)
+    return value
+
+
+def _cut(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    head, tail = most * 2 // 3, most // 3
+    return f"{text[:head]} ... ({len(text) - head - tail} characters left out) ... {text[-tail:]}"
+
+
 def status_of(error: RequestError) -> int:
     """The HTTP status to answer with."""
     if isinstance(error, ApiError):
@@ -93,7 +115,7 @@ def body(
 ) -> dict[str, Any]:
     """The error object as the clients of ``path`` read it; ``code`` is the status, as vLLM's own errors have it."""
     kind = kind or _TYPES.get(status, HTTPStatus(status).phrase.replace(" ", "") + "Error")
-    error = {"error": {"message": message, "type": kind, "param": param, "code": status}}
+    error = {"error": shortened({"message": message, "type": kind, "param": param, "code": status})}
     return anthropic_errors.written(error["error"], status) if anthropic_errors.asked(path) else error
 
 

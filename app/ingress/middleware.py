@@ -13,11 +13,12 @@ from typing import Any, Protocol
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import anthropic_errors, errors
+from app import errors
 from app.errors import Reason, RefusedError
 from app.ingress.admission import Admission, Pacer, Permit
 from app.ingress.auth import Keys
 from app.ingress.body import PARSED, parse, replay
+from app.ingress.outgoing import ErrorResponses
 from app.ingress.scope import CALLER, route_path
 from guard.errors import RequestError
 
@@ -72,7 +73,7 @@ class IngressMiddleware:
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, permit = route_path(scope), None
-        reply = _Reply(anthropic_errors.Translated(send) if anthropic_errors.asked(path) else send)
+        reply = _Reply(ErrorResponses(send, path))
         try:
             self._identify(scope, path)
             if scope["method"] == "POST":  # no route reads the body of any other: they get their 405 without it

@@ -131,7 +131,11 @@ class Reply:
             return False
         self._ended = True
         fault = fault_of(error)
-        last = self._stream.error(BROKEN) if fault is None else self._stream.error(str(fault), errors.status_of(fault))
+        last = (
+            self._stream.error(BROKEN)
+            if fault is None
+            else self._stream.error(errors.shortened(str(fault)), errors.status_of(fault))
+        )
         await self._send({"type": "http.response.body", "body": last, "more_body": False})
         return True
 

@@ -4,8 +4,8 @@
 
 Ends with status 1 when a difference is not in ``differences.toml``, or one that is there is none. ``--only`` takes the
 files whose names hold one of the words, and what is listed for others does not count then; ``--sides`` the servers, of
-the others the last outcomes count. Outcomes, and what each failure said, are in WORK/*.jsonl, what servers printed in
-WORK/*.log.
+the others the last outcomes count. ``--resume`` goes on with a run that was cut short. Outcomes, and what each failure
+said, are in WORK/*.jsonl, what servers printed in WORK/*.log.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from app.settings import ATLAS
 from bench.upstream import archive, checkpoint, plugin
@@ -32,25 +34,28 @@ FILES = (
     "openai/chat_completion/test_chat_completion.py",
     "openai/chat_completion/test_chat_echo.py",
     "openai/chat_completion/test_chat_logit_bias_validation.py",
-    "openai/chat_completion/test_completion_with_function_calling.py",
-    "openai/chat_completion/test_enable_force_include_usage.py",
-    "openai/chat_completion/test_include_reasoning.py",
     "openai/chat_completion/test_logprob_token_ids.py",
-    "openai/chat_completion/test_root_path.py",
     "openai/completion/test_completion.py",
     "openai/completion/test_prompt_validation.py",
-    "openai/models/test_models.py",
-    "openai/responses/test_basic.py",
-    "openai/responses/test_simple.py",
-    "openai/responses/test_stateful.py",
     "openai/responses/test_structured_output.py",
-    "openai/test_chunked_prompt.py",
     "openai/test_return_token_ids.py",
     "openai/test_return_tokens_as_ids.py",
     "serve/instrumentator/test_basic.py",
     "serve/instrumentator/test_metrics.py",
-    "serve/instrumentator/test_orca_metrics.py",
     "serve/tokenize/test_tokenization.py",
+)
+# Not compared yet: they run when ``--only`` names them, and what differs is not listed.
+MORE = (
+    "openai/chat_completion/test_completion_with_function_calling.py",
+    "openai/chat_completion/test_enable_force_include_usage.py",
+    "openai/chat_completion/test_include_reasoning.py",
+    "openai/chat_completion/test_root_path.py",
+    "openai/models/test_models.py",
+    "openai/responses/test_basic.py",
+    "openai/responses/test_simple.py",
+    "openai/responses/test_stateful.py",
+    "openai/test_chunked_prompt.py",
+    "serve/instrumentator/test_orca_metrics.py",
 )
 PYTEST = (
     "-sv",
@@ -66,11 +71,14 @@ PYTEST = (
 SECONDS = 300  # of one test; a random model may write to the end of its context
 
 
-def run(side: Side, files: list[str], tests: Path, model: Path, home: Path, work: Path) -> dict[str, str]:
-    """The outcomes of ``files`` against one server. Raises GuardError when pytest itself falls over."""
+def run(side: Side, files: list[str], tests: Path, model: Path, home: Path, work: Path, resume: bool) -> dict[str, str]:
+    """The outcomes of ``files`` against one server. Raises GuardError when pytest itself falls over.
+
+    ``resume``: of tests that have an outcome, that one counts.
+    """
     out, log = work / f"{side.value}.jsonl", work / f"{side.value}.log"
     earlier = out.read_text(encoding="utf-8").splitlines() if out.is_file() else []
-    kept = [line for line in earlier if not json.loads(line)["test"].startswith(tuple(files))]
+    kept = [line for line in earlier if resume or not json.loads(line)["test"].startswith(tuple(files))]
     out.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     chosen = {"side": side.value, "model": str(model), "root": str(ROOT), "out": str(out)}
     environment = {
@@ -98,7 +106,7 @@ def run(side: Side, files: list[str], tests: Path, model: Path, home: Path, work
     (tests / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     with log.open("ab") as output:
         done = subprocess.run(line, cwd=tests, env=environment, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603
-    if done.returncode > 1:
+    if done.returncode not in (0, 1, *([pytest.ExitCode.NO_TESTS_COLLECTED] if resume else [])):
         raise GuardError(f"pytest ended with status {done.returncode}; see {log}")
     return of(files, out)
 
@@ -115,12 +123,16 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=ROOT / "build/vllm-tests")
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--sides", nargs="*", type=Side, default=[Side.PLAIN, *GUARDED], choices=list(Side))
+    parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
     work = options.work.resolve()
     tests = checkpoint.renamed(archive.unpacked(archive.fetched(work), work / "src"))
     model = checkpoint.written(work / "model", ATLAS)
     home = checkpoint.hub(model, work / "hub")
-    files = [name for name in FILES if not options.only or any(word in name for word in options.only)]
+    files = [name for name in (*FILES, *MORE) if any(word in name for word in options.only)]
+    if options.only and not files:
+        parser.error(f"no file's name holds one of {', '.join(options.only)}")
+    files = files or list(FILES)
     known = read_known(HERE / "differences.toml")
     if options.only:
         known = Known(
@@ -129,7 +141,7 @@ def main() -> int:
     outcomes: dict[Side, dict[str, str]] = {}
     for side in Side:
         if side in options.sides:
-            outcomes[side] = run(side, files, tests, model, home, work)
+            outcomes[side] = run(side, files, tests, model, home, work, options.resume)
         else:
             outcomes[side] = of(files, work / f"{side.value}.jsonl")
         print(f"{side.value}: {counted(outcomes[side].values())}", flush=True)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import tarfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bench.upstream import __main__ as command_line
-from bench.upstream import archive, checkpoint, plugin
+from bench.upstream import archive, checkpoint, fork_server, plugin
+from bench.upstream.fork_server import ForkServer
 from bench.upstream.results import GUARDED, Known, Side, differing, read_known, read_outcomes, verdict
 from guard.errors import GuardError
 
+TALK = plugin.ONE_FOR_ALL
 PLAIN = {"a": "passed", "b": "passed", "c": "failed", "d": "skipped"}
 
 
@@ -113,18 +121,77 @@ def test_both_servers_get_what_a_test_asks_for() -> None:
 @pytest.mark.parametrize(
     ("arguments", "asked", "shared"),
     [
-        (["--dtype", "half", "--max-model-len", "8192", "--enforce-eager", "--port", "80", "--seed", "0"], None, True),
-        (["--max-model-len", "1024"], None, False),
-        (["--max-model-len=2048", "--max-num-seqs", "4"], None, True),
-        (["--max-model-len", "8192", "--return-tokens-as-token-ids"], None, False),
-        (["--served-model-name", "other"], None, False),
-        ([], {"VLLM_API_KEY": "key"}, False),
+        (["--dtype", "half", "--max-model-len", "8192", "--enforce-eager", "--port", "80", "--seed", "0"], None, TALK),
+        (["--max-model-len", "512"], None, None),
+        (["--max-model-len=2048", "--max-num-seqs", "4", "--no-enable-prefix-caching"], None, TALK),
+        (["--max-model-len", "8192", "--return-tokens-as-token-ids"], None, None),
+        (["--max-model-len", "8192", "--max-model-len", "10100"], None, None),
+        (["--served-model-name", checkpoint.NAME], None, TALK),
+        (["--enable-prompt-tokens-details", "--seed", "0"], None, plugin.DETAILED),
+        (["--served-model-name", "other"], None, None),
+        ([], {"VLLM_API_KEY": "key"}, None),
+        (["--reasoning-parser", "qwen3", "--max-model-len", "2048"], None, plugin.THINKING),
+        (["--max_model_len", "5000"], {"VLLM_ENABLE_RESPONSES_API_STORE": "1"}, plugin.THINKING),
+        ([], {"VLLM_ENABLE_RESPONSES_API_STORE": "0"}, None),
     ],
 )
 def test_only_tests_that_ask_for_nothing_special_share_a_server(
-    arguments: list[str], asked: dict[str, str] | None, shared: bool
+    arguments: list[str], asked: dict[str, str] | None, shared: tuple[str, ...] | None
 ) -> None:
-    assert plugin.shares(arguments, asked) is shared
+    assert plugin.shares(arguments, asked) == shared
+
+
+def test_who_asks_for_long_answers_may_have_them() -> None:
+    for side in Side:
+        line = plugin.command(side, Path("model"), "name", ["--max-model-len", "8192", *plugin.UNCAPPED, "--seed", "0"])
+        assert line[-2:] == ["--generation-config", "vllm"]
+        assert "--generation-config" not in plugin.command(side, Path("model"), "name", ["--max-model-len", "8192"])
+
+
+@pytest.fixture
+def servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ForkServer]:
+    """Of processes that sleep, in the place of servers."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys, time\n"
+        "from bench.upstream import fork_server\n"
+        "from bench.upstream.results import Side\n"
+        "def serve(side, arguments):\n"
+        "    open(arguments[0], 'w').write(os.environ['SAYS'])\n"
+        "    time.sleep(float(arguments[1]))\n"
+        "    return 3\n"
+        "fork_server.serve, fork_server._MODULES, fork_server._SPAWNING = serve, (), ()\n"
+        "sys.argv = ['', 'plain']\n"
+        "fork_server.main()\n",
+        "utf-8",
+    )
+    monkeypatch.setattr(fork_server, "COMMAND", [sys.executable, str(program)])
+    made = ForkServer(Side.PLAIN, command_line.ROOT, {**os.environ, "PYTHONPATH": str(command_line.ROOT)})
+    yield made
+    made.close()
+
+
+def test_a_forked_server_has_arguments_and_an_environment_of_its_own(servers: ForkServer, tmp_path: Path) -> None:
+    told = [tmp_path / "one", tmp_path / "two"]
+    started = [servers.start([str(path), "0"], {"SAYS": path.name}) for path in told]
+    assert [one.wait(20) for one in started] == [3, 3]
+    assert [path.read_text("utf-8") for path in told] == ["one", "two"]
+    assert started[0].poll() == 3, "a second time, too"
+
+
+def test_a_forked_server_is_ended_and_those_left_are_with_the_last(servers: ForkServer, tmp_path: Path) -> None:
+    one, two = (servers.start([str(tmp_path / "told"), "60"], {"SAYS": ""}) for _ in range(2))
+    assert one.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        one.wait(0)
+    one.terminate()
+    assert one.wait(20) == -signal.SIGTERM
+    servers.close()
+    for _ in range(100):
+        if not Path(f"/proc/{two.pid}").exists():
+            return
+        time.sleep(0.1)
+    pytest.fail("it still runs")
 
 
 def test_every_model_is_the_random_one(tmp_path: Path) -> None:
@@ -136,12 +203,13 @@ def test_every_model_is_the_random_one(tmp_path: Path) -> None:
 
 def test_plain_vllm_has_no_plugin_and_the_guard_the_same_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
-    asked = {"VLLM_API_KEY": "key", "VLLM_SERVER_DEV_MODE": "1"}
+    asked = {"VLLM_API_KEY": "key", "VLLM_SERVER_DEV_MODE": "1", "VLLM_ENABLE_RESPONSES_API_STORE": "1"}
     plain = plugin.environment(Side.PLAIN, tmp_path, asked)
     guarded = plugin.environment(Side.SCORE, tmp_path, asked)
     assert (plain["VLLM_PLUGINS"], plain["VLLM_API_KEY"]) == ("", "key")
     assert "VLLM_PLUGINS" not in guarded
-    assert "VLLM_API_KEY" not in guarded
+    assert not {"VLLM_API_KEY", "VLLM_ENABLE_RESPONSES_API_STORE"} & guarded.keys()
+    assert plain["VLLM_ENABLE_RESPONSES_API_STORE"] == "1"
     assert guarded["HGUARD_API_KEYS"] == "key"
     assert plain["VLLM_SERVER_DEV_MODE"] == guarded["VLLM_SERVER_DEV_MODE"] == "1"
 

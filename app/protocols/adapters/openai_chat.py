@@ -91,7 +91,9 @@ class ChoiceStream:
         return running > 0 and running == payload.count(b'"finish_reason":')
 
     def edit(self, content: dict[str, Any], event: str | None) -> Iterable[bytes]:
-        if "error" not in content:
+        if "error" in content:
+            content = errors.shortened(content)
+        else:
             self._tell(content)
         return (frame(content, event),)
 
