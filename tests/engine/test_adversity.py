@@ -17,6 +17,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from app.settings import ATLAS
 from guard.engine.client import GuardedEngine
+from guard.engine.salts import Salts
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Signals
@@ -226,7 +227,7 @@ def test_without_the_salt_twins_contaminate_each_other(
     prompt = max(prompts, key=len)
     wanted = cold(crowded, prompt, order[1])
     crowded.run(until_idle(crowded.engine))
-    monkeypatch.setattr(GuardedEngine, "_salted", lambda self, prompt, scale: prompt)
+    monkeypatch.setattr(Salts, "salted", lambda self, prompt, scale: prompt)
     before = cached_tokens()
     _, second = [crowded.produce([prompt], TOKENS, [at_scale(scale)])[0] for scale in order]
     assert cached_tokens() > before

@@ -90,8 +90,8 @@ def in_pieces(harness: Harness, monkeypatch: pytest.MonkeyPatch, rows: int) -> l
         return inner(prompt, params, name, **more)
 
     monkeypatch.setattr(harness.engine._engine, "generate", generate)
-    monkeypatch.setitem(harness.engine.__dict__, "_at_once", (rows, block))
-    monkeypatch.setitem(harness.engine.__dict__, "_room", Room(rows))
+    monkeypatch.setitem(harness.engine._given_text.__dict__, "_at_once", (rows, block))
+    monkeypatch.setitem(harness.engine._given_text.__dict__, "_room", Room(rows))
     return asked
 
 

@@ -155,7 +155,7 @@ def test_unknown_engine_version(monkeypatch: pytest.MonkeyPatch, found: str) -> 
 
 def test_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
-        raise support.PackageNotFoundError(name)
+        raise versions.PackageNotFoundError(name)
 
     monkeypatch.setattr(versions, "version", missing)
     with pytest.raises(UnsupportedError, match="not installed"):
