@@ -1,4 +1,4 @@
-"""Errors of Anthropic's routes as its clients read them, whoever made them: vLLM, FastAPI, the door or the guard."""
+"""Errors of Anthropic's routes as its clients read them, whoever made them: vLLM, FastAPI, the ingress or the guard."""
 
 from __future__ import annotations
 

@@ -11,13 +11,13 @@ from starlette.types import Message, Receive
 from app.errors import MalformedError
 from guard.errors import RequestError
 
-PARSED = "hguard_body"  # in scope["state"]: the body of a working route, parsed by the door
+PARSED = "hguard_body"  # in scope["state"]: the body of a working route, parsed by the ingress
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\0")  # an escape in UTF-8, or another encoding, whose escapes hide
 
 
 async def read(receive: Receive) -> bytes:
-    """All of it; how large it may be, the door has seen to."""
+    """All of it; how large it may be, the ingress has seen to."""
     body = bytearray()
     more = True
     while more:

@@ -1,4 +1,4 @@
-"""The door: the ASGI layer that every request passes first. Who asks, is there room, is the body within bounds.
+"""The ASGI layer that every request passes first. Who asks, is there room, is the body within bounds.
 
 What it refuses costs the engine nothing: a key is checked and a full house noticed before the body is read.
 """

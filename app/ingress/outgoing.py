@@ -1,4 +1,4 @@
-"""Errors on their way out, whoever made them: vLLM, FastAPI, the door or the guard. What they repeat is bounded."""
+"""Errors on their way out, whoever made them: vLLM, FastAPI, the ingress or the guard. What they repeat is bounded."""
 
 from __future__ import annotations
 

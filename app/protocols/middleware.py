@@ -57,21 +57,21 @@ class GuardMiddleware:
         if path not in GUARDED:
             await self.app(scope, receive, send)
             return
-        dialect = ADAPTERS[path]
+        adapter = ADAPTERS[path]
         try:
             raw = await body.read(receive)
             parsed = scope.get("state", {}).get(body.PARSED)
             request = body.as_object(body.parse(raw) if parsed is None else parsed)
-            policy = self._policy(path, dialect, request)
+            policy = self._policy(path, adapter, request)
         except RequestError as error:
             await errors.of(error, path)(scope, receive, send)
             return
-        unshown = dialect.shows_nothing(request)
-        if dialect.prepare(request) or FIELD in request:
+        unshown = adapter.shows_nothing(request)
+        if adapter.prepare(request) or FIELD in request:
             request.pop(FIELD, None)
             raw = json.dumps(request).encode()
-        with use_context(RequestContext(policy, unshown=unshown, as_one=not dialect.separates_thoughts)) as call:
-            reply = Reply(dialect, ResponseContext(call, self._writer, self._refusal, self._fallback), send)
+        with use_context(RequestContext(policy, unshown=unshown, as_one=not adapter.separates_thoughts)) as call:
+            reply = Reply(adapter, ResponseContext(call, self._writer, self._refusal, self._fallback), send)
             began = time.perf_counter()
             try:
                 await self.app(scope, body.replay(raw, _watched(receive, call)), reply.send)
@@ -84,12 +84,12 @@ class GuardMiddleware:
                 self._metrics.observe(call)
                 log_line(path, call, time.perf_counter() - began)
 
-    def _policy(self, path: str, dialect: Adapter, request: dict[str, Any]) -> Policy:
+    def _policy(self, path: str, adapter: Adapter, request: dict[str, Any]) -> Policy:
         if request.get("use_beam_search"):
             raise RequestError("beam search is not guarded; use n instead", param="use_beam_search")
         if path != COMPLETIONS and request.get("messages") == []:
             raise RequestError("messages must hold at least one message", param="messages")
-        return self._resolver.resolve(request.get(FIELD), dialect.wants_token_risk(request))
+        return self._resolver.resolve(request.get(FIELD), adapter.wants_token_risk(request))
 
 
 def _watched(receive: Receive, call: RequestContext) -> Receive:
@@ -107,8 +107,8 @@ def _watched(receive: Receive, call: RequestContext) -> Receive:
 class Reply:
     """Edits one response on its way out."""
 
-    def __init__(self, dialect: Adapter, telling: ResponseContext, send: Send) -> None:
-        self._dialect, self._telling, self._send = dialect, telling, send
+    def __init__(self, adapter: Adapter, context: ResponseContext, send: Send) -> None:
+        self._adapter, self._context, self._send = adapter, context, send
         self._start: Message | None = None
         self._buffer: list[bytes] = []
         self._stream: Stream | None = None
@@ -145,7 +145,7 @@ class Reply:
             self._start = message
             return
         if message["status"] == 200:
-            self._stream = self._dialect.stream(self._telling)
+            self._stream = self._adapter.stream(self._context)
             self._editor = FrameEditor(self._stream.edit, self._stream.untouched)
         await self._send(message)
 
@@ -162,7 +162,7 @@ class Reply:
             return
         content = json.loads(b"".join(self._buffer))
         if content is not None:  # what vLLM's routes answer to a caller who has hung up
-            self._dialect.write(content, self._telling)
+            self._adapter.write(content, self._context)
         answer = body.written(content)
         MutableHeaders(raw=start["headers"])["content-length"] = str(len(answer))
         await self._send(start)

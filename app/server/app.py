@@ -121,7 +121,7 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
             fallback=settings.fallback_text,
         )
         # Innermost: vLLM's CORS headers are on our errors, and nothing between us and the router changes a path.
-        innermost(app).app = _door(Head(guarding), settings, admission)
+        innermost(app).app = _ingress(Head(guarding), settings, admission)
         yield app
 
 
@@ -172,8 +172,8 @@ def innermost(app: FastAPI) -> Any:
     return layer
 
 
-def _door(app: ASGIApp, settings: Settings, admission: Admission) -> IngressMiddleware:
-    """The layer that every request passes first. No request may ask for more answers than the house holds."""
+def _ingress(app: ASGIApp, settings: Settings, admission: Admission) -> IngressMiddleware:
+    """The layer that every request passes first. No request may ask for more answers than the server has room for."""
     return IngressMiddleware(
         app,
         keys=settings.api_keys,

@@ -187,10 +187,10 @@ class OwnRequestsMetrics(Collector):
 
 
 class IngressMetrics:
-    """What the door refuses and what is in flight; made once per process, every series at zero at first."""
+    """What the ingress refuses and what is in flight; made once per process, every series at zero at first."""
 
     def __init__(self, admission: Admission, registry: CollectorRegistry = REGISTRY) -> None:
-        refused = Counter("hguard_refused_total", "Requests refused at the door", ["reason"], registry=registry)
+        refused = Counter("hguard_refused_total", "Requests refused at the ingress", ["reason"], registry=registry)
         self._refused = {reason: refused.labels(reason.value) for reason in Reason}
         for name, text, value in (
             ("hguard_requests_in_flight", "Requests in flight", lambda: admission.requests),

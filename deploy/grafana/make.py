@@ -204,7 +204,7 @@ def service() -> Sheet:
         stacked=True,
     )
     made.lines(
-        "Refused at the door",
+        "Refused at the ingress",
         [(f"sum by (reason) (rate(hguard_refused_total{EVERY}))", "{{reason}}")],
         "reqps",
         "Before the engine saw them.",
@@ -219,7 +219,7 @@ def service() -> Sheet:
             ("sum(hguard_draining)", "replicas that drain"),
         ],
         "none",
-        "What holds a place in the house.",
+        "Requests that have been let in and are not answered yet.",
     )
     made.lines(
         "Latency of requests",

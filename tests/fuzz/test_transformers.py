@@ -1,4 +1,4 @@
-"""What the dialects write, over any text, any cut of the bytes, any further fields and verdicts in any order."""
+"""What the adapters write, over any text, any cut of the bytes, any further fields and verdicts in any order."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def spell(verdict: Verdict) -> list[Token]:
     return [(f"t{i}", 2 * at, 2 * at + 2) for at, i in enumerate(verdict.token_ids)]
 
 
-def telling(call: RequestContext, bundle: Bundle) -> ResponseContext:
+def context(call: RequestContext, bundle: Bundle) -> ResponseContext:
     return ResponseContext(call, Writer(bundle, spell), REFUSAL, MESSAGE)
 
 
@@ -194,7 +194,7 @@ def test_a_stream_of_choices(bundle_once: Bundle, data: st.DataObject, path: str
     call, made = data.draw(answers(count))
     sent = chunks(made, path == CHAT, data.draw)
     before = mixed(data.draw, [as_frame(one, None, data.draw) for one in sent])
-    after = edited(data.draw, path, telling(call, bundle_once), before)
+    after = edited(data.draw, path, context(call, bundle_once), before)
     require_foreign(before, after)
     found = [content for _, content in parsed(after)]
     assert len(found) == len(sent)
@@ -238,7 +238,7 @@ def test_whole_choices(bundle_once: Bundle, data: st.DataObject, path: str, coun
         "choices": choices,
         "usage": data.draw(st.sampled_from([None, {"completion_tokens": 1}])),
     }
-    ADAPTERS[path].write(content, telling(call, bundle_once))
+    ADAPTERS[path].write(content, context(call, bundle_once))
     require_block(content)
     for choice, one in zip(content["choices"], (made[choice["index"]] for choice in choices), strict=True):
         if one.withheld:
@@ -263,7 +263,7 @@ def test_a_stream_of_messages(bundle_once: Bundle, data: st.DataObject) -> None:
     events.append({"type": "message_delta", "delta": ending, "usage": {"output_tokens": 3}, **one.extra})
     events.append({"type": "message_stop"})
     before = mixed(data.draw, [as_frame(event, event["type"], data.draw) for event in events])
-    after = edited(data.draw, MESSAGES, telling(call, bundle_once), before)
+    after = edited(data.draw, MESSAGES, context(call, bundle_once), before)
     require_foreign(before, after)
     found = parsed(after)
     assert all(event == content["type"] for event, content in found)
@@ -299,7 +299,7 @@ def test_a_stream_of_responses(bundle_once: Bundle, data: st.DataObject) -> None
     events.append((last, {"response": {"status": "completed", "output": [item], "usage": usage, **one.extra}}))
     sent = [{"type": name, "sequence_number": i, **content} for i, (name, content) in enumerate(events)]
     before = mixed(data.draw, [as_frame(content, content["type"], data.draw) for content in sent])
-    after = edited(data.draw, RESPONSES, telling(call, bundle_once), before)
+    after = edited(data.draw, RESPONSES, context(call, bundle_once), before)
     require_foreign(before, after)
     found = parsed(after)
     assert [content["sequence_number"] for _, content in found] == list(range(len(found)))
@@ -321,7 +321,7 @@ def test_a_whole_message(bundle_once: Bundle, data: st.DataObject, path: str) ->
         content["content"] = [{"type": "text", "text": text}]
     else:
         content["output"] = [{"type": "message", "content": [{"type": "output_text", "text": text}]}]
-    ADAPTERS[path].write(content, telling(call, bundle_once))
+    ADAPTERS[path].write(content, context(call, bundle_once))
     require_block(content)
     # Of what is beside a withheld answer, only what is known to say nothing of it stays.
     assert {name: content[name] for name in one.extra} == (dict.fromkeys(one.extra) if one.withheld else one.extra)
@@ -354,7 +354,7 @@ def test_any_bytes_are_a_stream(bundle_once: Bundle, data: st.DataObject) -> Non
     for path in ADAPTERS:
         editor = FrameEditor(lambda content, event: (b"?",), lambda payload: True)
         assert b"".join([*(editor.feed(part) for part in cut(data.draw, junk)), editor.flush()]) == junk
-        stream = ADAPTERS[path].stream(telling(call, bundle_once))
+        stream = ADAPTERS[path].stream(context(call, bundle_once))
         editor = FrameEditor(stream.edit, stream.untouched)
         for part in cut(data.draw, junk):
             editor.feed(part)

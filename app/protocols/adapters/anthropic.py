@@ -27,34 +27,34 @@ class Messages:
     def shows_nothing(self, body: dict[str, Any]) -> bool:
         return False
 
-    def write(self, content: dict[str, Any], telling: ResponseContext) -> None:
-        verdict = telling.call.verdicts.get(0)
+    def write(self, content: dict[str, Any], context: ResponseContext) -> None:
+        verdict = context.call.verdicts.get(0)
         if verdict is not None and withheld(verdict):
             # An empty block, as vLLM has it for empty answers: clients look at the first one.
-            text = "" if refuses(verdict) else telling.stand_in(verdict)
+            text = "" if refuses(verdict) else context.stand_in(verdict)
             keep_only(content, _KEPT)
             content["content"] = [{"type": "text", "text": text}]
-            content.update(stop(verdict, telling))
-        content[FIELD] = telling.block(telling.verdicts)
-        recount(content.get("usage"), telling.call, "output_tokens")
+            content.update(stop(verdict, context))
+        content[FIELD] = context.block(context.verdicts)
+        recount(content.get("usage"), context.call, "output_tokens")
 
-    def stream(self, telling: ResponseContext) -> MessageStream:
-        return MessageStream(telling)
+    def stream(self, context: ResponseContext) -> MessageStream:
+        return MessageStream(context)
 
 
-def stop(verdict: Verdict, telling: ResponseContext) -> dict[str, Any]:
+def stop(verdict: Verdict, context: ResponseContext) -> dict[str, Any]:
     """How a withheld answer ends."""
     if not refuses(verdict):
         return {"stop_reason": "end_turn", "stop_sequence": None}
-    details = {"type": "refusal", "category": None, "explanation": telling.refusal}
+    details = {"type": "refusal", "category": None, "explanation": context.refusal}
     return {"stop_reason": "refusal", "stop_sequence": None, "stop_details": details}
 
 
 class MessageStream:
     """A stream of events; the verdict stands at the top level of ``message_delta``, which has the stop reason."""
 
-    def __init__(self, telling: ResponseContext) -> None:
-        self._telling = telling
+    def __init__(self, context: ResponseContext) -> None:
+        self._context = context
         self._blocks = 0  # content blocks so far
 
     def untouched(self, payload: bytes) -> bool:
@@ -71,14 +71,14 @@ class MessageStream:
         return list(self._last(content))
 
     def _last(self, content: dict[str, Any]) -> Iterator[bytes]:
-        telling = self._telling
-        verdict = telling.call.verdicts.get(0)
+        context = self._context
+        verdict = context.call.verdicts.get(0)
         if verdict is not None and withheld(verdict):
             if not refuses(verdict):
-                yield from self._block(telling.stand_in(verdict))
-            content["delta"].update(stop(verdict, telling))
-        content[FIELD] = telling.block(telling.verdicts)
-        recount(content.get("usage"), telling.call, "output_tokens")
+                yield from self._block(context.stand_in(verdict))
+            content["delta"].update(stop(verdict, context))
+        content[FIELD] = context.block(context.verdicts)
+        recount(content.get("usage"), context.call, "output_tokens")
         yield frame(content, "message_delta")
 
     def _block(self, text: str) -> Iterator[bytes]:

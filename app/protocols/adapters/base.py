@@ -1,4 +1,4 @@
-"""What every dialect offers, and what it has to tell."""
+"""What every adapter offers, and what it has to tell."""
 
 from __future__ import annotations
 
@@ -102,10 +102,10 @@ class Adapter(Protocol):
         """Whether the response will show the prompt alone: what the engine draws is no answer."""
         ...
 
-    def write(self, content: dict[str, Any], telling: ResponseContext) -> None:
+    def write(self, content: dict[str, Any], context: ResponseContext) -> None:
         """Write the verdict into a whole response."""
         ...
 
-    def stream(self, telling: ResponseContext) -> Stream:
+    def stream(self, context: ResponseContext) -> Stream:
         """What edits the frames of a stream."""
         ...

@@ -31,25 +31,25 @@ class Choices:
     def shows_nothing(self, body: dict[str, Any]) -> bool:
         return False
 
-    def write(self, content: dict[str, Any], telling: ResponseContext) -> None:
+    def write(self, content: dict[str, Any], context: ResponseContext) -> None:
         for choice in content.get("choices", []):
-            verdict = telling.call.verdicts.get(choice["index"])
+            verdict = context.call.verdicts.get(choice["index"])
             if verdict is not None and withheld(verdict):
-                self.withhold(choice, verdict, telling)
-            mark_tokens(choice, telling.call, 0)
-        content[FIELD] = telling.block(telling.verdicts)
-        recount(content.get("usage"), telling.call, "completion_tokens", "total_tokens")
+                self.withhold(choice, verdict, context)
+            mark_tokens(choice, context.call, 0)
+        content[FIELD] = context.block(context.verdicts)
+        recount(content.get("usage"), context.call, "completion_tokens", "total_tokens")
 
-    def stream(self, telling: ResponseContext) -> ChoiceStream:
-        return ChoiceStream(self, telling)
+    def stream(self, context: ResponseContext) -> ChoiceStream:
+        return ChoiceStream(self, context)
 
-    def withhold(self, choice: dict[str, Any], verdict: Verdict, telling: ResponseContext) -> None:
+    def withhold(self, choice: dict[str, Any], verdict: Verdict, context: ResponseContext) -> None:
         """Put the refusal, or the message, in the place of a withheld answer, or after what of it was shown."""
         keep_only(choice, _KEPT)
         choice["finish_reason"] = "content_filter" if refuses(verdict) else "stop"
-        self.replace(choice, verdict, telling)
+        self.replace(choice, verdict, context)
 
-    def replace(self, choice: dict[str, Any], verdict: Verdict, telling: ResponseContext) -> None:
+    def replace(self, choice: dict[str, Any], verdict: Verdict, context: ResponseContext) -> None:
         raise NotImplementedError
 
 
@@ -57,11 +57,11 @@ class ChatCompletions(Choices):
     def wants_token_risk(self, body: dict[str, Any]) -> bool:
         return bool(body.get("logprobs"))
 
-    def replace(self, choice: dict[str, Any], verdict: Verdict, telling: ResponseContext) -> None:
+    def replace(self, choice: dict[str, Any], verdict: Verdict, context: ResponseContext) -> None:
         part = "delta" if "delta" in choice else "message"
-        said: dict[str, Any] = {"content": None, "refusal": telling.refusal}
+        said: dict[str, Any] = {"content": None, "refusal": context.refusal}
         if not refuses(verdict):
-            said = {"content": telling.stand_in(verdict)}
+            said = {"content": context.stand_in(verdict)}
         choice[part] = {"role": "assistant", **said}
 
 
@@ -72,20 +72,20 @@ class Completions(Choices):
         """vLLM (0.32) draws a token nevertheless, and leaves it out of the text."""
         return bool(body.get("echo")) and body.get("max_tokens") == 0
 
-    def replace(self, choice: dict[str, Any], verdict: Verdict, telling: ResponseContext) -> None:
-        choice["text"] = "" if refuses(verdict) else telling.stand_in(verdict)
+    def replace(self, choice: dict[str, Any], verdict: Verdict, context: ResponseContext) -> None:
+        choice["text"] = "" if refuses(verdict) else context.stand_in(verdict)
 
 
 class ChoiceStream:
     """A stream of chunks; the verdict stands in the chunk that has the ``finish_reason``, and in the usage."""
 
-    def __init__(self, dialect: Choices, telling: ResponseContext) -> None:
-        self._dialect, self._telling = dialect, telling
+    def __init__(self, adapter: Choices, context: ResponseContext) -> None:
+        self._adapter, self._context = adapter, context
         self._marked: dict[int, int] = {}  # logprobs items sent, by choice
 
     def untouched(self, payload: bytes) -> bool:
         # These bytes cannot be part of a string in JSON, where quotes are escaped.
-        if self._telling.call.policy.token_risk_in_stream or b'"usage":{' in payload:
+        if self._context.call.policy.token_risk_in_stream or b'"usage":{' in payload:
             return False
         running = payload.count(_RUNNING)
         return running > 0 and running == payload.count(b'"finish_reason":')
@@ -98,7 +98,7 @@ class ChoiceStream:
         return (frame(content, event),)
 
     def _tell(self, content: dict[str, Any]) -> None:
-        call = self._telling.call
+        call = self._context.call
         ended = []
         for choice in content.get("choices", []):
             index = choice["index"]
@@ -106,15 +106,15 @@ class ChoiceStream:
             if choice.get("finish_reason") is not None and verdict is not None:
                 ended.append(verdict)
                 if withheld(verdict):
-                    self._dialect.withhold(choice, verdict, self._telling)
+                    self._adapter.withhold(choice, verdict, self._context)
             self._marked[index] = mark_tokens(choice, call, self._marked.get(index, 0))
         if ended or any(choice.get("finish_reason") is not None for choice in content.get("choices", [])):
-            content[FIELD] = self._telling.block(ended)
+            content[FIELD] = self._context.block(ended)
         usage, choices = content.get("usage"), content.get("choices")
         if usage and choices:  # what runs along with an answer counts that one alone
             recount(usage, call, "completion_tokens", "total_tokens", choices[0]["index"])
         elif usage:
-            usage[FIELD] = self._telling.block(self._telling.verdicts)
+            usage[FIELD] = self._context.block(self._context.verdicts)
             recount(usage, call, "completion_tokens", "total_tokens")
 
     def error(self, message: str, status: int = 500) -> bytes:

@@ -69,28 +69,28 @@ class Responses:
     def shows_nothing(self, body: dict[str, Any]) -> bool:
         return False
 
-    def write(self, content: dict[str, Any], telling: ResponseContext) -> None:
-        verdict = telling.call.verdicts.get(0)
+    def write(self, content: dict[str, Any], context: ResponseContext) -> None:
+        verdict = context.call.verdicts.get(0)
         if verdict is not None and withheld(verdict):
             shown = content["output"] if verdict.shown else []
             keep_only(content, _KEPT)
-            content["output"] = [*shown, stand_in(verdict, telling)]
+            content["output"] = [*shown, stand_in(verdict, context)]
             # As OpenAI's own refusals: clients take an incomplete response for a failure, and some show nothing of it.
             content["status"], content["incomplete_details"] = "completed", None
-        content[FIELD] = telling.block(telling.verdicts)
+        content[FIELD] = context.block(context.verdicts)
         usage = content.get("usage")
-        recount(usage, telling.call, "output_tokens", "total_tokens")
+        recount(usage, context.call, "output_tokens", "total_tokens")
 
-    def stream(self, telling: ResponseContext) -> ResponseStream:
-        return ResponseStream(self, telling)
+    def stream(self, context: ResponseContext) -> ResponseStream:
+        return ResponseStream(self, context)
 
 
-def stand_in(verdict: Verdict, telling: ResponseContext) -> dict[str, Any]:
+def stand_in(verdict: Verdict, context: ResponseContext) -> dict[str, Any]:
     """The message item in the place of a withheld answer."""
     if refuses(verdict):
-        content: dict[str, Any] = {"type": "refusal", "refusal": telling.refusal}
+        content: dict[str, Any] = {"type": "refusal", "refusal": context.refusal}
     else:
-        content = _text(telling.stand_in(verdict))
+        content = _text(context.stand_in(verdict))
     return {
         "id": f"msg_{uuid.uuid4().hex}",
         "type": "message",
@@ -112,8 +112,8 @@ def _as_text(part: Any) -> Any:
 class ResponseStream:
     """A stream of events; the verdict stands in the ``response`` of the last one."""
 
-    def __init__(self, dialect: Responses, telling: ResponseContext) -> None:
-        self._dialect, self._telling = dialect, telling
+    def __init__(self, adapter: Responses, context: ResponseContext) -> None:
+        self._adapter, self._context = adapter, context
         self._sequence = 0  # number of the next event
         self._items = 0  # output items so far
 
@@ -134,8 +134,8 @@ class ResponseStream:
 
     def _last(self, content: dict[str, Any], event: str) -> Iterator[bytes]:
         response = content["response"]
-        verdict = self._telling.call.verdicts.get(0)
-        self._dialect.write(response, self._telling)
+        verdict = self._context.call.verdicts.get(0)
+        self._adapter.write(response, self._context)
         if verdict is not None and withheld(verdict):
             yield from self._item(response["output"][-1])
             event = content["type"] = "response.completed"
