@@ -121,12 +121,18 @@ def serve(side: Side, arguments: Sequence[str]) -> int:
 
 def _forked(side: Side, request: Mapping[str, Any]) -> int:
     """The pid of a new server."""
+    leads, led = os.pipe()
     pid = os.fork()
     if pid:
+        os.close(led)
+        os.read(leads, 1)  # until it leads a group, which ``main`` may end
+        os.close(leads)
         return pid
     status = 1
     try:
         os.setsid()
+        os.close(led)
+        os.close(leads)
         os.environ.clear()
         os.environ.update(request["environment"])
         status = serve(side, request["arguments"])
@@ -172,6 +178,7 @@ def main() -> None:
         replies.flush()
     for pid in running:  # the tests were cut short
         os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 if __name__ == "__main__":
