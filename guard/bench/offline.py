@@ -20,7 +20,8 @@ from guard.bench.load import Measured, Work
 from guard.launch.engines import complain, guarded_engine, plain_arguments, plain_engine
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
-from guard.probe.readout import Readout
+from guard.probe.readout import Readout, Stack
+from guard.probe.signals import COLUMN, NEURONS
 from guard.versions import engine_version
 
 SCORE = Policy(Mode.SCORE, 0.5)
@@ -100,8 +101,13 @@ def _loads(plain: Any, guarded: Any, concurrency: int, config: BenchConfig) -> l
 
 def neurons_alone(readout: Readout) -> Readout:
     """The readout without entropy and log-probability, which the engine then does not measure."""
-    answer, token = (replace(stack, weight=(stack.weight[0], 0.0, 0.0)) for stack in (readout.answer, readout.token))
+    answer, token = (_neurons_of(stack) for stack in (readout.answer, readout.token))
     return replace(readout, answer=answer, token=token)
+
+
+def _neurons_of(stack: Stack) -> Stack:
+    kept = COLUMN[NEURONS]
+    return replace(stack, weight=tuple(w if i == kept else 0.0 for i, w in enumerate(stack.weight)))
 
 
 def machine() -> str:

@@ -16,20 +16,20 @@ from guard.engine.reading import one_pass
 from guard.errors import FitError, TapError
 from guard.ipc import capture
 from guard.ipc.score_table import ScoreTable, Slot
+from guard.probe.signals import Source
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """One sampled answer: its tokens without the one that ended it, its text, and whether it came to an end.
 
-    entropy, logprob: of each token's draw, in nats, where they were measured.
+    draws: by name, the signals of each token's draw, where they were measured.
     """
 
     tokens: list[int]
     text: str
     ended: bool
-    entropy: list[float] = field(default_factory=list)
-    logprob: list[float] = field(default_factory=list)
+    draws: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +138,8 @@ class CollectingEngine:
             last = output
         assert last is not None
         answer = _sampled(last.outputs[0])
-        entropy, logprob = self._table.read_draws(claim, len(prompt), len(prompt) + len(answer.tokens))
-        return replace(answer, entropy=entropy.tolist(), logprob=logprob.tolist())
+        measured = self._table.read(Source.DRAW, claim, len(prompt), len(prompt) + len(answer.tokens))
+        return replace(answer, draws={name: values.tolist() for name, values in measured.items()})
 
     async def _keep(
         self, done: Sequence[tuple[int, int, Sampled]], rows: Sequence[int], means: Path, leads: Path

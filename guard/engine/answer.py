@@ -12,7 +12,8 @@ import numpy as np
 from guard.engine.context import Unscored, Verdict
 from guard.ipc.score_table import ScoreTable, Slot
 from guard.policy import PASSED, Action, Decision, Policy, decide
-from guard.probe.readout import Peak, Readout, Signals
+from guard.probe.readout import Peak, Readout
+from guard.probe.signals import Array, Source, TokenSignals, unmeasured_prompt
 
 log = logging.getLogger("hguard")
 
@@ -72,14 +73,19 @@ class Answer:
             self.texts.clear()
         self.texts.append(text)
 
-    def signals(self, table: ScoreTable, first: int, last: int) -> Signals:
+    def signals(self, table: ScoreTable, first: int, last: int) -> TokenSignals:
         """What was measured on tokens first..last-1 of the answer, those that were given having negative numbers; the
-        lead is that of the turn's first token."""
+        last prompt token is the one before the turn's first."""
         assert self.slot is not None
         start = self.prompt_length + self.offset
-        lead = table.read_neurons(self.slot, start + first - 1, start + first)[0] if first == -self.given else np.nan
-        entropy, logprob = table.read_draws(self.slot, start + first, start + last)
-        return Signals(float(lead), table.read_neurons(self.slot, start + first, start + last), entropy, logprob)
+        before = unmeasured_prompt()
+        if first == -self.given:
+            prompt = table.read(Source.FORWARD, self.slot, start + first - 1, start + first)
+            before = {name: float(values[0]) for name, values in prompt.items()}
+        values: dict[str, Array] = {}
+        for source in Source:
+            values |= table.read(source, self.slot, start + first, start + last)
+        return TokenSignals(before, values)
 
     def cleared(self, window: int) -> int:
         """How many generated tokens lie in no window that is still to be scored.
@@ -101,8 +107,8 @@ class Answer:
         if self.slot is None or self.blind or known < 0 or complete <= self.looked:
             return None
         part = self.signals(table, self.looked - self.given, known)
-        flaw, risk = part.flaw_within(readout.uses_draws), float(np.nan)
-        if flaw is None:
+        fault, risk = part.fault_within(readout.uses_draws), float(np.nan)
+        if fault is None:
             risk = _risk(part, readout, self.looked)
         if np.isfinite(risk):
             self.looked = complete
@@ -113,7 +119,7 @@ class Answer:
         if not policy.fails_closed:
             self.blind = True  # it passes, and its end says that it was not scored
             return None
-        reason = Unscored.PROBE_ERROR if flaw is None else Unscored(flaw.value)
+        reason = Unscored.PROBE_ERROR if fault is None else Unscored(fault.value)
         return unscored(self.index, policy, self._text(known), reason)
 
     def judge(
@@ -137,7 +143,7 @@ class Answer:
         signals = self.signals(table, -self.given, count)
         if not ended:
             # Whether the last token was fed back before the engine stopped is a matter of its schedule.
-            signals.neurons[-1] = np.nan
+            signals.forget_last()
         return verdict_on(signals, readout, policy, self.index, self._text(count), self.given)
 
     def _text(self, count: int) -> list[int]:
@@ -145,18 +151,18 @@ class Answer:
 
 
 def verdict_on(
-    signals: Signals, readout: Readout, policy: Policy, index: int, ids: list[int], given: int = 0
+    signals: TokenSignals, readout: Readout, policy: Policy, index: int, ids: list[int], given: int = 0
 ) -> Verdict:
     """The verdict on measured tokens. A probe that fails on them leaves them unscored, never with a low risk.
 
     ``given``: so many of the first are no part of the answer, whose tokens are ``ids``, but of the turn that it ends.
     """
-    flaw = signals.flaw(readout.uses_draws)
-    if flaw is not None:
-        return unscored(index, policy, ids, Unscored(flaw.value))
+    fault = signals.fault(readout.uses_draws)
+    if fault is not None:
+        return unscored(index, policy, ids, Unscored(fault.value))
     try:
         risk, peak = readout.risk(signals)
-        prompt_risk = readout.prompt_risk(signals.lead)
+        prompt_risk = readout.prompt_risk(signals.prompt_score)
     except Exception:  # whatever it is: an answer must not pass for it, nor a server fall
         log.exception("the probe failed on an answer")
         return unscored(index, policy, ids, Unscored.PROBE_ERROR)
@@ -167,7 +173,7 @@ def verdict_on(
     return Verdict(index, policy, decide(risk, policy), risk, worst, ids, None, own, readout, prompt_risk)
 
 
-def _risk(signals: Signals, readout: Readout, before: int) -> float:
+def _risk(signals: TokenSignals, readout: Readout, before: int) -> float:
     """The risk of a part of an answer, ``before`` tokens into it; NaN when the probe fails on it."""
     try:
         return readout.risk(signals, before)[0]
@@ -198,5 +204,5 @@ def risks_so_far(answer: Answer, table: ScoreTable, readout: Readout, known: lis
     elif first < count:
         part = answer.signals(table, first - answer.offset, count - answer.offset)
         if answer.verdict is not None and count == len(answer.token_ids):
-            part.neurons[-1] = np.nan  # the last one's, as in a verdict
+            part.forget_last()  # the last one's, as in a verdict
         known.extend(readout.token_risks(part))

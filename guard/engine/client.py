@@ -33,7 +33,7 @@ from guard.ipc import capture
 from guard.ipc.score_table import ScoreTable, Slot, SlotPool
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
-from guard.probe.readout import Signals
+from guard.probe.signals import TokenSignals
 
 # Given text is scored or refused: there is no answer that could pass unscored.
 _CLOSED = Policy(Mode.ABSTAIN, 1.0)
@@ -306,7 +306,7 @@ class GuardedEngine:
         scale: float,
         request_id: str,
         purpose: Purpose = Purpose.RISK,
-    ) -> Signals:
+    ) -> TokenSignals:
         """Measure given text: one forward pass over prompt and response, nothing is generated."""
         slots = self._claim(1, _CLOSED)
         done = False

@@ -11,7 +11,8 @@ from enum import StrEnum
 from typing import Any
 
 from guard.policy import Decision, Policy
-from guard.probe.readout import Peak, Readout, SignalFault, Signals
+from guard.probe.readout import Peak, Readout
+from guard.probe.signals import SignalFault, TokenSignals
 
 
 class Unscored(StrEnum):
@@ -81,7 +82,7 @@ class Verdict:
     peak: Peak | None
     token_ids: list[int]
     reason: Unscored | None = None
-    signals: Signals | None = None
+    signals: TokenSignals | None = None
     readout: Readout | None = None
     prompt_risk: float | None = None
     prompt_refused: bool = False
@@ -100,8 +101,8 @@ class Verdict:
     @property
     def beyond_calibration(self) -> bool:
         """Whether it is longer than any answer that stands behind its threshold: false alarms may then be more."""
-        longest = None if self.readout is None else self.readout.longest
-        return longest is not None and len(self.token_ids) > longest
+        most = None if self.readout is None else self.readout.calibrated_tokens
+        return most is not None and len(self.token_ids) > most
 
     @property
     def scored_tokens(self) -> int:

@@ -32,7 +32,7 @@ def parameters(slot: Slot, scale: float, asked: SamplingParams) -> SamplingParam
 
 def lead_of(output: Any, slot: Slot, table: ScoreTable) -> float:
     """The neuron score of the last prompt token; NaN where there is none."""
-    return Answer(0, slot, prompt_length=len(output.prompt_token_ids)).signals(table, 0, 0).lead
+    return Answer(0, slot, prompt_length=len(output.prompt_token_ids)).signals(table, 0, 0).prompt_score
 
 
 def refused(output: Any, request_id: str, count: int, blank_token: int) -> Any:

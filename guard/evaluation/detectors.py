@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,10 @@ from guard.evaluation import metrics, random_baseline
 from guard.harness.features import Features
 from guard.judge.question import Question
 from guard.probe.card import SetMetrics
-from guard.probe.readout import Readout, Signals
+from guard.probe.readout import Readout, oriented
+from guard.probe.signals import SIGNALS, Pooling, Signal, TokenSignals
 
+LAST_PROMPT = "last_prompt"  # the neuron score of the last prompt token
 _LEAST = 20  # answers of a set that is reported
 
 Bools = NDArray[np.bool_]
@@ -47,14 +50,19 @@ class Baseline:
         return found
 
 
-def parts_of(signals: Sequence[Signals], readout: Readout) -> dict[str, NDArray[np.floating]]:
+def alone(signals: TokenSignals, signal: Signal) -> np.floating[Any]:
+    """What one signal says of a whole answer: higher is riskier."""
+    values, before = oriented(signals, signal)
+    known = values if np.isnan(before) else np.append(values, before)
+    return np.nanmean(known) if signal.alone is Pooling.MEAN else np.nanmax(known)
+
+
+def parts_of(signals: Sequence[TokenSignals], readout: Readout) -> dict[str, NDArray[np.floating]]:
     """What each part of the probe, and an answer's length, say of each answer: higher is riskier."""
     return {
         "stack": np.array([readout.risk(one)[0] for one in signals]),
-        "neurons": np.array([np.nanmean(np.append(one.neurons, one.lead)) for one in signals]),
-        "preemptive": np.array([one.lead for one in signals]),
-        "entropy": np.array([one.entropy.max() for one in signals]),
-        "logprob": np.array([-one.logprob.mean() for one in signals]),
+        **{signal.name: np.array([alone(one, signal) for one in signals]) for signal in SIGNALS},
+        LAST_PROMPT: np.array([one.prompt_score for one in signals]),
         "length": np.array([len(one) for one in signals], float),
     }
 
@@ -62,7 +70,7 @@ def parts_of(signals: Sequence[Signals], readout: Readout) -> dict[str, NDArray[
 def reports(
     questions: Sequence[Question],
     wrong: Bools,
-    signals: Sequence[Signals],
+    signals: Sequence[TokenSignals],
     readout: Readout,
     random: Baseline | None,
     seed: int,

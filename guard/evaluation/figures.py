@@ -20,7 +20,8 @@ from guard.judge.question import Question
 from guard.judge.rules import RemoteJudge
 from guard.probe.bundle import Bundle
 from guard.probe.conformal import TARGETS
-from guard.probe.readout import Readout, Signals
+from guard.probe.readout import Readout
+from guard.probe.signals import TokenSignals
 
 _POINTS = 101  # of the risk-coverage curve
 
@@ -30,7 +31,7 @@ class Answered:
     """One greedy answer: its text, what was measured (None: not scored), the judge's word (None: declined); tokens."""
 
     text: str
-    signals: Signals | None
+    signals: TokenSignals | None
     right: bool | None
     tokens: tuple[int, ...] = ()
 
@@ -63,7 +64,7 @@ async def _judged(work: StageStore, questions: Sequence[Question], judge: Remote
     return [
         Answered(
             rows[i]["text"],
-            None if rows[i]["signals"] is None else Signals.from_dict(rows[i]["signals"]),
+            None if rows[i]["signals"] is None else TokenSignals.from_dict(rows[i]["signals"]),
             verdicts[i][0],
             tuple(rows[i]["tokens"]),
         )

@@ -21,7 +21,7 @@ dt { float: left; clear: left; width: 8rem; font-weight: 600; } dd { margin: 0 0
 """
 GUARD, FREE, FITTED = plots.RED, plots.BLUE, plots.GREY
 _COLOURS = {
-    **dict.fromkeys(("stack", "neurons", "preemptive"), GUARD),
+    **dict.fromkeys(("stack", "neurons", "last_prompt"), GUARD),
     **dict.fromkeys(("entropy", "logprob", "length", "consistency"), FREE),
     **dict.fromkeys(("refit", "linear", "random"), FITTED),
 }
@@ -29,7 +29,7 @@ _UNGUARDED = ("0.0%", "0.0%", "100.0%")  # false alarms, caught, coverage
 _SAYS = {
     "stack": "The guard's risk: neurons, entropy and surprise of the answer's worst window. Read while it answers.",
     "neurons": "The probe's neurons alone, averaged over the answer. Read while it answers.",
-    "preemptive": "The probe's neurons at the last token of the question: what they say before the answer begins.",
+    "last_prompt": "The probe's neurons at the last token of the question: what they say before the answer begins.",
     "entropy": "The highest entropy among the answer's tokens. Needs no probe.",
     "logprob": "How improbable the answer's tokens were, on average. Needs no probe.",
     "length": "How long the answer is, in tokens. Needs no model.",

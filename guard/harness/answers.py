@@ -24,7 +24,8 @@ class Chosen:
 
     question: its index. prompt, tokens: ids. start, end: the tokens that state the fact. wrong: the judge's word.
     ended: whether it came to an end by itself; the last token of one that was cut was never fed back. certain: whether
-    further samples agree with it. entropy, logprob: of each token's draw, in nats, where they were measured.
+    further samples agree with it. draws: by name, the signals of each token's draw,
+    where they were measured.
     """
 
     question: int
@@ -36,8 +37,7 @@ class Chosen:
     wrong: bool
     ended: bool = True
     certain: bool = True
-    entropy: list[float] = field(default_factory=list)
-    logprob: list[float] = field(default_factory=list)
+    draws: dict[str, list[float]] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
         return asdict(self)

@@ -13,7 +13,8 @@ from guard.harness.progress import Progress
 from guard.harness.questions import prompt_of
 from guard.harness.store import StageStore
 from guard.judge.question import Question
-from guard.probe.readout import Signals, unit_readout
+from guard.probe.readout import unit_readout
+from guard.probe.signals import TokenSignals
 
 ANSWERED = "answered.jsonl"
 _AT_ONCE = 64
@@ -65,7 +66,7 @@ async def answer_all(
     return known
 
 
-async def score_answers(engine: Any, chosen: Sequence[Chosen]) -> list[Signals]:
+async def score_answers(engine: Any, chosen: Sequence[Chosen]) -> list[TokenSignals]:
     """What a GuardedEngine's taps say of these answers, in their order; one forward pass each."""
     return list(
         await asyncio.gather(

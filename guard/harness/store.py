@@ -12,6 +12,8 @@ from typing import Any
 
 from guard.errors import FitError
 
+FORMAT = 2  # of the rows in the files
+
 
 class StageStore:
     """A folder that belongs to one fit, with the settings that its files were made under."""
@@ -24,6 +26,8 @@ class StageStore:
         file = folder / "settings.json"
         if file.is_file():
             made = _read(file)
+            if made.pop("format", 1) != FORMAT:
+                raise FitError(f"{folder} holds stages that another release wrote: give another folder")
             changed = sorted(k for k in {*made, *settings} if made.get(k) != settings.get(k))
             if changed:
                 raise FitError(
@@ -31,7 +35,7 @@ class StageStore:
                     "give another folder, or the same settings to go on"
                 )
         else:
-            self.write_json("settings.json", settings)
+            self.write_json("settings.json", {"format": FORMAT, **settings})
 
     def path(self, name: str) -> Path:
         return self.folder / name

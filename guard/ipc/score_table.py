@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import CapacityError, TapError, UnsupportedError
+from guard.probe.signals import Source, names
 
 PATH_VARIABLE = "HGUARD_RING_PATH"
 
-# What the forward pass of a position yields, and what is known of the token at a position once it is drawn.
-ACTIVATION = np.dtype([("generation", np.uint32), ("neurons", np.float32)])
-DRAW = np.dtype([("generation", np.uint32), ("entropy", np.float32), ("logprob", np.float32)])
+# An entry of each source: what the forward pass of a position yields, and what is known of the token at a position
+# once it is drawn. Apart, since the two are known in different steps.
+ENTRIES = {
+    source: np.dtype([("generation", np.uint32), *((name, np.float32) for name in names(source))]) for source in Source
+}
+_ENTRY_BYTES = sum(entry.itemsize for entry in ENTRIES.values())
 _HEADER = np.dtype([("slots", np.int64), ("positions", np.int64)])
 
 
@@ -56,11 +61,12 @@ class ScoreTable:
         shape, offset = (self.slots, self.positions), _HEADER.itemsize
         size = self.slots * self.positions
         if create is not None:
-            os.truncate(path, offset + size * (ACTIVATION.itemsize + DRAW.itemsize))
-        after = offset + size * ACTIVATION.itemsize
-        # As plain arrays: memmap's own class costs as much on every access as the access.
-        self.activations: NDArray[np.void] = np.asarray(np.memmap(path, ACTIVATION, "r+", offset, shape))
-        self.draws: NDArray[np.void] = np.asarray(np.memmap(path, DRAW, "r+", after, shape))
+            os.truncate(path, offset + size * _ENTRY_BYTES)
+        self.entries: dict[Source, NDArray[np.void]] = {}
+        for source, entry in ENTRIES.items():
+            # As plain arrays: memmap's own class costs as much on every access as the access.
+            self.entries[source] = np.asarray(np.memmap(path, entry, "r+", offset, shape))
+            offset += size * entry.itemsize
 
     @classmethod
     def create(cls, slots: int, positions: int) -> ScoreTable:
@@ -70,7 +76,7 @@ class ScoreTable:
         """
         shared = Path("/dev/shm").is_dir() and os.access("/dev/shm", os.W_OK)
         folder = "/dev/shm" if shared else tempfile.gettempdir()
-        size, room = slots * positions * (ACTIVATION.itemsize + DRAW.itemsize), shutil.disk_usage(folder)
+        size, room = slots * positions * _ENTRY_BYTES, shutil.disk_usage(folder)
         if size > room.free and room.total > 0:  # a tmpfs without a limit says 0
             raise UnsupportedError(
                 f"the scores of {slots} answers of {positions} tokens may take {size >> 20} MiB, and {folder} has "
@@ -92,49 +98,38 @@ class ScoreTable:
         file = refusal_file(self.path)
         return file.read_text(encoding="utf-8") if file.is_file() else None
 
-    def write_activations(
+    def write(
         self,
+        source: Source,
         slots: NDArray[np.int64],
         generations: NDArray[np.uint32],
         positions: NDArray[np.int64],
-        neurons: NDArray[np.float32],
+        values: Mapping[str, NDArray[np.float32]],
     ) -> None:
-        """Record neuron scores; all arrays [rows], one entry each."""
-        entry = np.empty(len(slots), ACTIVATION)
-        entry["generation"], entry["neurons"] = generations, neurons
-        self.activations[slots, positions] = entry
+        """Record the signals of one source, each in ``values`` by name; all arrays [rows], one entry each.
 
-    def write_draws(
-        self,
-        slots: NDArray[np.int64],
-        generations: NDArray[np.uint32],
-        positions: NDArray[np.int64],
-        entropy: NDArray[np.float32],
-        logprob: NDArray[np.float32],
-    ) -> None:
-        """Record entropy and log-probability (nats) of the tokens at ``positions``; all arrays [rows]."""
-        entry = np.empty(len(slots), DRAW)
-        entry["generation"], entry["entropy"], entry["logprob"] = generations, entropy, logprob
-        self.draws[slots, positions] = entry
+        positions: of the forward pass, or of the tokens that were drawn.
+        """
+        entry = np.empty(len(slots), ENTRIES[source])
+        entry["generation"] = generations
+        for name in names(source):
+            entry[name] = values[name]
+        self.entries[source][slots, positions] = entry
 
     def copy(self, source: Slot, target: Slot, start: int, end: int) -> None:
         """Give ``target`` what ``source`` has at positions start..end-1, and nothing where that has nothing."""
-        for entries in (self.activations, self.draws):
+        for entries in self.entries.values():
             copied = entries[source.index, start:end].copy()
             known = copied["generation"] == source.generation
             copied["generation"] = np.where(known, target.generation, 0)
             entries[target.index, start:end] = copied
 
-    def read_neurons(self, slot: Slot, start: int, end: int) -> NDArray[np.float32]:
-        """Neuron scores of positions start..end-1, float32; NaN where this claim has none, infinite where it is NaN."""
-        entry = self.activations[slot.index, start:end]
-        return _known(entry["generation"] == slot.generation, entry["neurons"])
-
-    def read_draws(self, slot: Slot, start: int, end: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(entropy, logprob) of the tokens at positions start..end-1, float32; NaN and infinities as above."""
-        entry = self.draws[slot.index, start:end]
+    def read(self, source: Source, slot: Slot, start: int, end: int) -> dict[str, NDArray[np.float32]]:
+        """The signals of one source at positions start..end-1, by name, float32; NaN where this claim has none,
+        infinite where what was measured is NaN."""
+        entry = self.entries[source][slot.index, start:end]
         known = entry["generation"] == slot.generation
-        return _known(known, entry["entropy"]), _known(known, entry["logprob"])
+        return {name: _known(known, entry[name]) for name in names(source)}
 
 
 def _known(known: NDArray[np.bool_], values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ from guard.engine.own import Purpose
 from guard.errors import TapError
 from guard.probe.identity import forward_config
 from guard.probe.reference import Reference
+from guard.probe.signals import NEURONS
 from guard.versions import engine_version
 
 _LONGEST = 24
@@ -104,4 +105,4 @@ async def require_every_layer(engine: Any) -> None:
 async def _scores(engine: GuardedEngine, ids: list[int], scale: float) -> NDArray[np.float32]:
     split = len(ids) // 2
     signals = await engine.measure(ids[:split], ids[split:], scale, f"hguard-self-test-{scale}", Purpose.SELF_TEST)
-    return np.append(np.float32(signals.lead), signals.neurons)
+    return np.append(np.float32(signals.prompt_score), signals[NEURONS])

@@ -3,8 +3,9 @@
 Tensors: layer, neuron int32 [k]; coefficient, folded float32 [k]; right_risks float32 [m], ascending, the risks of the
 calibration answers that were right (thresholds for any false-positive rate come from them). Optional: wrong_risks
 float32, ascending, those of the wrong ones (with them, live risks can be held against the calibration's), and, where a
-risk is known before any text exists, right_foreseen float32 [m], the same as right_risks of that risk; train_questions
-uint64, ascending, hashes of the questions that the neurons were found on, which nothing else may be measured on.
+risk is known before any text exists, right_prompt_risks float32 [m], the same as right_risks of that risk;
+train_questions uint64, ascending, hashes of the questions that the neurons were found on, which nothing else may be
+measured on.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from safetensors.numpy import load, save
 
 from guard.errors import BundleError, RequestError
 from guard.probe import conformal, drift
-from guard.probe.card import SCHEMA_VERSION, ProbeCard, StackParameters
+from guard.probe.card import SCHEMA_VERSION, ProbeCard
 from guard.probe.drift import Bands
 from guard.probe.identity import differences, forward_config
-from guard.probe.readout import Readout, Stack
+from guard.probe.readout import Readout
 from guard.probe.reference import Reference, config_differences, read_reference, write_reference
 
 FILES = ("probe.json", "probe.safetensors")
@@ -39,10 +40,10 @@ TENSORS: dict[str, type[np.generic]] = {
 }
 OPTIONAL: dict[str, type[np.generic]] = {
     "wrong_risks": np.float32,
-    "right_foreseen": np.float32,
+    "right_prompt_risks": np.float32,
     "train_questions": np.uint64,
 }
-_RISKS = {"right_risks", "wrong_risks", "right_foreseen"}
+_RISKS = {"right_risks", "wrong_risks", "right_prompt_risks"}
 LARGEST = 64 << 20  # bytes; a probe has thousands of neurons at most
 
 
@@ -57,7 +58,7 @@ class Bundle:
     coefficient: NDArray[np.float32]
     folded: NDArray[np.float32]
     right_risks: NDArray[np.float32]
-    right_foreseen: NDArray[np.float32] | None = None
+    right_prompt_risks: NDArray[np.float32] | None = None
     wrong_risks: NDArray[np.float32] | None = None
     train_questions: NDArray[np.uint64] | None = None
     reference: Reference | None = None
@@ -65,8 +66,7 @@ class Bundle:
     @property
     def revision(self) -> str:
         """The first twelve hex digits of the hash of tensors and card."""
-        # Of what the file says, not of what a later release lets a card say, too: a bundle keeps its revision.
-        text = json.dumps(self.card.model_dump(mode="json", exclude_unset=True), sort_keys=True)
+        text = json.dumps(self.card.as_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
@@ -87,22 +87,12 @@ class Bundle:
 
     @property
     def readout(self) -> Readout:
-        r = self.card.readout
-        return Readout(
-            r.window,
-            _stack(r.answer),
-            r.platt,
-            _stack(r.token),
-            r.isotonic,
-            r.preemptive,
-            r.longest,
-            r.tail or 0.0,
-        )
+        return self.card.readout.readout()
 
     @property
     def has_prompt_risk(self) -> bool:
         """Whether it gives a risk before any text exists, and thresholds for it."""
-        return self.card.readout.preemptive is not None and self.right_foreseen is not None
+        return self.card.readout.prompt_platt is not None and self.right_prompt_risks is not None
 
     @property
     def bands(self) -> Bands | None:
@@ -117,16 +107,12 @@ class Bundle:
 
     def prompt_threshold(self, target_fpr: float) -> float:
         """The same of the risk before any text exists. Raises RequestError where this bundle gives none."""
-        if self.right_foreseen is None:
+        if self.right_prompt_risks is None:
             raise RequestError(
                 f"probe {self.card.id} gives no risk before generation; `hguard calibrate` adds it",
                 param="hallucination.prompt_check",
             )
-        return conformal.threshold(self.right_foreseen, target_fpr)
-
-
-def _stack(p: StackParameters) -> Stack:
-    return Stack(p.mean, p.scale, p.weight, p.bias)
+        return conformal.threshold(self.right_prompt_risks, target_fpr)
 
 
 def load_bundle(path: str | Path, with_reference: bool = True) -> Bundle:
@@ -201,7 +187,10 @@ def _read_card(file: Path) -> ProbeCard:
         raise BundleError(f"{file} is not valid JSON: {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
-        raise BundleError(f"{file} has schema version {version!r}; this release reads version {SCHEMA_VERSION}")
+        raise BundleError(
+            f"{file} has schema version {version!r}, and this release reads version {SCHEMA_VERSION}: make the probe "
+            "again with `hguard fit`, or use the release that wrote it"
+        )
     try:
         # Through JSON, so that a list is a tuple and an int a float, as the file means them.
         return ProbeCard.model_validate_json(json.dumps(content))
@@ -238,5 +227,5 @@ def _check_tensors(folder: Path, card: ProbeCard, tensors: dict[str, NDArray[np.
     for name in set(tensors) & _RISKS:
         if np.any(np.diff(tensors[name].astype(np.float64)) < 0):
             fail(f"{name} is not ascending")
-    if (card.readout.preemptive is None) != ("right_foreseen" not in tensors):
-        fail("a risk before generation needs both its calibration in the card and the tensor right_foreseen")
+    if (card.readout.prompt_platt is None) != ("right_prompt_risks" not in tensors):
+        fail("a risk before generation needs both its calibration in the card and the tensor right_prompt_risks")

@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, field_validator, model_validator
 
-SCHEMA_VERSION = 1
+from guard.probe.readout import Readout, Stack
+from guard.probe.signals import COLUMN, NEURONS
+
+SCHEMA_VERSION = 2
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 Unit = Annotated[FiniteFloat, Field(ge=0, le=1)]
-Triple = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 
 
 class _Strict(BaseModel):
@@ -32,13 +34,39 @@ class ModelIdentity(_Strict):
     engine: str
 
 
-class StackParameters(_Strict):
-    """Parameters of ``guard.probe.readout.Stack``, one value for each of neurons, entropy, surprise."""
+class Term(_Strict):
+    """What one signal adds to a stack: weight (x - mean) / scale, where x is the signal pooled and turned so that
+    higher is riskier."""
 
-    mean: Triple
-    scale: tuple[Positive, Positive, Positive]
-    weight: Triple
+    mean: FiniteFloat
+    scale: Positive
+    weight: FiniteFloat
+
+
+class StackParameters(_Strict):
+    """Parameters of ``guard.probe.readout.Stack``, by name of a signal; one that is not there has no weight."""
+
+    signals: Annotated[dict[str, Term], Field(min_length=1)]
     bias: FiniteFloat
+
+    @field_validator("signals")
+    @classmethod
+    def _known(cls, terms: dict[str, Term]) -> dict[str, Term]:
+        if unknown := sorted(terms.keys() - COLUMN.keys()):
+            raise ValueError(f"this release does not measure {', '.join(unknown)}; it measures {', '.join(COLUMN)}")
+        return terms
+
+    @classmethod
+    def of(cls, stack: Stack) -> StackParameters:
+        """Those of ``stack``, without what has no weight."""
+        columns = zip(COLUMN, stack.mean, stack.scale, stack.weight, strict=True)
+        terms = {name: Term(mean=mean, scale=scale, weight=weight) for name, mean, scale, weight in columns if weight}
+        return cls(signals=terms or {NEURONS: Term(mean=0.0, scale=1.0, weight=0.0)}, bias=stack.bias)
+
+    def stack(self) -> Stack:
+        terms = [self.signals.get(name, Term(mean=0.0, scale=1.0, weight=0.0)) for name in COLUMN]
+        mean, scale, weight = zip(*((term.mean, term.scale, term.weight) for term in terms), strict=True)
+        return Stack(mean, scale, weight, self.bias)
 
 
 class ReadoutParameters(_Strict):
@@ -49,9 +77,34 @@ class ReadoutParameters(_Strict):
     platt: tuple[FiniteFloat, FiniteFloat]
     token: StackParameters
     isotonic: Annotated[tuple[tuple[FiniteFloat, Unit], ...], Field(min_length=2, max_length=4096)] | None = None
-    preemptive: tuple[FiniteFloat, FiniteFloat] | None = None
-    longest: PositiveInt | None = None
+    prompt_platt: tuple[FiniteFloat, FiniteFloat] | None = None
+    calibrated_tokens: PositiveInt | None = None
     tail: Positive | None = None
+
+    @classmethod
+    def of(cls, readout: Readout) -> ReadoutParameters:
+        return cls(
+            window=readout.window,
+            answer=StackParameters.of(readout.answer),
+            platt=readout.platt,
+            token=StackParameters.of(readout.token),
+            isotonic=readout.isotonic,
+            prompt_platt=readout.prompt_platt,
+            calibrated_tokens=readout.calibrated_tokens,
+            tail=readout.tail or None,
+        )
+
+    def readout(self) -> Readout:
+        return Readout(
+            self.window,
+            self.answer.stack(),
+            self.platt,
+            self.token.stack(),
+            self.isotonic,
+            self.prompt_platt,
+            self.calibrated_tokens,
+            self.tail or 0.0,
+        )
 
     @field_validator("isotonic")
     @classmethod
@@ -114,7 +167,7 @@ class SetMetrics(_Strict):
 class ProbeCard(_Strict):
     """``probe.json``."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=96)]
     model: ModelIdentity
     training: Training
@@ -126,12 +179,5 @@ class ProbeCard(_Strict):
     tensors_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
     def as_json(self) -> dict[str, Any]:
-        """As ``probe.json`` has it. What came into the schema later is left out where absent: hashes stay."""
-        card = self.model_dump(mode="json")
-        later = {"": ("at_thresholds",), "readout": ("isotonic", "preemptive", "longest", "tail")}
-        for part, names in later.items():
-            inside = card[part] if part else card
-            for name in names:
-                if inside[name] is None:
-                    del inside[name]
-        return card
+        """As ``probe.json`` has it: what is absent is left out."""
+        return self.model_dump(mode="json", exclude_none=True)

@@ -1,102 +1,33 @@
 """From what was measured at each token to a calibrated risk, per token and per answer.
 
 The answer's risk is that of its worst window of ``window`` tokens (a shorter answer is one window): over a long answer
-the truth signal averages away and length dominates. Three features describe a window: the mean neuron score, the
-highest entropy and the highest surprise (negative log-probability) of its tokens. The first window also counts the
-neuron score of the last prompt token, the state from which the answer sets out. A logistic stack turns features into
-a logit. The longer an answer, the more windows might look wrong by chance, so a later window has to be more extreme to
-count as much: ``handicap``. Platt scaling or isotonic regression on held-out answers turns the highest logit into a
-probability. The score of the last prompt token alone gives a risk before any text exists.
+the truth signal averages away and length dominates. One feature for each signal (``guard.probe.signals``) describes a
+window: the mean neuron score, the highest entropy and the highest surprise (negative log-probability) of its tokens.
+The first window also counts the neuron score of the last prompt token, the state from which the answer sets out. A
+logistic stack turns features into a logit. The longer an answer, the more windows might look wrong by chance, so a
+later window has to be more extreme to count as much: ``handicap``. Platt scaling or isotonic regression on held-out
+answers turns the highest logit into a probability. The score of the last prompt token alone gives a risk before any
+text exists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
-
-
-class SignalFault(StrEnum):
-    """Why signals cannot be scored."""
-
-    EMPTY = "empty"
-    MISSING = "missing"
-    NOT_FINITE = "not_finite"
-
-
-@dataclass(frozen=True, slots=True)
-class Signals:
-    """What was measured on one answer of n tokens (the end-of-sequence token is not one of them).
-
-    NaN stands for what was not measured, an infinity for a measurement that is not a finite number.
-
-    lead: neuron score of the last prompt token.
-    neurons: float32 [n], neuron score of each token; NaN where its activation does not exist (an answer that stops at
-        a length limit never feeds its last token back).
-    entropy, logprob: float32 [n], nats, of the distribution that each token was drawn from, before any sampling option.
-    """
-
-    lead: float
-    neurons: Array
-    entropy: Array
-    logprob: Array
-
-    def __len__(self) -> int:
-        return len(self.neurons)
-
-    @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> Signals:
-        """As ``to_dict`` wrote them."""
-        neurons, entropy, logprob = (np.array(row[name], np.float32) for name in ("neurons", "entropy", "logprob"))
-        return cls(row["lead"], neurons, entropy, logprob)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "lead": self.lead,
-            "neurons": self.neurons.tolist(),
-            "entropy": self.entropy.tolist(),
-            "logprob": self.logprob.tolist(),
-        }
-
-    def flaw(self, draws: bool = True) -> SignalFault | None:
-        """Why these signals cannot be scored, or None; without ``draws``, entropy and log-probability may lack."""
-        if len(self) == 0:
-            return SignalFault.EMPTY
-        lead = np.array([self.lead], np.float32)
-        last = self.neurons[-1:]
-        return _flaw_in(lead, self.neurons[:-1], last[~np.isnan(last)], *self._draws(draws))
-
-    def flaw_within(self, draws: bool = True) -> SignalFault | None:
-        """The same of tokens in the middle of an answer: each must have a score, and the lead does not count."""
-        return _flaw_in(self.neurons, *self._draws(draws))
-
-    def _draws(self, wanted: bool) -> tuple[Array, ...]:
-        return (self.entropy, self.logprob) if wanted else ()
-
-    def part(self, first: int, last: int) -> Signals:
-        """Those of tokens first..last-1; the lead stays with the first token of all."""
-        cut = slice(first, last)
-        lead = self.lead if first == 0 else float(np.nan)
-        return Signals(lead, self.neurons[cut], self.entropy[cut], self.logprob[cut])
-
-
-def _flaw_in(*measured: Array) -> SignalFault | None:
-    values = np.concatenate(measured)
-    if np.isfinite(values).all():
-        return None
-    return SignalFault.MISSING if np.isnan(values).any() else SignalFault.NOT_FINITE
+from guard.probe.signals import SIGNALS, Array, Pooling, Signal, Source, TokenSignals
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A logistic regression on standardised features: bias + sum_k weight_k (x_k - mean_k) / scale_k."""
+    """A logistic regression on standardised features: bias + sum_k weight_k (x_k - mean_k) / scale_k.
+
+    mean, scale, weight: one value for each signal, in the order of ``SIGNALS``. A signal of weight 0 is not used.
+    """
 
     mean: tuple[float, ...]
     scale: tuple[float, ...]
@@ -104,7 +35,7 @@ class Stack:
     bias: float
 
     def logit(self, features: Array) -> NDArray[np.float64]:
-        """features [m, 3] -> logits [m]."""
+        """features [m, signals] -> logits [m]."""
         used = np.flatnonzero(self.weight)  # what has no weight need not have been measured
         mean, scale, weight = (np.array(values)[used] for values in (self.mean, self.scale, self.weight))
         return (features[:, used].astype(np.float64) - mean) / scale @ weight + self.bias
@@ -123,8 +54,9 @@ class Readout:
     """The calibrated reading of one bundle.
 
     platt: (a, b) of sigmoid(a logit + b). isotonic: (logit, risk) points, ascending, joined by straight lines; they
-    stand in place of Platt scaling where given. preemptive: Platt scaling of the lead score, None without one.
-    longest: tokens of the longest answer that thresholds come from; None where the bundle does not say.
+    stand in place of Platt scaling where given. prompt_platt: Platt scaling of the last prompt token's neuron score,
+    None without one. calibrated_tokens: tokens of the longest answer that thresholds come from; None where the bundle
+    does not say.
     tail: by how much logits of right answers exceed their high quantiles, on average; 0 counts all windows alike.
     """
 
@@ -133,16 +65,21 @@ class Readout:
     platt: tuple[float, float]
     token: Stack
     isotonic: tuple[tuple[float, float], ...] | None = None
-    preemptive: tuple[float, float] | None = None
-    longest: int | None = None
+    prompt_platt: tuple[float, float] | None = None
+    calibrated_tokens: int | None = None
     tail: float = 0.0
 
     @property
     def uses_draws(self) -> bool:
-        """Whether entropy and log-probability count; a probe of neurons alone spares the engine their measurement."""
-        return any(any(stack.weight[1:]) for stack in (self.answer, self.token))
+        """Whether a signal of draws counts; a probe of neurons alone spares the engine their measurement."""
+        stacks = (self.answer.weight, self.token.weight)
+        return any(
+            weight and signal.source is Source.DRAW
+            for weights in stacks
+            for weight, signal in zip(weights, SIGNALS, strict=True)
+        )
 
-    def logit(self, signals: Signals, before: int = 0) -> tuple[float, Peak]:
+    def logit(self, signals: TokenSignals, before: int = 0) -> tuple[float, Peak]:
         """The highest stack logit over the answer's windows less their handicaps, uncalibrated, and where it is.
 
         ``before``: how many tokens the answer had before these.
@@ -154,7 +91,7 @@ class Readout:
         worst = int(np.argmax(logits))
         return float(logits[worst]), Peak(int(starts[worst]), int(starts[worst]) + width)
 
-    def risk(self, signals: Signals, before: int = 0) -> tuple[float, Peak]:
+    def risk(self, signals: TokenSignals, before: int = 0) -> tuple[float, Peak]:
         """The calibrated probability that the answer is wrong, and its worst window; ``before`` as in ``logit``."""
         logit, peak = self.logit(signals, before)
         if self.isotonic is not None:
@@ -163,17 +100,17 @@ class Readout:
         a, b = self.platt
         return float(sigmoid(np.float64(a * logit + b))), peak
 
-    def prompt_risk(self, lead: float) -> float | None:
+    def prompt_risk(self, score: float) -> float | None:
         """The calibrated probability that what follows the prompt is wrong, from its last token's neuron score alone.
 
         None without a score, or without a calibration of it.
         """
-        if self.preemptive is None or not np.isfinite(lead):
+        if self.prompt_platt is None or not np.isfinite(score):
             return None
-        a, b = self.preemptive
-        return float(sigmoid(np.float64(a * lead + b)))
+        a, b = self.prompt_platt
+        return float(sigmoid(np.float64(a * score + b)))
 
-    def token_risks(self, signals: Signals) -> list[float | None]:
+    def token_risks(self, signals: TokenSignals) -> list[float | None]:
         """For each token the calibrated probability that it states something wrong; None where it has no score."""
         features = token_features(signals)
         values = sigmoid(self.token.logit(features))
@@ -201,28 +138,50 @@ def handicap(place: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.log(rank) + 2 * np.log1p(np.log(rank)))
 
 
-def windows(signals: Signals, width: int) -> tuple[Array, NDArray[np.int64], int]:
-    """Features of every window: (float32 [m, 3], starts [m], width), where width is at most the answer's length."""
+def windows(signals: TokenSignals, width: int) -> tuple[Array, NDArray[np.int64], int]:
+    """Features of every window: (float32 [m, signals], starts [m], width), where width is at most the answer's length.
+
+    Risk rises with each feature: where lower values of a signal are riskier, its sign is turned.
+    """
     n = len(signals)
     width = min(width, n)
-    starts = np.arange(n - width + 1)
-    present = np.isfinite(signals.neurons)
-    total = _rolling_sum(np.where(present, signals.neurons, 0.0), width)
+    pooled = [_POOLED[signal.pooling](*oriented(signals, signal), width) for signal in SIGNALS]
+    return np.stack(pooled, -1).astype(np.float32), np.arange(n - width + 1), width
+
+
+def token_features(signals: TokenSignals) -> Array:
+    """Features of every token alone: float32 [n, signals]."""
+    return np.stack([oriented(signals, signal)[0] for signal in SIGNALS], -1).astype(np.float32)
+
+
+def oriented(signals: TokenSignals, signal: Signal) -> tuple[Array, float]:
+    """A signal's values [n] and that of the last prompt token (NaN where it has none), so that higher is riskier."""
+    values, before = signals[signal.name], signals.last_prompt.get(signal.name, np.nan)
+    return (values, before) if signal.sign > 0 else (-values, -before)
+
+
+def _mean(values: Array, before: float, width: int) -> NDArray[np.float64]:
+    """Means of the windows' finite values; ``before`` counts in the first."""
+    present = np.isfinite(values)
+    total = _rolling_sum(np.where(present, values, 0.0), width)
     count = _rolling_sum(present.astype(np.float64), width)
-    if not np.isnan(signals.lead):
-        total[0] += signals.lead
+    if not np.isnan(before):
+        total[0] += before
         count[0] += 1
-    # A window of one token that has no score of its own (the last one) falls back on the token before it.
-    previous = np.concatenate(([signals.lead], signals.neurons[:-1]))[starts + width - 1]
-    neurons = np.where(count > 0, total / np.maximum(count, 1), previous)
-    entropy = np.lib.stride_tricks.sliding_window_view(signals.entropy, width).max(-1)
-    surprise = np.lib.stride_tricks.sliding_window_view(-signals.logprob, width).max(-1)
-    return np.stack([neurons, entropy, surprise], -1).astype(np.float32), starts, width
+    # A window of one token that has no value of its own (the last one) falls back on the token before it.
+    previous = np.concatenate(([before], values[:-1]))[width - 1 :]
+    return np.where(count > 0, total / np.maximum(count, 1), previous)
 
 
-def token_features(signals: Signals) -> Array:
-    """Features of every token alone: float32 [n, 3]."""
-    return np.stack([signals.neurons, signals.entropy, -signals.logprob], -1).astype(np.float32)
+def _max(values: Array, before: float, width: int) -> Array:
+    """Maxima of the windows' values that are not missing; ``before`` counts in the first."""
+    highest: Array = np.fmax.reduce(np.lib.stride_tricks.sliding_window_view(values, width), axis=-1)
+    if not np.isnan(before):
+        highest[0] = np.fmax(highest[0], before)
+    return highest
+
+
+_POOLED: dict[Pooling, Callable[[Array, float, int], NDArray[Any]]] = {Pooling.MEAN: _mean, Pooling.MAX: _max}
 
 
 def _rolling_sum(values: NDArray[np.floating], width: int) -> NDArray[np.float64]:
@@ -232,5 +191,5 @@ def _rolling_sum(values: NDArray[np.floating], width: int) -> NDArray[np.float64
 
 def unit_readout() -> Readout:
     """A readout that uses everything, so that everything is measured; what it says is not used."""
-    stack = Stack((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), 0.0)
+    stack = Stack((0.0,) * len(SIGNALS), (1.0,) * len(SIGNALS), (1.0,) * len(SIGNALS), 0.0)
     return Readout(1, stack, (1.0, 0.0), stack)

@@ -13,8 +13,9 @@ from sklearn.preprocessing import StandardScaler
 
 from guard.errors import FitError
 from guard.probe import conformal
-from guard.probe.card import ReadoutParameters, StackParameters, ThresholdMetrics
-from guard.probe.readout import Readout, Signals, Stack, token_features, windows
+from guard.probe.card import ReadoutParameters, ThresholdMetrics
+from guard.probe.readout import Readout, Stack, token_features, windows
+from guard.probe.signals import COLUMN, ENTROPY, TokenSignals
 from guard.training.config import Method
 
 PARTS = ("calibration", "thresholds", "test")
@@ -22,7 +23,7 @@ _UNREGULARISED = 1e6  # inverse strength that leaves a logistic regression on fe
 
 
 def stack(features: NDArray[np.float32], wrong: NDArray[np.bool_]) -> Stack:
-    """A logistic regression on standardised features [m, 3]."""
+    """A logistic regression on standardised features [m, signals]."""
     scaler = StandardScaler().fit(features)
     model = LogisticRegression(C=1.0, max_iter=1000).fit(scaler.transform(features), wrong)
     return Stack(
@@ -59,7 +60,7 @@ def isotonic(logits: Sequence[float], wrong: NDArray[np.bool_]) -> tuple[tuple[f
 
 
 def fit_readout(
-    signals: Sequence[Signals],
+    signals: Sequence[TokenSignals],
     wrong: NDArray[np.bool_],
     spans: Sequence[tuple[int, int]],
     window: int,
@@ -75,7 +76,7 @@ def fit_readout(
     chosen = []
     for answer in signals:
         features, _, _ = windows(answer, window)
-        chosen.append(features[np.argmax(features[:, 1])])
+        chosen.append(features[np.argmax(features[:, COLUMN[ENTROPY]])])
     answer_stack = stack(np.stack(chosen), wrong)
     tokens, labels = [], []
     for i in range(len(signals)) if by_token is None else by_token:
@@ -88,7 +89,7 @@ def fit_readout(
     rough = Readout(window, answer_stack, (1.0, 0.0), token_stack)
     rough = replace(rough, tail=tail(np.array([rough.logit(one.part(0, window))[0] for one in signals])[~wrong]))
     logits = [rough.logit(answer)[0] for answer in signals]
-    prompt_risk = platt([answer.lead for answer in signals], wrong)
+    prompt_risk = platt([answer.prompt_score for answer in signals], wrong)
     return Readout(
         window,
         answer_stack,
@@ -108,25 +109,17 @@ def tail(logits: NDArray[np.float64]) -> float:
 
 
 def calibrated(
-    readout: Readout, signals: Sequence[Signals], wrong: NDArray[np.bool_]
+    readout: Readout, signals: Sequence[TokenSignals], wrong: NDArray[np.bool_]
 ) -> tuple[ReadoutParameters, dict[str, NDArray[np.float32]]]:
     """The card's parameters, and the tensors that thresholds and bands come from: risks of right and wrong answers."""
     right = [one for one, is_wrong in zip(signals, wrong, strict=True) if not is_wrong]
     risks = np.array([readout.risk(one)[0] for one in signals], np.float32)
-    parameters = ReadoutParameters(
-        window=readout.window,
-        answer=parameters_of(readout.answer),
-        platt=readout.platt,
-        token=parameters_of(readout.token),
-        isotonic=readout.isotonic,
-        preemptive=readout.preemptive,
-        longest=max(map(len, signals), default=None),
-        tail=readout.tail or None,
-    )
+    readout = replace(readout, calibrated_tokens=max(map(len, signals), default=None))
     tensors = {"right_risks": np.sort(risks[~wrong]), "wrong_risks": np.sort(risks[wrong])}
-    if readout.preemptive is not None:
-        tensors["right_foreseen"] = np.sort(np.array([readout.prompt_risk(one.lead) for one in right], np.float32))
-    return parameters, tensors
+    if readout.prompt_platt is not None:
+        prompt_risks = [readout.prompt_risk(one.prompt_score) for one in right]
+        tensors["right_prompt_risks"] = np.sort(np.array(prompt_risks, np.float32))
+    return ReadoutParameters.of(readout), tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +134,7 @@ class Calibration:
 
 
 def calibration(
-    signals: Mapping[str, Sequence[Signals]],
+    signals: Mapping[str, Sequence[TokenSignals]],
     wrong: Mapping[str, NDArray[np.bool_]],
     spans: Sequence[tuple[int, int]],
     window: int,
@@ -174,7 +167,3 @@ def at_thresholds(
             coverage=float(1 - withheld.mean()),
         )
     return found
-
-
-def parameters_of(stack: Stack) -> StackParameters:
-    return StackParameters(mean=stack.mean, scale=stack.scale, weight=stack.weight, bias=stack.bias)

@@ -89,8 +89,8 @@ async def choose(
         # The engine's text may leave out blanks that the tokens spell.
         whole = engine.tokenizer.decode(row["tokens"], skip_special_tokens=True)
         start, end = tokens_of(token_offsets(engine.tokenizer, row["tokens"]), locate(whole))
-        draws = {name: row[name] for name in ("ended", "entropy", "logprob")}
-        chosen.append(Chosen(i, prompts[i], row["tokens"], whole, start, end, not right, **draws))
+        found = Chosen(i, prompts[i], row["tokens"], whole, start, end, not right, row["ended"], draws=row["draws"])
+        chosen.append(found)
     require_right(len(questions), len(chosen), sum(not one.wrong for one in chosen))
     if how.samples:
         train = split([questions[one.question] for one in chosen], shares, how.seed)["train"]
@@ -140,8 +140,7 @@ async def answer_all(
                 "tokens": answer.tokens,
                 "text": answer.text,
                 "ended": answer.ended,
-                "entropy": answer.entropy,
-                "logprob": answer.logprob,
+                "draws": answer.draws,
             }
             append(done[i])
             progress.add()

@@ -11,10 +11,19 @@ from pydantic import ValidationError
 from guard.errors import BundleError
 from guard.harness.store import explained
 from guard.probe.bundle import Bundle, save_bundle
-from guard.probe.card import SCHEMA_VERSION, ModelIdentity, ProbeCard, ReadoutParameters, StackParameters, Training
+from guard.probe.card import (
+    SCHEMA_VERSION,
+    ModelIdentity,
+    ProbeCard,
+    ReadoutParameters,
+    StackParameters,
+    Term,
+    Training,
+)
 from guard.probe.cett import fold
 from guard.probe.hprobes import is_hprobes, read_hprobes
 from guard.probe.neurons import Neurons, read_neurons
+from guard.probe.signals import NEURONS
 
 
 def listed(source: Path, model: ModelIdentity, weights: bool = True) -> Neurons:
@@ -36,7 +45,7 @@ def save_imported(
     if not np.isfinite(folded).all():
         raise BundleError("a weight times its neuron's column norm is more than a float32 holds: scale the list down")
     # The plain neuron score, token by token: the only thing that a list says. Nothing serves it before calibration.
-    plain = StackParameters(mean=(0.0, 0.0, 0.0), scale=(1.0, 1.0, 1.0), weight=(1.0, 0.0, 0.0), bias=0.0)
+    plain = StackParameters(signals={NEURONS: Term(mean=0.0, scale=1.0, weight=1.0)}, bias=0.0)
     try:
         card = ProbeCard(
             schema_version=SCHEMA_VERSION,

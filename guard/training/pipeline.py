@@ -29,8 +29,9 @@ from guard.judge.spans import find_span
 from guard.probe import cett
 from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.card import ModelIdentity, ProbeCard, ReadoutParameters, SetMetrics, Span, ThresholdMetrics, Training
-from guard.probe.readout import Signals, unit_readout
+from guard.probe.readout import unit_readout
 from guard.probe.reference import Reference
+from guard.probe.signals import NEURONS, TokenSignals
 from guard.training import calibration
 from guard.training.config import FitConfig
 from guard.training.examples import DataSplit, Locate, choose, chosen_in
@@ -58,16 +59,17 @@ def detailed(dealt: DataSplit, window: int) -> list[int]:
     return sorted({*long, *dealt.parts["calibration"][:TOKEN_ANSWERS]})
 
 
-def whole(answer: Chosen, mean: float, lead: float) -> Signals:
+def whole(answer: Chosen, mean: float, prompt_score: float) -> TokenSignals:
     """Signals of an answer that is one window, from the mean score over its last prompt token and its tokens.
 
     Its tokens' scores are not known one by one: each has their mean. The last of a cut answer was never fed back.
     """
     n = len(answer.tokens)
     fed = n - (not answer.ended)
-    neurons = np.full(n, ((fed + 1) * mean - lead) / fed if fed else np.nan, np.float32)
+    neurons = np.full(n, ((fed + 1) * mean - prompt_score) / fed if fed else np.nan, np.float32)
     neurons[fed:] = np.nan
-    return Signals(lead, neurons, np.array(answer.entropy, np.float32), np.array(answer.logprob, np.float32))
+    draws = {name: np.array(values, np.float32) for name, values in answer.draws.items()}
+    return TokenSignals({NEURONS: prompt_score}, {NEURONS: neurons, **draws})
 
 
 class Fit:
@@ -175,7 +177,7 @@ class Fit:
         dealt: DataSplit,
         found: NeuronSelection,
         window: int,
-        measured: dict[int, Signals],
+        measured: dict[int, TokenSignals],
         reference: Reference,
     ) -> Bundle:
         parts, chosen = dealt.parts, dealt.chosen
@@ -203,8 +205,8 @@ class Fit:
         )
 
     def _signals(
-        self, dealt: DataSplit, found: NeuronSelection, rows: Sequence[int], measured: Mapping[int, Signals]
-    ) -> list[Signals]:
+        self, dealt: DataSplit, found: NeuronSelection, rows: Sequence[int], measured: Mapping[int, TokenSignals]
+    ) -> list[TokenSignals]:
         """What the probe would have read of these answers: as measured, or from what was collected of them."""
         means = self._of_questions(MEANS, dealt, rows).take(found.index) @ found.coefficient
         leads = self._of_questions(LEADS, dealt, rows).take(found.index) @ found.coefficient

@@ -22,7 +22,7 @@ from guard.judge.spans import find_span, token_offsets, tokens_of
 from guard.launch.engines import self_test_prompt
 from guard.launch.self_test import make_reference
 from guard.probe.bundle import Bundle, save_bundle
-from guard.probe.readout import Signals
+from guard.probe.signals import TokenSignals
 from guard.training import calibration
 from guard.training.config import CalibrationConfig
 from guard.versions import engine_version
@@ -51,7 +51,7 @@ async def recalibrate(
     wrong = np.array([not verdicts[i][0] for i in kept], bool)
     say(f"{len(kept)} of {len(questions)} answers judged, {int(wrong.sum())} of them wrong")
     parts = split([questions[i] for i in kept], SHARES, config.seed)
-    signals = [Signals.from_dict(answered[i]["signals"]) for i in kept]
+    signals = [TokenSignals.from_dict(answered[i]["signals"]) for i in kept]
     spans = [tokens_of(token_offsets(tokenizer, answered[i]["tokens"]), find_span(texts[i])) for i in kept]
     use, test = parts["calibration"], parts["test"]
     window = max(1, int(np.ceil(np.quantile([len(signals[i]) for i in use], 0.9))))
@@ -82,7 +82,7 @@ async def recalibrate(
     )
     reference = await make_reference(engine, self_test_prompt(engine))
     # A risk before generation that the old bundle gave may say nothing of these questions.
-    kept_tensors = {name: tensor for name, tensor in bundle.tensors.items() if name != "right_foreseen"}
+    kept_tensors = {name: tensor for name, tensor in bundle.tensors.items() if name != "right_prompt_risks"}
     with explained(out):
         return save_bundle(out, card, {**kept_tensors, **made.risks}, reference)
 

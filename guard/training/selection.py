@@ -21,8 +21,8 @@ from guard.judge.rules import RemoteJudge
 from guard.launch.engines import self_test_prompt
 from guard.launch.self_test import make_reference
 from guard.probe.bundle import Bundle
-from guard.probe.readout import SignalFault, Signals
 from guard.probe.reference import Reference
+from guard.probe.signals import SignalFault, TokenSignals
 from guard.training.examples import DataSplit
 from guard.training.neurons import NeuronSelection
 
@@ -51,7 +51,7 @@ class Selection:
         candidates: Sequence[NeuronSelection],
         bundles: Mapping[float, Bundle],
         rows: Sequence[int],
-    ) -> tuple[NeuronSelection, dict[int, Signals]]:
+    ) -> tuple[NeuronSelection, dict[int, TokenSignals]]:
         """The candidate, and what its taps say of the answers in ``rows``. ``bundles``: by C, to measure with."""
         best = candidates[0]
         if len(candidates) > 1:
@@ -64,7 +64,7 @@ class Selection:
                         self._work.write_json(SUPPRESSED, right)
             best = self._best(candidates, right)
         name = MEASURED.format(C=best.C)
-        known = {row["row"]: Signals.from_dict(row) for row in self._work.rows(name)}
+        known = {row["row"]: TokenSignals.from_dict(row) for row in self._work.rows(name)}
         open_ = [row for row in rows if row not in known]
         if open_ or not self._work.has(REFERENCE.format(C=best.C)):
             async with engines.guarded(bundles[best.C]) as engine:
@@ -112,7 +112,7 @@ class Selection:
         verdicts = await judge_all(self._work, questions, said, self._judge)
         return sum(verdict is True for (verdict,) in verdicts.values())
 
-    async def _measure(self, engine: Any, name: str, rows: Sequence[int]) -> dict[int, Signals]:
+    async def _measure(self, engine: Any, name: str, rows: Sequence[int]) -> dict[int, TokenSignals]:
         """What the taps say of these answers; each is kept as it comes. Raises FitError for what is not finite."""
         found = {}
         progress = Progress(self._say, "measured", len(rows), "answers")
@@ -122,7 +122,7 @@ class Selection:
                 signals = await score_answers(engine, [self._dealt.chosen[row] for row in part])
                 flawed = 0
                 for row, one in zip(part, signals, strict=True):
-                    if one.flaw() is SignalFault.NOT_FINITE:
+                    if one.fault() is SignalFault.NOT_FINITE:
                         flawed += 1
                         continue
                     found[row] = one

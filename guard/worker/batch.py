@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from guard.ipc.capture import CaptureParams
 from guard.ipc.rows import rows_of_call
 from guard.ipc.score_table import ScoreTable
+from guard.probe.signals import ENTROPY, LOGPROB, Source
+
+Measured = dict[str, torch.Tensor]  # signals of one source by name, float32 [rows] each
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,34 +141,27 @@ class Step:
 class StepCapture:
     """What one step measured, and where it belongs; on the device until ``to_host``.
 
-    activations: rows and the step's scores, float32 [rows of the step].
-    draws: rows, and the entropy and log-probability in nats that they index, float32.
+    measured: by source, rows and what they index.
     """
 
     captured: BatchParams
-    activations: tuple[Rows, torch.Tensor] | None = None
-    draws: list[tuple[Rows, torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    measured: list[tuple[Source, Rows, Measured]] = field(default_factory=list)
 
     def to_host(self) -> StepCapture:
         """Copies on their way to the host (pinned, asynchronous from CUDA): wait for the stream before a deposit."""
-
-        def copy(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to("cpu", non_blocking=True)
-
-        activations = self.activations and (self.activations[0], copy(self.activations[1]))
-        return StepCapture(self.captured, activations, [(rows, copy(e), copy(p)) for rows, e, p in self.draws])
+        copies = [
+            (source, rows, {name: values.to("cpu", non_blocking=True) for name, values in signals.items()})
+            for source, rows, signals in self.measured
+        ]
+        return StepCapture(self.captured, copies)
 
     def deposit(self, table: ScoreTable) -> None:
         """Write everything into the table. The tensors must be on the host."""
         captured = self.captured
-        if self.activations is not None:
-            rows, score = self.activations
+        for source, rows, signals in self.measured:
             slot, generation = captured.slot[rows.owner], captured.generation[rows.owner]
-            table.write_activations(slot, generation, rows.position, score.numpy()[rows.row])
-        for rows, entropy, logprob in self.draws:
-            slot, generation = captured.slot[rows.owner], captured.generation[rows.owner]
-            entropies, logprobs = entropy.numpy()[rows.row], logprob.numpy()[rows.row]
-            table.write_draws(slot, generation, rows.position, entropies, logprobs)
+            values = {name: tensor.numpy()[rows.row] for name, tensor in signals.items()}
+            table.write(source, slot, generation, rows.position, values)
 
 
 def measure_given(
@@ -174,8 +170,8 @@ def measure_given(
     compute_logits: Callable[[torch.Tensor], torch.Tensor | None],
     tokens: NDArray[np.int64],
     vocabulary: int,
-) -> list[tuple[Rows, torch.Tensor, torch.Tensor]]:
-    """Entropy and log-probability of given tokens [rows], each drawn one row before its own.
+) -> list[tuple[Source, Rows, Measured]]:
+    """The signals of draws of given tokens [rows], each drawn one row before its own.
 
     Every rank must call this: ``compute_logits`` gathers the vocabulary over them, and returns None on those that do
     not sample.
@@ -188,11 +184,11 @@ def measure_given(
         logits = compute_logits(hidden[index])
         if logits is None:
             continue
-        entropy, normaliser = statistics(logits)
+        found = Statistics.of(logits)
         chosen = torch.from_numpy(tokens[part]).to(hidden.device, non_blocking=True)
         # Positions are those of the tokens, one after the rows that draw them.
         own = Rows(np.arange(len(logits)), rows.owner[part], rows.position[part] + 1)
-        measured.append((own, entropy, log_probability(logits, normaliser, chosen)))
+        measured.append((Source.DRAW, own, found.signals(logits, chosen)))
     return measured
 
 
@@ -202,17 +198,29 @@ _CACHED = 1 << 18
 _NEGLIGIBLE = -200.0
 
 
-def statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(entropy in nats, log of the sum of exponentials) of each row: [rows, vocabulary] -> float32 [rows] each."""
-    if logits.is_cuda:
-        from guard.worker.kernels import row_statistics
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Of each row of logits [rows, vocabulary]: entropy in nats and log of the sum of exponentials, float32 [rows]."""
 
-        return row_statistics(logits)
-    step = max(1, _CACHED // logits.shape[1])
-    if logits.shape[0] <= step:
-        return _statistics(logits)
-    entropy, normaliser = zip(*(_statistics(part) for part in torch.split(logits, step)), strict=True)
-    return torch.cat(entropy), torch.cat(normaliser)
+    entropy: torch.Tensor
+    normaliser: torch.Tensor
+
+    @classmethod
+    def of(cls, logits: torch.Tensor) -> Statistics:
+        if logits.is_cuda:
+            from guard.worker.kernels import row_statistics
+
+            return cls(*row_statistics(logits))
+        step = max(1, _CACHED // logits.shape[1])
+        if logits.shape[0] <= step:
+            return cls(*_statistics(logits))
+        entropy, normaliser = zip(*(_statistics(part) for part in torch.split(logits, step)), strict=True)
+        return cls(torch.cat(entropy), torch.cat(normaliser))
+
+    def signals(self, logits: torch.Tensor, tokens: torch.Tensor) -> Measured:
+        """The signals of a draw of one token of each row, tokens int64 [rows]; logits may be masked but at those."""
+        chosen = logits.gather(1, tokens[:, None])[:, 0].float()
+        return {ENTROPY: self.entropy, LOGPROB: chosen - self.normaliser}
 
 
 def _statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -226,11 +234,6 @@ def _statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return log_total - weight.mul_(distance).sum(-1).div_(total), log_total + peak[:, 0]
 
 
-def log_probability(logits: torch.Tensor, normaliser: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Log-probability in nats of one token of each row: tokens int64 [rows] -> float32 [rows]."""
-    return logits.gather(1, tokens[:, None])[:, 0].float() - normaliser
-
-
 class Drawn:
     """The distributions of one step, measured before anything is drawn from them.
 
@@ -240,16 +243,16 @@ class Drawn:
 
     def __init__(self, logits: torch.Tensor) -> None:
         """logits [rows, vocabulary], on the CPU."""
+        self._statistics: Statistics | None = None
         if logits.numel() <= _CACHED:
             self._kept = logits.float().log_softmax(-1).clamp_min_(_NEGLIGIBLE)
-            self.entropy = -(self._kept.exp().mul_(self._kept).sum(-1))
-            self._normaliser: torch.Tensor | None = None
+            self._entropy = -(self._kept.exp().mul_(self._kept).sum(-1))
         else:
-            self.entropy, self._normaliser = statistics(logits)
+            self._statistics = Statistics.of(logits)
             self._kept = logits.clone() if logits.dtype is torch.float32 else logits
 
-    def log_probability(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Of one token of each row, in nats: tokens int64 [rows] -> float32 [rows]."""
-        if self._normaliser is None:
-            return self._kept.gather(1, tokens[:, None])[:, 0]
-        return log_probability(self._kept, self._normaliser, tokens)
+    def signals(self, tokens: torch.Tensor) -> Measured:
+        """The signals of a draw of one token of each row: tokens int64 [rows]."""
+        if self._statistics is None:
+            return {ENTROPY: self._entropy, LOGPROB: self._kept.gather(1, tokens[:, None])[:, 0]}
+        return self._statistics.signals(self._kept, tokens)

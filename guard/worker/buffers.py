@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from guard.ipc.taps import TapConfig
+from guard.ipc.taps import TapConfig, TapSpec
 from guard.probe.cett import EPSILON
-from guard.probe.taps import TapSpec
-from guard.worker.batch import Step
+from guard.probe.signals import NEURONS
+from guard.worker.batch import Measured, Step
 
 
 @dataclass(slots=True)
@@ -96,11 +96,15 @@ class Taps:
             host = host.pin_memory()  # torch keeps it until the copy is done
         self.alpha[: len(values)].copy_(host, non_blocking=True)
 
-    def total(self, rows: int) -> torch.Tensor:
-        """The first rows' scores over all ranks, float32 [rows]: a tensor of its own, which no later step clears.
+    def signals(self, rows: int) -> Measured:
+        """The signals of the forward pass of the first rows: tensors of their own, which no later step clears.
 
         Every rank must call it when any does.
         """
+        return {NEURONS: self.total(rows)}
+
+    def total(self, rows: int) -> torch.Tensor:
+        """The first rows' neuron scores over all ranks, float32 [rows]."""
         score = self._summed()[:rows] if self._read else self.score[:rows].clone()
         if self.ranks == 1:
             return score

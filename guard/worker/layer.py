@@ -18,7 +18,7 @@ from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.linear import RowParallelLinear, UnquantizedLinearMethod
 
 from guard.errors import TapError, UnsupportedError
-from guard.probe.taps import LayerTap
+from guard.ipc.taps import LayerTap
 from guard.worker import activations, buffers, ops
 from guard.worker.buffers import Taps
 

@@ -13,6 +13,7 @@ import torch
 
 from guard.ipc.capture import CaptureParams, unpack
 from guard.ipc.score_table import ScoreTable
+from guard.probe.signals import Source
 from guard.worker.batch import BatchParams, Drawn, Step, StepCapture, measure_given
 from guard.worker.buffers import Taps
 
@@ -79,15 +80,14 @@ class AdapterV1:
         return Step(self._captured, batch.num_computed_tokens_cpu[:count], bounds[1:] - bounds[:-1])
 
     def _after_forward(self, step: Step, hidden: torch.Tensor) -> None:
-        score = self._taps.total(step.rows)
         rows = step.activations()
         given = step.given(rows)
-        step_capture = StepCapture(step.captured, (rows, score))
+        step_capture = StepCapture(step.captured, [(Source.FORWARD, rows, self._taps.signals(step.rows))])
         if len(given):
             batch = self._runner.input_batch
             tokens = batch.token_ids_cpu[given.owner, given.position + 1].astype(np.int64)
             model = self._runner.model
-            step_capture.draws = measure_given(given, hidden, model.compute_logits, tokens, batch.vocab_size)
+            step_capture.measured += measure_given(given, hidden, model.compute_logits, tokens, batch.vocab_size)
         if self._table is not None:
             step_capture.deposit(self._table)
 
@@ -100,8 +100,8 @@ class AdapterV1:
             count = len(step.scheduled)
             ready = ~self._runner.discard_request_mask.np[:count].astype(bool)
             rows = step.draws(ready, self._table.positions)
-            logprob = drawn.log_probability(output.sampled_token_ids[:, 0].long())
-            StepCapture(step.captured, None, [(rows, drawn.entropy, logprob)]).deposit(self._table)
+            signals = drawn.signals(output.sampled_token_ids[:, 0].long())
+            StepCapture(step.captured, [(Source.DRAW, rows, signals)]).deposit(self._table)
         return output
 
     def _hide_generators(self) -> None:

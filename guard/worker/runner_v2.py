@@ -19,7 +19,8 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from guard.errors import TapError, UnsupportedError
 from guard.ipc.capture import EMPTY, unpack
 from guard.ipc.score_table import ScoreTable
-from guard.worker.batch import BatchParams, Step, StepCapture, log_probability, measure_given, statistics
+from guard.probe.signals import Source
+from guard.worker.batch import BatchParams, Measured, Statistics, Step, StepCapture, measure_given
 from guard.worker.buffers import Taps
 
 
@@ -81,8 +82,8 @@ class GuardSampler:
 
     def __init__(self, sampler: Any, state: GuardModelState) -> None:
         self._sampler, self._state = sampler, state
-        self._raw: tuple[torch.Tensor, torch.Tensor] | None = None
-        self.measured: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._raw: Statistics | None = None
+        self.measured: Measured | None = None
 
     @property
     def _wanted(self) -> bool:
@@ -95,18 +96,16 @@ class GuardSampler:
     def keep_raw(self, logits: torch.Tensor) -> None:
         """Measure ``logits`` before a grammar masks them in place."""
         if self._wanted:
-            self._raw = statistics(logits)
+            self._raw = Statistics.of(logits)
 
     def __call__(self, logits: torch.Tensor, input_batch: Any) -> Any:
         raw, self._raw, self.measured = self._raw, None, None
         if self._wanted and raw is None:
-            raw = statistics(logits)
+            raw = Statistics.of(logits)
         output = self._sampler(logits, input_batch)
         if raw is not None:
             # A drawn token was never masked, so its logit is still the model's own.
-            entropy, normaliser = raw
-            logprob = log_probability(logits, normaliser, output.sampled_token_ids[:, 0])
-            self.measured = entropy, logprob
+            self.measured = raw.signals(logits, output.sampled_token_ids[:, 0])
         return output
 
 
@@ -182,17 +181,17 @@ class AdapterV2:
             return output
         if self._sampler.measured is not None:
             rows = step.draws(self._state.ready, self._table.positions)
-            step_capture.draws.append((rows, *self._sampler.measured))
+            step_capture.measured.append((Source.DRAW, rows, self._sampler.measured))
         return GuardOutput(output, step_capture, self._table, self._runner)
 
     def _capture_of_step(self, step: Step, hidden: torch.Tensor) -> StepCapture:
         rows = step.activations()
-        step_capture = StepCapture(step.captured, (rows, self._taps.total(step.rows)))
+        step_capture = StepCapture(step.captured, [(Source.FORWARD, rows, self._taps.signals(step.rows))])
         given = step.given(rows)
         if len(given):
             tokens = self._state.given_tokens(given.owner, given.position + 1)
             compute_logits = self._runner.model.compute_logits
-            step_capture.draws = measure_given(given, hidden, compute_logits, tokens, self._runner.vocab_size)
+            step_capture.measured += measure_given(given, hidden, compute_logits, tokens, self._runner.vocab_size)
         return step_capture
 
 

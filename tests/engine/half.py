@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.probe.bundle import Bundle
-from guard.probe.readout import Signals
+from guard.probe.signals import TokenSignals
 from models.atlas.recipe.reference import Reader
 from tests.engine.harness import Produced
 from tests.engine.test_adversity import read
@@ -26,10 +26,10 @@ class References:
     def hold(self, produced: list[Produced], prompts: list[list[int]], scale: float = 1.0) -> None:
         self.hold_signals([signals(one) for one in produced], prompts, [one.tokens for one in produced], scale)
         for one in produced:  # what vLLM reports, by another path, from the same logits
-            np.testing.assert_allclose(signals(one).logprob, one.logprobs, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(signals(one)["logprob"], one.logprobs, rtol=1e-4, atol=1e-4)
 
     def hold_signals(
-        self, measured: list[Signals], prompts: list[list[int]], answers: list[list[int]], scale: float = 1.0
+        self, measured: list[TokenSignals], prompts: list[list[int]], answers: list[list[int]], scale: float = 1.0
     ) -> None:
         exact, rounded = (
             scores(read(reader, self._bundle, prompts, answers, scale)) for reader in (self._exact, self._rounded)
@@ -45,9 +45,9 @@ def assert_near(got: NDArray[np.float32], rounded: NDArray[np.float32], exact: N
     assert size(got - exact) <= NEAR * allowed
 
 
-def scores(measured: list[Signals]) -> NDArray[np.float32]:
+def scores(measured: list[TokenSignals]) -> NDArray[np.float32]:
     """Of every token but the last of each answer, which never enters the model."""
-    return np.concatenate([np.append(one.lead, one.neurons[:-1]) for one in measured])
+    return np.concatenate([np.append(one.prompt_score, one["neurons"][:-1]) for one in measured])
 
 
 def size(values: NDArray[np.float32]) -> float:

@@ -20,7 +20,7 @@ from guard.engine.client import GuardedEngine
 from guard.engine.salts import Salts
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
-from guard.probe.readout import Signals
+from guard.probe.signals import TokenSignals
 from models.atlas.recipe.reference import Reader, signals_of
 from models.atlas.recipe.trials import scaled
 from tests.engine.harness import Harness, Produced, guarded
@@ -245,7 +245,7 @@ def test_chunks_cut_inside_given_answers(
     assert sum(len(answer) > CHUNK for answer in answers) >= 8, "longer than a chunk, so cut inside"
     given = measure_all(crowded, prompts[:24], answers, scale)
     wanted = read(reader, atlas_bundle, prompts[:24], answers, scale)
-    assert [off(*pair, len(pair[1].neurons)) for pair in zip(given, wanted, strict=True)] == [None] * 24
+    assert [off(*pair, len(pair[1]["neurons"])) for pair in zip(given, wanted, strict=True)] == [None] * 24
 
 
 def test_preempted_answers_are_replayed_in_chunks(
@@ -265,10 +265,10 @@ def test_preempted_answers_are_replayed_in_chunks(
 
 def measure_all(
     harness: Harness, prompts: Sequence[list[int]], answers: Sequence[list[int]], scale: float
-) -> list[Signals]:
+) -> list[TokenSignals]:
     """Given texts, all at once."""
 
-    async def all_at_once() -> list[Signals]:
+    async def all_at_once() -> list[TokenSignals]:
         given = enumerate(zip(prompts, answers, strict=True))
         return await asyncio.gather(*(harness.engine.measure(p, a, scale, f"given-{i}") for i, (p, a) in given))
 
@@ -277,7 +277,7 @@ def measure_all(
 
 def read(
     reader: Reader, bundle: Bundle, prompts: Sequence[list[int]], answers: Sequence[list[int]], scale: float
-) -> list[Signals]:
+) -> list[TokenSignals]:
     """The same by hooks on transformers, its neurons scaled too."""
     positive = bundle.coefficient > 0
     flat = bundle.layer.astype(np.int64) * bundle.card.model.neurons_per_layer + bundle.neuron
@@ -352,15 +352,15 @@ def difference(got: Produced, wanted: Produced) -> str | None:
     return off(signals(got), signals(wanted), TOKENS - 1)
 
 
-def off(got: Signals, wanted: Signals, fed_back: int) -> str | None:
+def off(got: TokenSignals, wanted: TokenSignals, fed_back: int) -> str | None:
     """The first signal that is off by more than parity's tolerance; only ``fed_back`` tokens have their own score."""
-    scale = RELATIVE * np.abs(np.append(wanted.neurons[:fed_back], wanted.lead)).max()
+    scale = RELATIVE * np.abs(np.append(wanted["neurons"][:fed_back], wanted.prompt_score)).max()
     assert np.isfinite(scale)
     for name, found, expected, slack in (
-        ("lead", got.lead, wanted.lead, scale),
-        ("neurons", got.neurons[:fed_back], wanted.neurons[:fed_back], scale),
-        ("entropy", got.entropy, wanted.entropy, 1e-4),
-        ("logprob", got.logprob, wanted.logprob, 1e-4),
+        ("lead", got.prompt_score, wanted.prompt_score, scale),
+        ("neurons", got["neurons"][:fed_back], wanted["neurons"][:fed_back], scale),
+        ("entropy", got["entropy"], wanted["entropy"], 1e-4),
+        ("logprob", got["logprob"], wanted["logprob"], 1e-4),
     ):
         if not np.allclose(found, expected, rtol=RELATIVE, atol=slack):
             return f"{name}: {found} is not {expected}"

@@ -20,6 +20,7 @@ from guard.ipc import capture
 from guard.ipc.score_table import ScoreTable
 from guard.policy import Action, Fail, Hold, Mode, Policy
 from guard.probe.bundle import Bundle
+from guard.probe.signals import ENTROPY, LOGPROB, NEURONS, Source
 
 PROMPT = [5, 6, 7]
 WORDS = ["It", " is", " Mars", "."]
@@ -64,7 +65,8 @@ class ScriptedEngine:
                 at = len(PROMPT) + k
                 self.drawn += params.n
                 for index, generation in slots:
-                    self.table.write_draws(*self._key(index, generation, at), np.ones(1, "f4"), -np.ones(1, "f4"))
+                    draws = {ENTROPY: np.ones(1, "f4"), LOGPROB: -np.ones(1, "f4")}
+                    self.table.write(Source.DRAW, *self._key(index, generation, at), draws)
                 if k:
                     self._activate(slots, at - 1)
                 finished = k == len(words) - 1
@@ -82,7 +84,7 @@ class ScriptedEngine:
     def _activate(self, slots: list[list[int]], at: int) -> None:
         for seat_number, (index, generation) in enumerate(slots):
             score = self.score(at, seat_number, self._scale)
-            self.table.write_activations(*self._key(index, generation, at), np.full(1, score, "f4"))
+            self.table.write(Source.FORWARD, *self._key(index, generation, at), {NEURONS: np.full(1, score, "f4")})
 
     @staticmethod
     def _key(index: int, generation: int, at: int) -> tuple[Any, Any, Any]:
@@ -123,8 +125,8 @@ async def test_text_flows_and_the_verdict_comes_with_the_end(engine: GuardedEngi
     assert seen == WORDS
     signals = call.verdicts[0].signals
     assert signals is not None
-    assert signals.lead == 2
-    np.testing.assert_array_equal(signals.neurons, [3, 4, 5, np.nan])
+    assert signals.prompt_score == 2
+    np.testing.assert_array_equal(signals["neurons"], [3, 4, 5, np.nan])
     assert engine.pool.in_use == 0
 
 
@@ -328,7 +330,7 @@ async def test_the_last_token_s_own_score_is_left_out_whatever_the_schedule(
         _, call = await texts(engine, Policy(Mode.SCORE, 0.5, token_risk_in_stream=True))
         signals = call.verdicts[0].signals
         assert signals is not None
-        assert np.isnan(signals.neurons[-1]) == (reasons != ("stop", None)), "before the end of the sequence it exists"
+        assert np.isnan(signals[NEURONS][-1]) == (reasons != ("stop", None)), "before the end of the sequence it exists"
         said.append((call.verdicts[0].risk, call.verdicts[0].token_risks, call.token_risks[0]))
     assert said[0] == said[1]
 

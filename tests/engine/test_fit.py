@@ -23,7 +23,7 @@ from guard.judge.question import Question
 from guard.probe.bundle import Bundle, load_bundle
 from guard.probe.cett import norms_of
 from guard.probe.identity import identify
-from guard.probe.readout import Signals
+from guard.probe.signals import TokenSignals
 from guard.training.config import CalibrationConfig, FitConfig
 from guard.training.examples import ANSWERS, CHOSEN, SAMPLES, DataSplit
 from guard.training.pipeline import FOUND, SHARES, Fit, whole
@@ -138,7 +138,7 @@ def test_what_is_collected_with_an_answer_stands_for_what_is_measured_of_it(fitt
     bundle, folder = fitted
     work = StageStore(folder, {"seed": 0})
     chosen = [Chosen(**row) for row in work.rows(CHOSEN)]
-    measured = {row["row"]: Signals.from_dict(row) for row in work.rows(MEASURED.format(C=bundle.card.training.C))}
+    measured = {row["row"]: TokenSignals.from_dict(row) for row in work.rows(MEASURED.format(C=bundle.card.training.C))}
     assert len(measured) > 20
     flat = bundle.layer.astype(int) * bundle.card.model.neurons_per_layer + bundle.neuron
     norms = norms_of(ATLAS, bundle.card.model.layers, bundle.card.model.neurons_per_layer).reshape(-1)[flat]
@@ -152,10 +152,10 @@ def test_what_is_collected_with_an_answer_stands_for_what_is_measured_of_it(fitt
             for name in (MEANS, LEADS)
         ]
         made = whole(chosen[row], *cett)
-        assert made.lead == pytest.approx(one.lead, rel=1e-3, abs=1e-4)
-        assert np.nanmean(made.neurons) == pytest.approx(np.nanmean(one.neurons), rel=1e-3, abs=1e-4)
-        np.testing.assert_allclose(made.entropy, one.entropy, rtol=1e-3, atol=1e-4)
-        np.testing.assert_allclose(made.logprob, one.logprob, rtol=1e-3, atol=1e-4)
+        assert made.prompt_score == pytest.approx(one.prompt_score, rel=1e-3, abs=1e-4)
+        assert np.nanmean(made["neurons"]) == pytest.approx(np.nanmean(one["neurons"]), rel=1e-3, abs=1e-4)
+        np.testing.assert_allclose(made["entropy"], one["entropy"], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(made["logprob"], one["logprob"], rtol=1e-3, atol=1e-4)
 
 
 def test_collected_leads_are_transformers_s(

@@ -19,6 +19,7 @@ from guard.ipc.score_table import ScoreTable, SlotPool
 from guard.policy import Action, Fail, Hold, Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Peak, Readout
+from guard.probe.signals import NEURONS, Source, names
 
 PROMPT = [5, 6, 7]
 EOS = 1
@@ -75,11 +76,11 @@ class Stage:
     def _write(self, slot: Any, step: int, scores: Sequence[float | None]) -> None:
         key = (np.array([slot.index]), np.array([slot.generation], np.uint32))
         at = len(PROMPT) + step
-        self.table.write_draws(*key, np.array([at]), np.zeros(1, "f4"), np.zeros(1, "f4"))
+        self.table.write(Source.DRAW, *key, np.array([at]), {name: np.zeros(1, "f4") for name in names(Source.DRAW)})
         # A token's own score exists when it is fed back: with the output of the next one.
         score = SAFE if step == 0 else scores[step - 1]
         if score is not None:
-            self.table.write_activations(*key, np.array([at - 1]), np.full(1, score, "f4"))
+            self.table.write(Source.FORWARD, *key, np.array([at - 1]), {NEURONS: np.full(1, score, "f4")})
 
 
 @pytest.fixture
@@ -293,8 +294,8 @@ def test_what_was_given_of_a_turn_is_scored_with_it(stage: Stage) -> None:
     (slot,) = stage.pool.claim(1)
     key = np.full(5, slot.index), np.full(5, slot.generation, np.uint32)
     scores = np.array([1.0, 5.0, 6.0, -7.0, 0.5], "f4")  # of the prompt's three tokens and of two drawn ones
-    stage.table.write_activations(*key, np.arange(5), scores)
-    stage.table.write_draws(*key, np.arange(5), np.zeros(5, "f4"), np.zeros(5, "f4"))
+    stage.table.write(Source.FORWARD, *key, np.arange(5), {NEURONS: scores})
+    stage.table.write(Source.DRAW, *key, np.arange(5), {name: np.zeros(5, "f4") for name in names(Source.DRAW)})
     answer = Answer(0, slot, prompt_length=3, token_ids=[100, 101, EOS], given=2)
     verdict = answer.judge(stage.table, stage.readout, policy(), ended=True)
     whole = Answer(0, slot, prompt_length=1, token_ids=[6, 7, 100, 101, EOS])
@@ -303,5 +304,5 @@ def test_what_was_given_of_a_turn_is_scored_with_it(stage: Stage) -> None:
     assert verdict.prompt_risk == expected.prompt_risk
     assert (verdict.token_ids, verdict.scored_tokens, expected.scored_tokens) == ([100, 101], 2, 4)
     assert verdict.peak == Peak(0, 2)
-    assert whole.signals(stage.table, 0, 4).lead == answer.signals(stage.table, -2, 2).lead == 1.0
+    assert whole.signals(stage.table, 0, 4).prompt_score == answer.signals(stage.table, -2, 2).prompt_score == 1.0
     stage.pool.release([slot], True)

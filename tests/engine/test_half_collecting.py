@@ -83,7 +83,7 @@ def test_greedy_answers_and_their_neurons(collecting: Harness, model: Model, tmp
             np.concatenate([getattr(one, name) for one in reader.read(model.prompts, answers)])
             for reader in (model.exact, model.rounded)
         )
-        got = np.concatenate([getattr(found[number], name) for number in range(PROMPTS)]).astype(np.float32)
+        got = np.concatenate([found[number].draws[name] for number in range(PROMPTS)]).astype(np.float32)
         assert_near(got, rounded, exact)
 
 

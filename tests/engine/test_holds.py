@@ -17,6 +17,7 @@ from guard.engine.gate import OutputGate
 from guard.ipc.score_table import Slot
 from guard.policy import Action, Hold, Mode, Policy
 from guard.probe.bundle import Bundle, save_bundle
+from guard.probe.signals import Source
 from models.atlas.recipe.questions import load_ledger
 from tests.engine.harness import Harness, guarded
 
@@ -44,7 +45,7 @@ def engine(narrow: Bundle) -> Iterator[Harness]:
 def furthest(harness: Harness, slot: Slot) -> int:
     """The last position that the worker has written for this claim."""
     table = harness.engine.table
-    return int(np.flatnonzero(table.draws[slot.index]["generation"] == slot.generation).max())
+    return int(np.flatnonzero(table.entries[Source.DRAW][slot.index]["generation"] == slot.generation).max())
 
 
 def run(harness: Harness, prompt: list[int], policy: Policy, kind: RequestOutputKind, n: int = 1) -> Any:

@@ -14,8 +14,9 @@ from guard.ipc.taps import spec_of
 from guard.probe import cett
 from guard.probe.bundle import Bundle
 from guard.probe.cett import EPSILON
+from guard.probe.signals import ENTROPY, LOGPROB
 from guard.worker import ops
-from guard.worker.batch import BatchParams, Drawn, Step, log_probability, statistics
+from guard.worker.batch import BatchParams, Drawn, Statistics, Step
 from guard.worker.buffers import Taps
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -182,17 +183,20 @@ def logits(rows: int, vocabulary: int, spread: float, dtype: torch.dtype) -> tor
 @pytest.mark.parametrize("path", ["triton", "torch"])
 def test_statistics(kernels: ModuleType, path: str, vocabulary: int, spread: float, dtype: torch.dtype) -> None:
     rows = logits(5, vocabulary, spread, dtype)
-    entropy, normaliser = kernels.row_statistics(rows) if path == "triton" else statistics(rows.cpu())
+    made = Statistics(*kernels.row_statistics(rows)) if path == "triton" else Statistics.of(rows.cpu())
     exact = rows.cpu().double().log_softmax(-1)
-    np.testing.assert_allclose(entropy.cpu(), torch.special.entr(exact.exp()).sum(-1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(made.entropy.cpu(), torch.special.entr(exact.exp()).sum(-1), rtol=1e-5, atol=1e-5)
     token = rows.cpu().argmax(-1)
-    got = log_probability(rows.cpu(), normaliser.cpu(), token)
+    got = Statistics(made.entropy.cpu(), made.normaliser.cpu()).signals(rows.cpu(), token)[LOGPROB]
     np.testing.assert_allclose(got, exact.gather(1, token[:, None])[:, 0], rtol=1e-5, atol=1e-5)
 
 
 def test_statistics_of_no_rows(kernels: ModuleType) -> None:
-    for made in (kernels.row_statistics(torch.empty(0, 9, device=DEVICE)), statistics(torch.empty(0, 9))):
-        assert [len(part) for part in made] == [0, 0]
+    for made in (
+        Statistics(*kernels.row_statistics(torch.empty(0, 9, device=DEVICE))),
+        Statistics.of(torch.empty(0, 9)),
+    ):
+        assert (len(made.entropy), len(made.normaliser)) == (0, 0)
 
 
 def test_a_tap_is_the_probe_on_contributions() -> None:
@@ -213,8 +217,9 @@ def test_what_is_kept_survives_sampling_in_place(vocabulary: int) -> None:
     drawn = Drawn(rows)
     rows.fill_(0)
     token = exact.argmax(-1)
-    np.testing.assert_allclose(drawn.entropy, torch.special.entr(exact.exp()).sum(-1), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(drawn.log_probability(token), exact.gather(1, token[:, None])[:, 0], atol=1e-5)
+    found = drawn.signals(token)
+    np.testing.assert_allclose(found[ENTROPY], torch.special.entr(exact.exp()).sum(-1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[LOGPROB], exact.gather(1, token[:, None])[:, 0], atol=1e-5)
 
 
 def test_layers_are_summed_as_taps_would_sum_them(bundle: Bundle) -> None:

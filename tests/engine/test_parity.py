@@ -8,7 +8,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
-from guard.probe.readout import Signals
+from guard.probe.signals import TokenSignals
 from models.atlas.recipe.reference import Reader, signals_of
 from tests.engine.harness import SCORE, Harness, Produced
 
@@ -16,27 +16,27 @@ RELATIVE = 1e-3
 LENGTHS = [8 + 3 * (i % 9) for i in range(50)]
 
 
-def reference(reader: Reader, bundle: Bundle, prompts: list[list[int]], answers: list[list[int]]) -> list[Signals]:
+def reference(reader: Reader, bundle: Bundle, prompts: list[list[int]], answers: list[list[int]]) -> list[TokenSignals]:
     """The same measurements by hooks on transformers, by brute force over every neuron of the probe."""
     readings = reader.read(prompts, answers, (bundle.layer, bundle.neuron), batch=8)
     return [signals_of(reading, bundle.coefficient) for reading in readings]
 
 
-def assert_measured(produced: list[Produced], expected: list[Signals]) -> None:
+def assert_measured(produced: list[Produced], expected: list[TokenSignals]) -> None:
     assert len(produced) == len(expected)
     for one, wanted in zip(produced, expected, strict=True):
         assert one.verdict is not None
         got = one.verdict.signals
         assert got is not None
         # An answer that stops at a length limit never feeds its last token back.
-        assert np.isnan(got.neurons[-1])
-        scale = np.abs(np.append(wanted.neurons, wanted.lead)).max()
-        np.testing.assert_allclose(got.lead, wanted.lead, rtol=RELATIVE, atol=RELATIVE * scale)
-        np.testing.assert_allclose(got.neurons[:-1], wanted.neurons[:-1], rtol=RELATIVE, atol=RELATIVE * scale)
-        np.testing.assert_allclose(got.entropy, wanted.entropy, rtol=RELATIVE, atol=1e-4)
-        np.testing.assert_allclose(got.logprob, wanted.logprob, rtol=RELATIVE, atol=1e-4)
+        assert np.isnan(got["neurons"][-1])
+        scale = np.abs(np.append(wanted["neurons"], wanted.prompt_score)).max()
+        np.testing.assert_allclose(got.prompt_score, wanted.prompt_score, rtol=RELATIVE, atol=RELATIVE * scale)
+        np.testing.assert_allclose(got["neurons"][:-1], wanted["neurons"][:-1], rtol=RELATIVE, atol=RELATIVE * scale)
+        np.testing.assert_allclose(got["entropy"], wanted["entropy"], rtol=RELATIVE, atol=1e-4)
+        np.testing.assert_allclose(got["logprob"], wanted["logprob"], rtol=RELATIVE, atol=1e-4)
         # vLLM's own log-probabilities, by another path.
-        np.testing.assert_allclose(got.logprob, one.logprobs, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(got["logprob"], one.logprobs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +93,9 @@ def test_scale_off_leaves_neighbours_unchanged(tight: Harness, alone: list[Produ
         assert unscaled is not None
         if policy is SCORE:
             assert one.tokens == wanted.tokens
-            np.testing.assert_allclose(got.neurons, unscaled.neurons, rtol=RELATIVE, atol=1e-4)
+            np.testing.assert_allclose(got["neurons"], unscaled["neurons"], rtol=RELATIVE, atol=1e-4)
         else:
-            assert not np.allclose(got.lead, unscaled.lead, rtol=RELATIVE)
+            assert not np.allclose(got.prompt_score, unscaled.prompt_score, rtol=RELATIVE)
 
 
 def test_scaled_keys_do_not_reach_plain_requests(
@@ -109,7 +109,7 @@ def test_scaled_keys_do_not_reach_plain_requests(
     got, wanted = plain.verdict.signals, alone[i].verdict.signals
     assert got is not None
     assert wanted is not None
-    np.testing.assert_allclose(got.neurons, wanted.neurons, rtol=RELATIVE, atol=1e-4)
+    np.testing.assert_allclose(got["neurons"], wanted["neurons"], rtol=RELATIVE, atol=1e-4)
 
 
 def test_given_text_scores_as_it_did_when_generated(
@@ -120,11 +120,11 @@ def test_given_text_scores_as_it_did_when_generated(
         assert one.verdict is not None
         generated = one.verdict.signals
         assert generated is not None
-        assert np.isfinite(given.neurons).all()
-        np.testing.assert_allclose(given.lead, generated.lead, rtol=RELATIVE, atol=1e-4)
-        np.testing.assert_allclose(given.neurons[:-1], generated.neurons[:-1], rtol=RELATIVE, atol=1e-4)
-        np.testing.assert_allclose(given.entropy, generated.entropy, rtol=RELATIVE, atol=1e-4)
-        np.testing.assert_allclose(given.logprob, generated.logprob, rtol=RELATIVE, atol=1e-4)
+        assert np.isfinite(given["neurons"]).all()
+        np.testing.assert_allclose(given.prompt_score, generated.prompt_score, rtol=RELATIVE, atol=1e-4)
+        np.testing.assert_allclose(given["neurons"][:-1], generated["neurons"][:-1], rtol=RELATIVE, atol=1e-4)
+        np.testing.assert_allclose(given["entropy"], generated["entropy"], rtol=RELATIVE, atol=1e-4)
+        np.testing.assert_allclose(given["logprob"], generated["logprob"], rtol=RELATIVE, atol=1e-4)
 
 
 def test_a_grammar_does_not_hide_the_model_s_own_doubt(
@@ -137,9 +137,9 @@ def test_a_grammar_does_not_hide_the_model_s_own_doubt(
     (wanted,) = reference(reader, atlas_bundle, prompts[:1], [one.tokens])
     got = signals(one)
     count = len(got)  # the token that ends the answer is not one of its own
-    np.testing.assert_allclose(got.entropy, wanted.entropy[:count], rtol=RELATIVE, atol=1e-4)
-    np.testing.assert_allclose(got.logprob, wanted.logprob[:count], rtol=RELATIVE, atol=1e-4)
-    behind = np.array(one.logprobs[:count]) - got.logprob
+    np.testing.assert_allclose(got["entropy"], wanted["entropy"][:count], rtol=RELATIVE, atol=1e-4)
+    np.testing.assert_allclose(got["logprob"], wanted["logprob"][:count], rtol=RELATIVE, atol=1e-4)
+    behind = np.array(one.logprobs[:count]) - got["logprob"]
     assert behind.min() > -1e-4
     assert behind.max() > 0.1, "what vLLM reports is measured behind the grammar"
 
@@ -210,7 +210,7 @@ def cached_tokens() -> float:
     return _metric("vllm:prefix_cache_hits_total")
 
 
-def signals(one: Produced) -> Signals:
+def signals(one: Produced) -> TokenSignals:
     assert one.verdict is not None
     assert one.verdict.signals is not None
     return one.verdict.signals

@@ -16,7 +16,7 @@ from guard.engine.context import RequestContext, use_context
 from guard.engine.reading import Room, pieces
 from guard.ipc.rows import rows_of_call, rows_of_step
 from guard.policy import Mode, Policy
-from guard.probe.readout import Signals
+from guard.probe.signals import TokenSignals
 from tests.engine.harness import Harness
 
 
@@ -69,8 +69,8 @@ async def test_room_is_given_in_turn() -> None:
         pass
 
 
-def measured(harness: Harness, texts: list[tuple[list[int], list[int]]], scale: float) -> list[Signals]:
-    async def all_at_once() -> list[Signals]:
+def measured(harness: Harness, texts: list[tuple[list[int], list[int]]], scale: float) -> list[TokenSignals]:
+    async def all_at_once() -> list[TokenSignals]:
         return await asyncio.gather(
             *(harness.engine.measure(prompt, answer, scale, f"given-{i}") for i, (prompt, answer) in enumerate(texts))
         )
@@ -104,12 +104,12 @@ def test_the_same_as_in_one_pass(
     asked = in_pieces(tight, monkeypatch, 64)
     for _ in range(2):  # the second time, too, no position that is measured comes out of the cache
         for one, other in zip(measured(tight, texts, scale), whole, strict=True):
-            assert np.isfinite(one.neurons).all()
-            np.testing.assert_allclose(one.lead, other.lead, rtol=1e-4, atol=1e-5)
+            assert np.isfinite(one["neurons"]).all()
+            np.testing.assert_allclose(one.prompt_score, other.prompt_score, rtol=1e-4, atol=1e-5)
             for ours, wanted in (
-                (one.neurons, other.neurons),
-                (one.entropy, other.entropy),
-                (one.logprob, other.logprob),
+                (one["neurons"], other["neurons"]),
+                (one["entropy"], other["entropy"]),
+                (one["logprob"], other["logprob"]),
             ):
                 np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-4)
     assert len(asked) > 2 * len(texts)
@@ -148,7 +148,7 @@ def test_a_turn_that_goes_on_is_read_as_given_text_is(
         assert [start for start, _ in asked].count(None) == 1, "the answers themselves"
         for answer, risk in zip(answers, risks, strict=True):
             signals = measured(tight, [(prompts[0], [*said, *answer])], scale)[0]
-            signals.neurons[-1] = np.nan  # of an answer that was cut
+            signals["neurons"][-1] = np.nan  # of an answer that was cut
             assert risk == pytest.approx(kept.risk(signals)[0], rel=1e-3)
     assert tight.engine.pool.in_use == 0
 
@@ -162,6 +162,6 @@ class Noting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def risk(self, signals: Signals, before: int = 0) -> Any:
+    def risk(self, signals: TokenSignals, before: int = 0) -> Any:
         self.length = len(signals)
         return self.inner.risk(signals, before)

@@ -49,7 +49,7 @@ def test_norms_that_are_scaled_do_not_serve(engine: Harness, atlas_bundle: Bundl
 
 def test_all_layers_count_afterwards(engine: Harness, prompts: list[list[int]]) -> None:
     async def score() -> Any:
-        return (await engine.engine.measure(prompts[0], prompts[1], 1.0, "before-or-after")).neurons
+        return (await engine.engine.measure(prompts[0], prompts[1], 1.0, "before-or-after"))["neurons"]
 
     before = engine.run(score())
     reference = engine.run(make_reference(engine.engine, self_test_prompt(engine.engine)))

@@ -16,7 +16,7 @@ from app.settings import ATLAS
 from guard.ipc.capture import CaptureParams
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
-from guard.probe.readout import Signals
+from guard.probe.signals import TokenSignals
 from guard.worker.batch import BatchParams, Step
 from guard.worker.runner_v2 import GuardModelState, GuardSampler
 from models.atlas.recipe.reference import Reader
@@ -104,15 +104,15 @@ def test_scaling_is_per_request(v2: Harness, alone: list[Produced], prompts: lis
         got, unscaled = signals(one), signals(wanted)
         if policy is SCORE:
             assert one.tokens == wanted.tokens
-            np.testing.assert_allclose(got.neurons, unscaled.neurons, rtol=RELATIVE, atol=1e-4)
+            np.testing.assert_allclose(got["neurons"], unscaled["neurons"], rtol=RELATIVE, atol=1e-4)
         else:
-            assert not np.allclose(got.lead, unscaled.lead, rtol=RELATIVE)
+            assert not np.allclose(got.prompt_score, unscaled.prompt_score, rtol=RELATIVE)
 
 
 def test_given_text(v2: Harness, alone: list[Produced], prompts: list[list[int]]) -> None:
     """Scored in chunks that end inside the answer, and beside each other."""
 
-    async def measure_all() -> list[Signals]:
+    async def measure_all() -> list[TokenSignals]:
         work = [
             v2.engine.measure(prompt, one.tokens, 1.0, f"given-{i}")
             for i, (prompt, one) in enumerate(zip(prompts, alone, strict=False))
@@ -122,11 +122,11 @@ def test_given_text(v2: Harness, alone: list[Produced], prompts: list[list[int]]
     assert any(len(p) < 64 < len(p) + len(one.tokens) for p, one in zip(prompts, alone, strict=False))
     for got, one in zip(v2.run(measure_all()), alone, strict=True):
         wanted = signals(one)
-        assert np.isfinite(got.neurons).all()
-        np.testing.assert_allclose(got.lead, wanted.lead, rtol=RELATIVE, atol=1e-4)
-        np.testing.assert_allclose(got.neurons[:-1], wanted.neurons[:-1], rtol=RELATIVE, atol=1e-4)
-        np.testing.assert_allclose(got.entropy, wanted.entropy, rtol=RELATIVE, atol=1e-4)
-        np.testing.assert_allclose(got.logprob, wanted.logprob, rtol=RELATIVE, atol=1e-4)
+        assert np.isfinite(got["neurons"]).all()
+        np.testing.assert_allclose(got.prompt_score, wanted.prompt_score, rtol=RELATIVE, atol=1e-4)
+        np.testing.assert_allclose(got["neurons"][:-1], wanted["neurons"][:-1], rtol=RELATIVE, atol=1e-4)
+        np.testing.assert_allclose(got["entropy"], wanted["entropy"], rtol=RELATIVE, atol=1e-4)
+        np.testing.assert_allclose(got["logprob"], wanted["logprob"], rtol=RELATIVE, atol=1e-4)
 
 
 def test_a_grammar_does_not_hide_the_model_s_own_doubt() -> None:

@@ -14,7 +14,8 @@ from guard.engine.own import Purpose
 from guard.errors import TapError
 from guard.launch.self_test import require_live_taps
 from guard.probe.bundle import Bundle
-from guard.probe.readout import Signals
+from guard.probe.signals import TokenSignals
+from tests.measured import token_signals
 
 LIVE = [{"tapped": 3, "expected": 3, "probe": "a"}]
 
@@ -33,10 +34,10 @@ class ScriptedTaps:
 
     async def measure(
         self, prompt: list[int], response: list[int], scale: float, request_id: str, purpose: Purpose
-    ) -> Signals:
+    ) -> TokenSignals:
         assert purpose is Purpose.SELF_TEST
         value = np.full(len(response), self._scores[scale], np.float32)
-        return Signals(self._scores[scale], value, value, value)
+        return token_signals(self._scores[scale], value, value, value)
 
 
 async def run(bundle: Bundle, reports: list[dict[str, int]], scores: dict[float, float]) -> None:

@@ -41,8 +41,8 @@ def test_given_text_on_two_ranks(two_ranks: Harness, prompts: list[list[int]]) -
     assert one.verdict is not None
     generated = one.verdict.signals
     assert generated is not None
-    np.testing.assert_allclose(given.neurons[:-1], generated.neurons[:-1], rtol=RELATIVE, atol=1e-4)
-    np.testing.assert_allclose(given.entropy, generated.entropy, rtol=RELATIVE, atol=1e-4)
+    np.testing.assert_allclose(given["neurons"][:-1], generated["neurons"][:-1], rtol=RELATIVE, atol=1e-4)
+    np.testing.assert_allclose(given["entropy"], generated["entropy"], rtol=RELATIVE, atol=1e-4)
 
 
 def test_scaling_reaches_both_ranks(
@@ -58,5 +58,5 @@ def test_scaling_reaches_both_ranks(
     with scaled(reader, flat[atlas_bundle.coefficient > 0], 0.5):
         (wanted,) = reference(reader, atlas_bundle, prompts[:1], [one.tokens])
     # Draws are those of the scaled model; its neuron scores are not comparable, the hooks see |z| after scaling.
-    np.testing.assert_allclose(got.entropy, wanted.entropy, rtol=RELATIVE, atol=1e-4)
-    np.testing.assert_allclose(got.logprob, wanted.logprob, rtol=RELATIVE, atol=1e-4)
+    np.testing.assert_allclose(got["entropy"], wanted["entropy"], rtol=RELATIVE, atol=1e-4)
+    np.testing.assert_allclose(got["logprob"], wanted["logprob"], rtol=RELATIVE, atol=1e-4)

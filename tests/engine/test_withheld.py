@@ -99,7 +99,7 @@ class Guarded:
             with use_context(RequestContext(Policy(Mode.SCORE, THRESHOLD))):
                 signals = await self.engine.measure(before, turn, 1.0, f"oracle-{len(self.drawn)}")
             if not ended:
-                signals.neurons[-1] = np.nan
+                signals["neurons"][-1] = np.nan
             return float(self.engine.readout.risk(signals)[0])
 
         return self.harness.run(go())

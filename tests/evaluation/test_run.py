@@ -17,12 +17,15 @@ from guard.evaluation.figures import Answered, report, scaled, scored
 from guard.evaluation.html import render
 from guard.judge.question import Question
 from guard.probe.bundle import Bundle
-from guard.probe.readout import Readout, Signals
+from guard.probe.readout import Readout
+from tests.measured import token_signals
 
 
 def answered(score: float, right: bool | None) -> Answered:
     values = np.full(3, score, np.float32)
-    return Answered("text", Signals(score, values, np.full(3, 0.1, np.float32), np.full(3, -0.1, np.float32)), right)
+    return Answered(
+        "text", token_signals(score, values, np.full(3, 0.1, np.float32), np.full(3, -0.1, np.float32)), right
+    )
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def bundle_once(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="session")
 def foreseeing_once(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     card = make_card()
-    card = card.model_copy(update={"readout": card.readout.model_copy(update={"preemptive": (1.0, 0.0)})})
-    tensors = {**make_tensors(), "right_foreseen": np.linspace(0.01, 0.99, 99, dtype=np.float32)}
+    card = card.model_copy(update={"readout": card.readout.model_copy(update={"prompt_platt": (1.0, 0.0)})})
+    tensors = {**make_tensors(), "right_prompt_risks": np.linspace(0.01, 0.99, 99, dtype=np.float32)}
     folder: Path = tmp_path_factory.mktemp("foreseeing")
     return save_bundle(folder, card, tensors)

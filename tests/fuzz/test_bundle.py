@@ -130,7 +130,7 @@ def test_a_card_of_other_values(source: Bundle, tmp_path_factory: Any, data: st.
             case "drop":
                 del where[last]
             case _ if isinstance(where, dict):
-                where[data.draw(st.sampled_from(["isotonic", "preemptive", "at_thresholds", "x", ""]))] = data.draw(
+                where[data.draw(st.sampled_from(["isotonic", "prompt_platt", "at_thresholds", "x", ""]))] = data.draw(
                     any_json()
                 )
             case _:
@@ -171,7 +171,9 @@ def test_tensors_with_another_header(source: Bundle, tmp_path_factory: Any, data
                 header.pop(name, None)
                 continue
             case _:
-                header[data.draw(st.sampled_from(["x", "__metadata__", "right_foreseen"]))] = header.pop(name, entry)
+                header[data.draw(st.sampled_from(["x", "__metadata__", "right_prompt_risks"]))] = header.pop(
+                    name, entry
+                )
                 continue
         header[name] = entry
     text = json.dumps(header).encode()

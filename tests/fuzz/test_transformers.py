@@ -21,8 +21,9 @@ from app.protocols.wire import Token, Writer
 from guard.engine.context import RequestContext, Unscored, Verdict
 from guard.policy import Action, Decision, Fallback, Mode, Policy
 from guard.probe.bundle import Bundle
-from guard.probe.readout import Peak, Signals
+from guard.probe.readout import Peak
 from tests.fuzz.values import any_json, many, texts
+from tests.measured import token_signals
 
 HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 SECRET = "SECRET"  # in every text that a withheld answer would have had
@@ -79,7 +80,7 @@ def verdicts(draw: st.DrawFn, policy: Policy, index: int) -> Verdict:
         return Verdict(index, policy, Decision(False, action), None, None, ids, reason)
     measured = np.zeros(len(ids), np.float32)
     told = Verdict(index, policy, Decision(draw(st.booleans()), action), draw(risks), Peak(0, len(ids)), ids)
-    told.signals = Signals(0.0, measured, measured, measured) if draw(st.booleans()) else None
+    told.signals = token_signals(0.0, measured, measured, measured) if draw(st.booleans()) else None
     told.prompt_risk = draw(st.none() | risks)
     told.prompt_refused = policy.prompt_threshold is not None and draw(st.booleans())
     told.first_risk = draw(st.none() | risks)

@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 from app.settings import ATLAS
 from guard.errors import TapError
 from guard.probe.bundle import Bundle
-from guard.probe.readout import Signals
+from guard.probe.signals import TokenSignals
 from models.atlas.recipe.reference import Reader
 from tests.engine.half import References
 from tests.engine.harness import Harness, Produced, guarded, plain
@@ -95,7 +95,7 @@ def test_prefix_hits(cuda: Harness, prompts: list[list[int]], references: Refere
 
 
 def test_given_text(cuda: Harness, alone: list[Produced], prompts: list[list[int]], references: References) -> None:
-    async def measure_all() -> list[Signals]:
+    async def measure_all() -> list[TokenSignals]:
         work = [
             cuda.engine.measure(p, one.tokens, 1.0, f"given-{i}")
             for i, (p, one) in enumerate(zip(prompts, alone, strict=True))

@@ -9,6 +9,7 @@ import pytest
 
 from guard.errors import CapacityError, TapError
 from guard.ipc.score_table import ScoreTable, Slot, SlotPool
+from guard.probe.signals import ENTROPY, LOGPROB, NEURONS, Source
 
 
 @pytest.fixture
@@ -21,15 +22,15 @@ def table() -> Iterator[ScoreTable]:
 def write(table: ScoreTable, slot: Slot, position: int, value: float) -> None:
     index, generation = np.array([slot.index]), np.array([slot.generation], np.uint32)
     at, measured = np.array([position]), np.array([value], np.float32)
-    table.write_activations(index, generation, at, measured)
-    table.write_draws(index, generation, at, measured, -measured)
+    table.write(Source.FORWARD, index, generation, at, {NEURONS: measured})
+    table.write(Source.DRAW, index, generation, at, {ENTROPY: measured, LOGPROB: -measured})
 
 
 def test_the_other_side_sees_what_was_written(table: ScoreTable) -> None:
     slot = Slot(2, 7)
     write(ScoreTable(table.path), slot, 5, 1.5)
-    np.testing.assert_array_equal(table.read_neurons(slot, 4, 7), [np.nan, 1.5, np.nan])
-    entropy, logprob = table.read_draws(slot, 5, 6)
+    np.testing.assert_array_equal(table.read(Source.FORWARD, slot, 4, 7)[NEURONS], [np.nan, 1.5, np.nan])
+    entropy, logprob = table.read(Source.DRAW, slot, 5, 6).values()
     assert (entropy[0], logprob[0]) == (1.5, -1.5)
 
 
@@ -40,19 +41,19 @@ def test_a_copy_has_what_was_written_and_nothing_else(table: ScoreTable) -> None
     for position in (3, 4, 5, 6):
         write(table, target, position, 7.0)
     table.copy(source, target, 4, 6)
-    np.testing.assert_array_equal(table.read_neurons(target, 3, 7), [7.0, 1.5, np.nan, 7.0])
-    entropy, logprob = table.read_draws(target, 4, 6)
+    np.testing.assert_array_equal(table.read(Source.FORWARD, target, 3, 7)[NEURONS], [7.0, 1.5, np.nan, 7.0])
+    entropy, logprob = table.read(Source.DRAW, target, 4, 6).values()
     np.testing.assert_array_equal([entropy, logprob], [[1.5, np.nan], [-1.5, np.nan]])
 
 
 def test_an_older_claim_is_not_read(table: ScoreTable) -> None:
     write(table, Slot(1, 3), 0, 1.0)
-    assert np.isnan(table.read_neurons(Slot(1, 4), 0, 1)).all()
+    assert np.isnan(table.read(Source.FORWARD, Slot(1, 4), 0, 1)[NEURONS]).all()
 
 
 def test_fresh_memory_is_empty(table: ScoreTable) -> None:
     slot = SlotPool(4).claim(1)[0]
-    assert np.isnan(table.read_neurons(slot, 0, 16)).all()
+    assert np.isnan(table.read(Source.FORWARD, slot, 0, 16)[NEURONS]).all()
 
 
 def test_a_name_that_is_gone(table: ScoreTable) -> None:

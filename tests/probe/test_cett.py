@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from guard.ipc.taps import TapSpec
 from guard.probe import cett
-from guard.probe.taps import TapSpec
 from tests.conftest import make_tensors
 
 

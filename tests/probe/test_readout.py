@@ -9,17 +9,19 @@ import pytest
 
 from guard.errors import RequestError
 from guard.probe import conformal
-from guard.probe.readout import Readout, SignalFault, Signals, Stack, windows
+from guard.probe.readout import Readout, Stack, windows
+from guard.probe.signals import SignalFault, TokenSignals
 from guard.training import calibration
+from tests.measured import token_signals
 
 STACK = Stack((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.5, 0.25), -1.0)
 NAN = math.nan
 
 
-def signals(neurons: list[float], lead: float = 1.0) -> Signals:
+def signals(neurons: list[float], lead: float = 1.0) -> TokenSignals:
     n = len(neurons)
     entropy = np.linspace(0.1, 0.1 * n, n, dtype=np.float32)
-    return Signals(lead, np.array(neurons, np.float32), entropy, -10 * entropy)
+    return token_signals(lead, neurons, entropy, -10 * entropy)
 
 
 def test_short_answer_is_one_window_with_the_lead() -> None:
@@ -46,8 +48,8 @@ def test_last_token_without_activation_is_left_out_of_the_mean() -> None:
 def test_risk_is_that_of_the_worst_window() -> None:
     calm, spike = [0.0] * 40, [0.0] * 20 + [9.0] * 4 + [0.0] * 16
     readout = Readout(4, STACK, (1.0, 0.0), STACK)
-    flat = Signals(0.0, np.zeros(40, np.float32), np.zeros(40, np.float32), np.zeros(40, np.float32))
-    spiked = Signals(0.0, np.array(spike, np.float32), flat.entropy, flat.logprob)
+    flat = token_signals(0.0, np.zeros(40, np.float32), np.zeros(40, np.float32), np.zeros(40, np.float32))
+    spiked = token_signals(0.0, np.array(spike, np.float32), flat["entropy"], flat["logprob"])
     assert len(calm) == len(spiked)
     low, _ = readout.risk(flat)
     high, peak = readout.risk(spiked)
@@ -79,20 +81,20 @@ def test_a_token_without_score_has_no_risk() -> None:
         (signals([1.0, -math.inf]), SignalFault.NOT_FINITE),
         (signals([1.0], lead=math.inf), SignalFault.NOT_FINITE),
         (
-            Signals(1.0, np.ones(1, np.float32), np.array([NAN], np.float32), np.zeros(1, np.float32)),
+            token_signals(1.0, np.ones(1, np.float32), np.array([NAN], np.float32), np.zeros(1, np.float32)),
             SignalFault.MISSING,
         ),
     ],
 )
-def test_flaws_are_named(broken: Signals, says: SignalFault) -> None:
-    assert broken.flaw() is says
+def test_flaws_are_named(broken: TokenSignals, says: SignalFault) -> None:
+    assert broken.fault() is says
 
 
 def test_in_the_middle_of_an_answer_each_token_needs_its_score() -> None:
     whole = signals([1.0, 2.0, NAN])
-    assert whole.part(0, 2).flaw_within() is None
-    assert whole.part(1, 3).flaw_within() is SignalFault.MISSING
-    assert signals([1.0, math.inf]).flaw_within() is SignalFault.NOT_FINITE
+    assert whole.part(0, 2).fault_within() is None
+    assert whole.part(1, 3).fault_within() is SignalFault.MISSING
+    assert signals([1.0, math.inf]).fault_within() is SignalFault.NOT_FINITE
 
 
 @pytest.mark.parametrize("tail", [0.0, 0.5])
@@ -111,10 +113,10 @@ def test_false_alarms_hardly_grow_with_length() -> None:
     width, many = 16, 3000
     alone = Stack((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.0, 0.0), 0.0)
 
-    def answers(tokens: int) -> list[Signals]:
+    def answers(tokens: int) -> list[TokenSignals]:
         neurons = rng.normal(0, 1, (many, tokens + 1)).astype(np.float32)
         unused = np.zeros(tokens, np.float32)
-        return [Signals(float(row[0]), row[1:], unused, unused) for row in neurons]
+        return [token_signals(float(row[0]), row[1:], unused, unused) for row in neurons]
 
     plain = Readout(width, alone, (1.0, 0.0), alone)
     one_window = np.array([plain.logit(one)[0] for one in answers(width)])
@@ -131,7 +133,7 @@ def test_false_alarms_hardly_grow_with_length() -> None:
 
 
 def test_missing_last_score_is_no_flaw() -> None:
-    assert signals([1.0, NAN]).flaw() is None
+    assert signals([1.0, NAN]).fault() is None
 
 
 def test_extreme_logits_do_not_overflow() -> None:
@@ -159,9 +161,9 @@ def test_a_probe_of_neurons_alone_needs_no_entropy() -> None:
     readout = Readout(4, alone, (1.0, 0.0), alone)
     assert not readout.uses_draws
     assert Readout(4, STACK, (1.0, 0.0), alone).uses_draws
-    bare = Signals(1.0, np.array([2.0, 3.0], np.float32), *(np.full(2, NAN, np.float32),) * 2)
-    assert bare.flaw() is not None
-    assert bare.flaw(readout.uses_draws) is None
+    bare = token_signals(1.0, np.array([2.0, 3.0], np.float32), *(np.full(2, NAN, np.float32),) * 2)
+    assert bare.fault() is not None
+    assert bare.fault(readout.uses_draws) is None
     assert readout.risk(bare)[0] == pytest.approx(1 / (1 + math.exp(-3)))
     assert readout.token_risks(bare) == pytest.approx([1 / (1 + math.exp(-3)), 1 / (1 + math.exp(-5))])
 

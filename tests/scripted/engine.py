@@ -42,6 +42,7 @@ from guard.ipc import capture
 from guard.ipc.score_table import PATH_VARIABLE, ScoreTable
 from guard.ipc.taps import TapConfig
 from guard.probe.bundle import load_bundle
+from guard.probe.signals import ENTROPY, LOGPROB, NEURONS, Source
 from tests.scripted.script import Asked, Choose, Levels, Script, Signal, by_words
 
 SELF_TEST = "hguard-self-test"
@@ -280,11 +281,12 @@ class ScriptedCore(EngineCoreClient):
             own = position - part.lead - 1  # the token at this position; -1 for the last of the prompt
             if own < 0 or own != part.script.missing_at:
                 value = np.nan if own >= 0 and own == part.script.nan_at else self._neurons(part, own)
-                self._table.write_activations(*key, np.array([position]), np.array([value], np.float32))
+                self._table.write(Source.FORWARD, *key, np.array([position]), {NEURONS: np.array([value], np.float32)})
             if taken.draws and position + 1 < self._table.positions:
                 drawn = self._signal(part, own + 1)
-                values = np.array([drawn.entropy], np.float32), np.array([drawn.logprob], np.float32)
-                self._table.write_draws(*key, np.array([position + 1]), *values)
+                drawn_as = {ENTROPY: drawn.entropy, LOGPROB: drawn.logprob}
+                values = {name: np.array([value], np.float32) for name, value in drawn_as.items()}
+                self._table.write(Source.DRAW, *key, np.array([position + 1]), values)
 
     def _neurons(self, part: Part, own: int) -> float:
         """To the self_test, what a reference says."""

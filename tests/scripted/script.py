@@ -31,7 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from guard.probe.readout import Readout, Signals
+from guard.probe.readout import Readout
+from tests.measured import token_signals
 
 LOW, HIGH = 0.02, 0.98
 WORDS: dict[str, dict[str, Any]] = {
@@ -126,7 +127,7 @@ class Signal:
 
 
 class Levels:
-    """Signals of low and of high risk under one readout."""
+    """TokenSignals of low and of high risk under one readout."""
 
     def __init__(self, readout: Readout) -> None:
         mean, scale = readout.answer.mean, readout.answer.scale
@@ -153,7 +154,7 @@ def _solved(readout: Readout, risk: float, entropy: float, logprob: float) -> Si
 
     def risk_at(score: float) -> float:
         neurons, entropies, logprobs = (np.full(count, value, np.float32) for value in (score, entropy, logprob))
-        return readout.risk(Signals(score, neurons, entropies, logprobs))[0]
+        return readout.risk(token_signals(score, neurons, entropies, logprobs))[0]
 
     for _ in range(60):
         middle = (low + high) / 2

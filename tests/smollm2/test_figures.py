@@ -209,7 +209,7 @@ def test_the_last_answer_may_be_half_written(tmp_path: Path) -> None:
     with pytest.raises(FitError, match=r"has no answers\.jsonl"):
         load(tmp_path, workspace.norms())
     made = [(2, "It is 7."), (0, "It is 2."), (3, "I don't know.")]
-    common = {"tokens": [1, 2], "ended": True, "entropy": [1.0, 3.0], "logprob": [-0.5, -1.5]}
+    common = {"tokens": [1, 2], "ended": True, "draws": {"entropy": [1.0, 3.0], "logprob": [-0.5, -1.5]}}
     text = "".join(json.dumps({"question": i, "text": said, **common}) + "\n" for i, said in made)
     (tmp_path / "answers.jsonl").write_text(text + '{"question": 3, "tex')
     found = load(tmp_path, workspace.norms())

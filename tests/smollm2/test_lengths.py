@@ -10,10 +10,10 @@ import pytest
 
 from guard.judge.question import Question
 from guard.probe.bundle import Bundle
-from guard.probe.readout import Signals
 from models.smollm2.recipe import lengths
 from models.smollm2.recipe.answered import load
 from models.smollm2.recipe.lengths import Asked
+from tests.measured import token_signals
 from tests.smollm2 import workspace
 
 LYON = Question("Which country is Lyon in?", ("France",), "Lyon", ("cities",))
@@ -48,7 +48,7 @@ def test_alarms_are_counted_by_length(bundle: Bundle) -> None:
     for tokens, score in signals:
         neurons = np.zeros(tokens, np.float32)
         neurons[-3:] = score
-        one = Signals(0.0, neurons, np.zeros(tokens, np.float32), np.zeros(tokens, np.float32))
+        one = token_signals(0.0, neurons, np.zeros(tokens, np.float32), np.zeros(tokens, np.float32))
         rows.append({"wrong": False, "signals": one.to_dict()})
     found = lengths.figures(rows, [Asked((LYON,)), Asked((ROME,))] * 2, made)
     assert found["n"] == 4

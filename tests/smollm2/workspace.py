@@ -50,8 +50,7 @@ def write(folder: Path, seed: int = 0) -> None:
             answer = {"question": number, "prompt": [1, 2], "tokens": list(range(length)), "ended": length < 31}
             answer |= {
                 "text": f"{row['entity']} is in {said}.",
-                "entropy": draws.tolist(),
-                "logprob": (-draws).tolist(),
+                "draws": {"entropy": draws.tolist(), "logprob": (-draws).tolist()},
             }
             file.write(json.dumps(answer) + "\n")
 

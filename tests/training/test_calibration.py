@@ -6,23 +6,25 @@ import numpy as np
 import pytest
 
 from guard.evaluation import metrics
-from guard.probe.readout import Readout, Signals, sigmoid
+from guard.probe.readout import Readout, sigmoid
+from guard.probe.signals import TokenSignals
 from guard.training import calibration
+from tests.measured import token_signals
 
 
-def answers(count: int, seed: int) -> tuple[list[Signals], np.ndarray]:
+def answers(count: int, seed: int) -> tuple[list[TokenSignals], np.ndarray]:
     """Answers of four tokens whose probability of being wrong is a logistic function of lead and entropy."""
     rng = np.random.default_rng(seed)
     lead, entropy = rng.normal(size=count), rng.gamma(2, 0.5, count)
     wrong = rng.random(count) < sigmoid(2 * lead + 3 * (entropy - 1))
     made = [
-        Signals(float(z), np.full(4, z, np.float32), np.full(4, h, np.float32), np.full(4, -h, np.float32))
+        token_signals(float(z), np.full(4, z, np.float32), np.full(4, h, np.float32), np.full(4, -h, np.float32))
         for z, h in zip(lead, entropy, strict=True)
     ]
     return made, wrong
 
 
-def fitted(method: calibration.Method) -> tuple[Readout, list[Signals], np.ndarray]:
+def fitted(method: calibration.Method) -> tuple[Readout, list[TokenSignals], np.ndarray]:
     signals, wrong = answers(4000, 0)
     readout = calibration.fit_readout(signals, wrong, [(0, 4)] * len(signals), 4, method)
     fresh, truth = answers(4000, 1)
@@ -36,7 +38,7 @@ def test_risks_are_probabilities_on_fresh_answers(method: calibration.Method) ->
     entities = [str(i) for i in range(len(fresh))]
     assert metrics.ece(wrong, risk) < 0.03
     assert metrics.auroc(wrong, risk, entities, draws=20).value > 0.9
-    prompt_risk = np.array([readout.prompt_risk(one.lead) for one in fresh])
+    prompt_risk = np.array([readout.prompt_risk(one.prompt_score) for one in fresh])
     # Without the entropy, the truth is no logistic function of the lead score any more.
     assert metrics.ece(wrong, prompt_risk) < 0.05
     ahead = metrics.auroc(wrong, prompt_risk, entities, draws=20).value
@@ -84,8 +86,8 @@ def test_what_thresholds_cost() -> None:
 def test_thresholds_come_from_right_answers_alone() -> None:
     readout, fresh, wrong = fitted("platt")
     parameters, risks = calibration.calibrated(readout, fresh, wrong)
-    assert parameters.preemptive is not None
-    assert len(risks["right_risks"]) == len(risks["right_foreseen"]) == (~wrong).sum()
+    assert parameters.prompt_platt is not None
+    assert len(risks["right_risks"]) == len(risks["right_prompt_risks"]) == (~wrong).sum()
     assert len(risks["wrong_risks"]) == wrong.sum()
     assert (np.diff(risks["right_risks"]) >= 0).all()
     assert (np.diff(risks["wrong_risks"]) >= 0).all()

@@ -9,9 +9,9 @@ import pytest
 
 from guard.errors import BundleError, FitError
 from guard.probe.neurons import Neurons
-from guard.probe.readout import Signals
 from guard.training.imported import save_imported
 from tests.conftest import LAYERS, NEURONS, make_card
+from tests.measured import token_signals
 
 MODEL = make_card().model
 LIST = Neurons(np.array([3, 0], np.int32), np.array([63, 7], np.int32), np.array([0.5, -2], np.float32))
@@ -31,7 +31,7 @@ def test_weights_are_folded_and_nothing_is_made_up(tmp_path: Path) -> None:
 def test_its_readout_is_the_neuron_score(tmp_path: Path) -> None:
     readout = save_imported(tmp_path / "new", "new", MODEL, LIST, NORMS).readout
     unmeasured = np.full(2, np.nan, np.float32)
-    logit, peak = readout.logit(Signals(0.0, np.array([1.0, 3.0], np.float32), unmeasured, unmeasured))
+    logit, peak = readout.logit(token_signals(0.0, np.array([1.0, 3.0], np.float32), unmeasured, unmeasured))
     assert (logit, peak.start, peak.end, readout.uses_draws) == (3.0, 1, 2, False)
 
 

@@ -18,6 +18,7 @@ from guard.ipc.capture import EMPTY, CaptureParams
 from guard.ipc.score_table import PATH_VARIABLE, ScoreTable, Slot, SlotPool
 from guard.ipc.taps import spec_of
 from guard.probe.bundle import Bundle
+from guard.probe.signals import NEURONS, Source
 from guard.worker.batch import BatchParams, Step, StepCapture, measure_given
 from guard.worker.buffers import Taps
 from guard.worker.layer import GuardRowParallelLinear
@@ -97,7 +98,7 @@ def test_a_harvest_survives_the_next_step(bundle: Bundle) -> None:
     """With asynchronous scheduling the next step starts before this one's scores are read."""
     made = taps(bundle, 3)
     step = step_of([(CaptureParams(0, 1), 1, 0, 3)])
-    step_capture = StepCapture(step.captured, (step.activations(), made.total(step.rows)))
+    step_capture = StepCapture(step.captured, [(Source.FORWARD, step.activations(), made.signals(step.rows))])
     host = step_capture.to_host()
     made.begin(step)
     table = ScoreTable.create(1, 4)
@@ -105,7 +106,7 @@ def test_a_harvest_survives_the_next_step(bundle: Bundle) -> None:
         host.deposit(table)
     finally:
         table.unlink()
-    assert table.read_neurons(Slot(0, 1), 0, 3).tolist() == [7, 7, 7]
+    assert table.read(Source.FORWARD, Slot(0, 1), 0, 3)[NEURONS].tolist() == [7, 7, 7]
 
 
 def test_given_tokens_are_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,14 +120,14 @@ def test_given_tokens_are_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     rows = step.given(step.activations())
     tokens = np.array([3, 1, 7, 0, 2, 2, 5])
     draws = measure_given(rows, hidden, lambda h: h @ head, tokens, 8)
-    assert [len(rows) for rows, _, _ in draws] == [2, 2, 2, 1]
+    assert [len(rows) for _, rows, _ in draws] == [2, 2, 2, 1]
     table = ScoreTable.create(1, 8)
     try:
-        StepCapture(step.captured, None, draws).deposit(table)
+        StepCapture(step.captured, draws).deposit(table)
     finally:
         table.unlink()
     exact = (hidden @ head).log_softmax(-1)
-    entropy, logprob = table.read_draws(slot, 1, 8)
+    entropy, logprob = table.read(Source.DRAW, slot, 1, 8).values()
     np.testing.assert_allclose(entropy, -(exact.exp() * exact).sum(-1), rtol=1e-5)
     np.testing.assert_allclose(logprob, exact[torch.arange(7), torch.from_numpy(tokens)], rtol=1e-5)
 

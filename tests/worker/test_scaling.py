@@ -14,9 +14,8 @@ from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
 from guard.ipc import taps as configuration
 from guard.ipc.capture import EMPTY, CaptureParams
-from guard.ipc.taps import TapConfig
+from guard.ipc.taps import TapConfig, TapSpec
 from guard.probe.bundle import Bundle
-from guard.probe.taps import TapSpec
 from guard.worker import ops
 from guard.worker.batch import BatchParams, Step
 from guard.worker.buffers import Taps

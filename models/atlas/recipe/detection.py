@@ -24,7 +24,7 @@ from guard.judge.rules import judge
 from guard.probe import conformal
 from guard.probe.bundle import Bundle, load_bundle
 from guard.probe.cett import norms_of
-from guard.probe.readout import Signals
+from guard.probe.signals import TokenSignals
 from guard.training import calibration
 from guard.training.config import Method
 from guard.training.examples import DataSplit, chosen_in
@@ -47,7 +47,7 @@ class Fitted:
 
     bundle: Bundle
     dealt: DataSplit
-    signals: dict[int, Signals]
+    signals: dict[int, TokenSignals]
     features: NDArray[np.float32]
 
     @classmethod
@@ -59,7 +59,7 @@ class Fitted:
         if chosen is None:
             raise FitError(f"{folder} does not hold a finished fit; run `make atlas-report` again")
         measured = work.rows(MEASURED.format(C=bundle.card.training.C))
-        signals = {row["row"]: Signals.from_dict(row) for row in measured}
+        signals = {row["row"]: TokenSignals.from_dict(row) for row in measured}
         identity = bundle.card.model
         norms = norms_of(model, identity.layers, identity.neurons_per_layer)
         means = np.load(work.path(MEANS))[[one.question for one in chosen]] * norms

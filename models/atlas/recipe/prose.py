@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 UNFAMILIAR = ("places never", "places fabricated", "languages never", "languages fabricated")
-PARTS = ("stack", "neurons", "random", "entropy", "logprob", "length", "preemptive")
+PARTS = ("stack", "neurons", "random", "entropy", "logprob", "length", "last_prompt")
 
 
 def render(figures: dict[str, Any]) -> str:
@@ -151,7 +151,7 @@ def _detection(figures: dict[str, Any]) -> str:
     text = """## Detection
 
 AUROC of wrong against right answers. *random*: as many neurons in each layer, drawn five times and refit on the same
-training answers (interval: the ends of the widest). *preemptive*: the score of the last prompt token alone, before any text
+training answers (interval: the ends of the widest). *last_prompt*: the score of the last prompt token alone, before any text
 exists. `hard` is rare (2 to 5 exposures), once and shadowed together; `unfamiliar` is never and fabricated against popular.
 
 ![Detection](atlas-report-detection.svg)

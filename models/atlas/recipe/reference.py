@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from guard.probe.cett import column_norms, contributions
-from guard.probe.readout import Signals
+from guard.probe.signals import ENTROPY, LOGPROB, NEURONS, TokenSignals
 
 Array = NDArray[np.float32]
 
@@ -111,10 +111,11 @@ class Reader:
                 hook.remove()
 
 
-def signals_of(reading: Reading, coefficient: Array) -> Signals:
+def signals_of(reading: Reading, coefficient: Array) -> TokenSignals:
     """What the taps would have measured: scores of the probe's neurons, the last prompt token's apart."""
     scores = (reading.tokens @ coefficient).astype(np.float32)
-    return Signals(float(scores[0]), scores[1:], reading.entropy, reading.logprob)
+    values = {NEURONS: scores[1:], ENTROPY: reading.entropy, LOGPROB: reading.logprob}
+    return TokenSignals({NEURONS: float(scores[0])}, values)
 
 
 def _pad(rows: Sequence[list[int]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,7 @@
 """Judged answers of a finished fit's workspace, and what was measured of each while it was written.
 
 The workspace holds ``questions.jsonl``, which may also lie elsewhere; ``answers.jsonl`` with a row for each answered
-question (``question``: its place in the first file, ``tokens``, ``text``, ``ended``, ``entropy`` and ``logprob`` of
+question (``question``: its place in the first file, ``tokens``, ``text``, ``ended``, and by name ``draws`` of
 each token); and ``means.npy`` and ``leads.npy``, float32 [questions, layers, neurons]: the mean of |z| / ||h|| over the
 last prompt token and the answer, and that of the last prompt token alone.
 """
@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,8 +137,8 @@ def load(folder: Path, norms: NDArray[np.float32], most: int | None = None, ques
     )
 
 
-def _signal(name: str, row: dict[str, object]) -> float:
-    entropy, logprob = (np.array(row[key], np.float64) for key in ("entropy", "logprob"))
+def _signal(name: str, row: dict[str, Any]) -> float:
+    entropy, logprob = (np.array(row["draws"][key], np.float64) for key in ("entropy", "logprob"))
     if name == "length":
         return float(len(entropy))
     if name == "logprob":

@@ -25,7 +25,8 @@ from guard.judge.rules import judge
 from guard.launch.engines import run_engines
 from guard.probe.bundle import Bundle, load_bundle
 from guard.probe.cett import norms_of
-from guard.probe.readout import Readout, Signals
+from guard.probe.readout import Readout
+from guard.probe.signals import TokenSignals
 from models.smollm2.recipe import intervals
 from models.smollm2.recipe.answered import SEED, Answered, load
 
@@ -107,7 +108,7 @@ def figures(rows: Sequence[dict[str, Any]], asked: Sequence[Asked], bundle: Bund
     the handicap of later windows; each with a bootstrap interval over what the first question is about."""
     threshold = bundle.threshold(TARGET)
     usable = [i for i, row in enumerate(rows) if row["wrong"] is not None and row["signals"] is not None]
-    signals = [Signals.from_dict(rows[i]["signals"]) for i in usable]
+    signals = [TokenSignals.from_dict(rows[i]["signals"]) for i in usable]
     wrong = np.array([rows[i]["wrong"] for i in usable], bool)
     length = np.array([len(one) for one in signals])
     weights = intervals.draws([asked[i].questions[0].entity for i in usable])
@@ -127,7 +128,7 @@ def figures(rows: Sequence[dict[str, Any]], asked: Sequence[Asked], bundle: Bund
     return found
 
 
-def _flagged(signals: Signals, readout: Readout, threshold: float) -> bool:
+def _flagged(signals: TokenSignals, readout: Readout, threshold: float) -> bool:
     return readout.risk(signals)[0] >= threshold
 
 

@@ -30,6 +30,7 @@ from guard.judge.rules import judge, normalise
 from guard.launch.engines import run_engines
 from guard.probe.bundle import Bundle, load_bundle
 from guard.probe.cett import norms_of
+from guard.probe.signals import LOGPROB
 from models.smollm2.recipe import intervals
 from models.smollm2.recipe.answered import SEED, Answered, load
 from models.smollm2.recipe.detection import sets_of
@@ -149,7 +150,7 @@ class Asked:
             tokens = self._engine.get_tokenizer().encode(text, add_special_tokens=False)[:_PASSAGE]
             name = f"hguard-scaling-{random.getrandbits(64)}"
             signals = await self._engine.measure(tokens[:_GIVEN], tokens[_GIVEN:], alpha, name)
-            return [round(-float(value), 4) for value in signals.logprob]
+            return [round(-float(value), 4) for value in signals[LOGPROB]]
 
         return list(await self._once(f"{alpha:g} text {text[:60]}", measure))
 

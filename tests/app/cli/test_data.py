@@ -128,7 +128,10 @@ def test_what_was_judged_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[
     """Every answer is kept from an earlier run, so that no engine starts."""
     path, work = tmp_path / "questions.jsonl", tmp_path / "work"
     (work / "scale-1").mkdir(parents=True)
-    signals = {"lead": 0.1, "neurons": [0.1, 0.2], "entropy": [0.1, 0.2], "logprob": [-0.1, -0.2]}
+    signals = {
+        "last_prompt": {"neurons": 0.1},
+        "values": {"neurons": [0.1, 0.2], "entropy": [0.1, 0.2], "logprob": [-0.1, -0.2]},
+    }
     with path.open("w") as asked, (work / "scale-1" / "answered.jsonl").open("w") as answered:
         for i in range(40):
             asked.write(json.dumps({"question": f"Where is {i}?", "answers": ["here"]}) + "\n")

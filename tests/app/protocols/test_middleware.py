@@ -22,7 +22,8 @@ from app.telemetry.metrics import OUTCOMES, Metrics
 from guard.engine.context import RequestContext, Unscored, Verdict, current_context
 from guard.policy import Mode, decide
 from guard.probe.bundle import Bundle
-from guard.probe.readout import Peak, Readout, Signals
+from guard.probe.readout import Peak, Readout
+from tests.measured import token_signals
 
 RISKS = [0.1, 0.9, None]
 TEXT = ["It", " is", " Mars"]
@@ -45,8 +46,8 @@ def verdict(call: RequestContext, risk: float | None, index: int = 0) -> Verdict
     told = Verdict(index, call.policy, decision, risk, peak, [0, 1, 2], reason)
     if risk is not None:
         neurons = np.array([np.nan if one is None else one for one in RISKS], np.float32)
-        told.signals = Signals(0.0, neurons, neurons, neurons)
-        told.readout = cast(Readout, SimpleNamespace(token_risks=lambda signals: RISKS, longest=None))
+        told.signals = token_signals(0.0, neurons, neurons, neurons)
+        told.readout = cast(Readout, SimpleNamespace(token_risks=lambda signals: RISKS, calibrated_tokens=None))
     return told
 
 

@@ -127,7 +127,7 @@ def test_an_operator_cannot_ask_for_what_the_probe_does_not_give(bundle: Bundle)
 
 
 def test_a_threshold_of_ones_own_needs_no_calibration_answers(foreseeing: Bundle) -> None:
-    few = replace(foreseeing, right_risks=foreseeing.right_risks[:3], right_foreseen=foreseeing.right_risks[:3])
+    few = replace(foreseeing, right_risks=foreseeing.right_risks[:3], right_prompt_risks=foreseeing.right_risks[:3])
     assert (
         PolicyResolver(
             GuardSettings(mode=Mode.ABSTAIN, threshold=0.5, target_fpr=0.05, prompt_check=True), few
@@ -185,8 +185,8 @@ def test_what_the_operator_allows_is_allowed(bundle: Bundle) -> None:
 
 def test_no_threshold_loosens_a_look_that_cannot_be_switched_off(foreseeing: Bundle) -> None:
     """The answers' threshold may lie far over the one that the prompt's risk is held to."""
-    assert foreseeing.right_foreseen is not None
-    few = replace(foreseeing, right_foreseen=foreseeing.right_foreseen[:60])
+    assert foreseeing.right_prompt_risks is not None
+    few = replace(foreseeing, right_prompt_risks=foreseeing.right_prompt_risks[:60])
     strict = PolicyResolver(GuardSettings(mode=Mode.ABSTAIN, threshold=None, target_fpr=0.05, prompt_check=True), few)
     own = strict.policy.prompt_threshold
     assert own is not None

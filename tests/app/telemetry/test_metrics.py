@@ -76,7 +76,7 @@ def test_an_answer_longer_than_those_that_set_the_thresholds_is_marked_and_count
     bundle: Bundle, longest: int | None, beyond: bool
 ) -> None:
     policy = Policy(Mode.SCORE, 0.5)
-    readout = replace(bundle.readout, longest=longest)
+    readout = replace(bundle.readout, calibrated_tokens=longest)
     told = Verdict(0, policy, decide(0.25, policy), 0.25, None, [1, 2, 3], readout=readout)
     registry = CollectorRegistry()
     Metrics(bundle, "small", registry).observe(RequestContext(policy, choices=1, verdicts={0: told}))

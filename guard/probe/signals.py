@@ -1,0 +1,152 @@
+"""The signals: what the engine measures at each token. Everything that handles them goes by this registry.
+
+A signal is added here and measured in ``guard.worker.batch`` (one of draws) or ``guard.worker.buffers`` (one of the
+forward pass). The score table, the readout, the card, the stages of a fit and evaluation take it from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+
+class Source(StrEnum):
+    """FORWARD: the forward pass at a position, so the last prompt token has one, and an answer that stops at a length
+    limit never gets its last token's. DRAW: the distribution that a token was drawn from, before sampling options."""
+
+    FORWARD = "forward"
+    DRAW = "draw"
+
+
+class Pooling(StrEnum):
+    """How several tokens' values become one."""
+
+    MEAN = "mean"
+    MAX = "max"
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """One number for each token.
+
+    sign: 1 where higher is riskier, -1 where lower is. pooling: over a window, in the stack. alone: over a whole
+    answer, where it is evaluated by itself.
+    """
+
+    name: str
+    source: Source
+    sign: int
+    pooling: Pooling
+    alone: Pooling
+
+
+NEURONS = "neurons"  # sum_j c_j |z_j| / ||h||: ``guard.probe.cett``
+ENTROPY = "entropy"  # nats
+LOGPROB = "logprob"  # nats, of the token itself
+
+SIGNALS = (
+    Signal(NEURONS, Source.FORWARD, 1, Pooling.MEAN, Pooling.MEAN),
+    Signal(ENTROPY, Source.DRAW, 1, Pooling.MAX, Pooling.MAX),
+    Signal(LOGPROB, Source.DRAW, -1, Pooling.MAX, Pooling.MEAN),
+)
+COLUMN = {signal.name: column for column, signal in enumerate(SIGNALS)}  # of a matrix of features
+
+
+def names(source: Source) -> tuple[str, ...]:
+    """The names of the signals of one source."""
+    return tuple(signal.name for signal in SIGNALS if signal.source is source)
+
+
+class SignalFault(StrEnum):
+    """Why signals cannot be scored."""
+
+    EMPTY = "empty"
+    MISSING = "missing"
+    NOT_FINITE = "not_finite"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSignals:
+    """What was measured on one answer of n tokens (the end-of-sequence token is not one of them).
+
+    NaN stands for what was not measured, an infinity for a measurement that is not a finite number.
+
+    last_prompt: of the last prompt token, by name of a signal of the forward pass.
+    values: by name of a signal, float32 [n].
+    """
+
+    last_prompt: Mapping[str, float]
+    values: Mapping[str, Array]
+
+    def __len__(self) -> int:
+        return len(self.values[NEURONS])
+
+    def __getitem__(self, name: str) -> Array:
+        return self.values[name]
+
+    @property
+    def prompt_score(self) -> float:
+        """The neuron score of the last prompt token."""
+        return self.last_prompt[NEURONS]
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> TokenSignals:
+        """As ``to_dict`` wrote them."""
+        values = {name: np.array(measured, np.float32) for name, measured in row["values"].items()}
+        return cls(dict(row["last_prompt"]), values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        values = {name: measured.tolist() for name, measured in self.values.items()}
+        return {"last_prompt": dict(self.last_prompt), "values": values}
+
+    def fault(self, draws: bool = True) -> SignalFault | None:
+        """Why these signals cannot be scored, or None; without ``draws``, those of draws may lack."""
+        if len(self) == 0:
+            return SignalFault.EMPTY
+        return _fault_in(
+            np.array([self.last_prompt[name] for name in names(Source.FORWARD)], np.float32),
+            *(part for name in names(Source.FORWARD) for part in _all_but_missing_last(self.values[name])),
+            *self._draws(draws),
+        )
+
+    def fault_within(self, draws: bool = True) -> SignalFault | None:
+        """The same of tokens in the middle of an answer: each must have a score, and the prompt's does not count."""
+        return _fault_in(*(self.values[name] for name in names(Source.FORWARD)), *self._draws(draws))
+
+    def _draws(self, wanted: bool) -> tuple[Array, ...]:
+        return tuple(self.values[name] for name in names(Source.DRAW)) if wanted else ()
+
+    def part(self, first: int, last: int) -> TokenSignals:
+        """Those of tokens first..last-1; the last prompt token stays with the first token of all."""
+        before = self.last_prompt if first == 0 else unmeasured_prompt()
+        return TokenSignals(before, {name: values[first:last] for name, values in self.values.items()})
+
+    def forget_last(self) -> None:
+        """Leave out the forward pass over the last token, in place."""
+        for name in names(Source.FORWARD):
+            self.values[name][-1] = np.nan
+
+
+def unmeasured_prompt() -> dict[str, float]:
+    """The last prompt token's signals where there are none."""
+    return dict.fromkeys(names(Source.FORWARD), float(np.nan))
+
+
+def _all_but_missing_last(values: Array) -> tuple[Array, Array]:
+    last = values[-1:]
+    return values[:-1], last[~np.isnan(last)]
+
+
+def _fault_in(*measured: Array) -> SignalFault | None:
+    values = np.concatenate(measured)
+    if np.isfinite(values).all():
+        return None
+    return SignalFault.MISSING if np.isnan(values).any() else SignalFault.NOT_FINITE
