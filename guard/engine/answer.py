@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from guard.engine.context import Unscored, Verdict
+from guard.engine.turn import ReasoningSpan
 from guard.ipc.score_table import ScoreTable, Slot
 from guard.policy import PASSED, Action, Decision, Policy, decide
 from guard.probe.readout import Peak, Readout
@@ -18,55 +18,45 @@ from guard.probe.signals import Array, Source, TokenSignals, unmeasured_prompt
 log = logging.getLogger("hguard")
 
 
-class Thought(Protocol):
-    """Tells where thinking ends and the answer begins."""
-
-    def ended_by(self, token_ids: list[int]) -> bool:
-        """Whether the last of these generated tokens ends the thinking."""
-        ...
-
-    def followed_by(self, token_ids: list[int]) -> bool:
-        """Whether these tokens, which came after it, say anything."""
-        ...
-
-
 @dataclass(slots=True)
 class Answer:
     """Tokens of one sequence and the slot that holds their measurements.
 
     index: the choice that it is in the response. sequence: the sequence that it is in the engine's request.
-    unseated: why it has no slot. thought: where the model thinks first, None where it answers at once. thinking:
-    whether it still does.
-    offset: how many tokens are thinking. given: how many tokens of its turn stand in the prompt already, and are scored
-    with it. looked: how many windows of the turn have been scored, each starting a token later. texts: the text that it
-    has in the engine, in pieces; kept where its tokens are to be shown.
+    no_slot_reason: why it has no slot.
+    reasoning: tells where thinking ends and the answer begins, None where the model answers at once. reasoning_open:
+    whether it still thinks. reasoning_tokens: how many tokens are thinking.
+    given: how many tokens of its turn stand in the prompt already, and are scored with it.
+    windows_scored: how many windows of the turn have been scored, each starting a token later. unscorable: none of its
+    windows will be any more.
+    texts: the text that it has in the engine, in pieces; kept where its tokens are to be shown.
     """
 
     index: int
     slot: Slot | None
     sequence: int = 0
-    unseated: Unscored = Unscored.OFF
-    thought: Thought | None = None
-    thinking: bool = False
+    no_slot_reason: Unscored = Unscored.OFF
+    reasoning: ReasoningSpan | None = None
+    reasoning_open: bool = False
     prompt_length: int = -1
     token_ids: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    offset: int = 0
+    reasoning_tokens: int = 0
     given: int = 0
-    looked: int = 0
-    blind: bool = False
+    windows_scored: int = 0
+    unscorable: bool = False
     verdict: Verdict | None = None
 
     def extend(self, tokens: Sequence[int], cumulative: bool) -> None:
         for token in tokens[len(self.token_ids) :] if cumulative else tokens:
             self.token_ids.append(token)
-            if self.thinking and self.thought is not None:
-                self.offset += 1
-                self.thinking = not self.thought.ended_by(self.token_ids)
+            if self.reasoning_open and self.reasoning is not None:
+                self.reasoning_tokens += 1
+                self.reasoning_open = not self.reasoning.ended_by(self.token_ids)
 
-    def think(self, thought: Thought) -> None:
+    def begin_reasoning(self, span: ReasoningSpan) -> None:
         """What is generated from here on is thinking, until it says that it has ended."""
-        self.thought, self.thinking = thought, True
+        self.reasoning, self.reasoning_open = span, True
 
     def say(self, text: str, cumulative: bool) -> None:
         if cumulative:
@@ -77,7 +67,7 @@ class Answer:
         """What was measured on tokens first..last-1 of the answer, those that were given having negative numbers; the
         last prompt token is the one before the turn's first."""
         assert self.slot is not None
-        start = self.prompt_length + self.offset
+        start = self.prompt_length + self.reasoning_tokens
         before = unmeasured_prompt()
         if first == -self.given:
             prompt = table.read(Source.FORWARD, self.slot, start + first - 1, start + first)
@@ -92,9 +82,9 @@ class Answer:
 
         Thoughts lie in none, and may hold what a later window is withheld for: they wait for all of the answer.
         """
-        if self.verdict is not None or self.blind:
+        if self.verdict is not None or self.unscorable:
             return len(self.token_ids)
-        return 0 if self.thought is not None else max(self.looked - self.given, 0)
+        return 0 if self.reasoning is not None else max(self.windows_scored - self.given, 0)
 
     def look(self, table: ScoreTable, readout: Readout, policy: Policy) -> Verdict | None:
         """Score the windows that are complete by now; the verdict, once one of them ends the answer.
@@ -102,22 +92,22 @@ class Answer:
         A token's own score exists when it was fed back, one step after it was drawn. A window that reaches the
         threshold decides for the whole answer, whose risk is that of its worst window.
         """
-        known = len(self.token_ids) - self.offset - 1
+        known = len(self.token_ids) - self.reasoning_tokens - 1
         complete = self.given + known - readout.window + 1
-        if self.slot is None or self.blind or known < 0 or complete <= self.looked:
+        if self.slot is None or self.unscorable or known < 0 or complete <= self.windows_scored:
             return None
-        part = self.signals(table, self.looked - self.given, known)
+        part = self.signals(table, self.windows_scored - self.given, known)
         fault, risk = part.fault_within(readout.uses_draws), float(np.nan)
         if fault is None:
-            risk = _risk(part, readout, self.looked)
+            risk = _risk(part, readout, self.windows_scored)
         if np.isfinite(risk):
-            self.looked = complete
+            self.windows_scored = complete
             if risk < policy.threshold:
                 return None
             whole = self.signals(table, -self.given, known)
             return verdict_on(whole, readout, policy, self.index, self._text(known), self.given)
         if not policy.fails_closed:
-            self.blind = True  # it passes, and its end says that it was not scored
+            self.unscorable = True  # it passes, and its end says that it was not scored
             return None
         reason = Unscored.PROBE_ERROR if fault is None else Unscored(fault.value)
         return unscored(self.index, policy, self._text(known), reason)
@@ -133,10 +123,10 @@ class Answer:
         last token, and no part of the answer. Whatever else stopped it (a length, a string, a token that the caller
         names), all its tokens were drawn to be said, and are scored.
         """
-        count = max(len(self.token_ids) - self.offset - (1 if ended and self.token_ids else 0), 0)
+        count = max(len(self.token_ids) - self.reasoning_tokens - (1 if ended and self.token_ids else 0), 0)
         if self.slot is None:
-            return unscored(self.index, policy, self._text(count), self.unseated)
-        if self.thought is not None and (self.thinking or not self.thought.followed_by(self._text(count))):
+            return unscored(self.index, policy, self._text(count), self.no_slot_reason)
+        if self.reasoning is not None and (self.reasoning_open or not self.reasoning.followed_by(self._text(count))):
             return unscored(self.index, policy, [], Unscored.UNFINISHED_THINKING)
         if count == 0:
             return unscored(self.index, policy, [], Unscored.EMPTY)
@@ -147,7 +137,7 @@ class Answer:
         return verdict_on(signals, readout, policy, self.index, self._text(count), self.given)
 
     def _text(self, count: int) -> list[int]:
-        return self.token_ids[self.offset : self.offset + count]
+        return self.token_ids[self.reasoning_tokens : self.reasoning_tokens + count]
 
 
 def verdict_on(
@@ -197,12 +187,12 @@ def refused(index: int, policy: Policy, risk: float) -> Verdict:
 
 def risks_so_far(answer: Answer, table: ScoreTable, readout: Readout, known: list[float | None], count: int) -> None:
     """Append to ``known`` the risks of generated tokens up to ``count``; thinking and what has no score have None."""
-    known.extend([None] * (min(answer.offset, count) - len(known)))
+    known.extend([None] * (min(answer.reasoning_tokens, count) - len(known)))
     first = len(known)
     if answer.slot is None:
         known.extend([None] * (count - first))
     elif first < count:
-        part = answer.signals(table, first - answer.offset, count - answer.offset)
+        part = answer.signals(table, first - answer.reasoning_tokens, count - answer.reasoning_tokens)
         if answer.verdict is not None and count == len(answer.token_ids):
             part.forget_last()  # the last one's, as in a verdict
         known.extend(readout.token_risks(part))

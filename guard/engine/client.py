@@ -11,22 +11,22 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from guard.compat import refused_for_load
-from guard.engine import prompt_check
-from guard.engine.answer import Answer, refused, unscored, verdict_on
+from guard.engine.answer import Answer, unscored, verdict_on
 from guard.engine.context import RequestContext, Unscored, Verdict, current_context, use_context
 from guard.engine.gate import OutputGate
 from guard.engine.outputs import with_completions
 from guard.engine.own import OwnRequests, Purpose
 from guard.engine.reading import GivenText
 from guard.engine.salts import Salts
-from guard.engine.turn import Thinker, Turns
+from guard.engine.stages import STAGES, GuardedRequest
+from guard.engine.turn import Reasoning, Turns
 from guard.engine.validation import require_sendable, require_valid
 from guard.errors import CapacityError
 from guard.ipc import capture
@@ -66,10 +66,10 @@ class GuardedEngine:
         self.salts = Salts(bundle.card.tensors_sha256)
         self._given_text = GivenText(engine, table, self.salts, self.own, lambda: self.readout.uses_draws)
         bare = engine.model_config.skip_tokenizer_init
-        self._blank_token = 0 if bare else int(engine.get_tokenizer().eos_token_id or 0)
+        self.placeholder = 0 if bare else int(engine.get_tokenizer().eos_token_id or 0)
         self._ends = _ends_of(engine.model_config)
-        self._turns = Turns() if bare else Turns.of(engine.get_tokenizer(), template, self._ends | {self._blank_token})
-        self._thinker = None if bare else Thinker.of(engine)
+        self._turns = Turns() if bare else Turns.of(engine.get_tokenizer(), template, self._ends | {self.placeholder})
+        self._reasoning = None if bare else Reasoning.of(engine)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -106,38 +106,28 @@ class GuardedEngine:
         params = require_valid(sampling_params, self._engine)
         call = current_context() or RequestContext(self.default_policy)
         first = call.reserve(params.n)
-        stream = self._guarded(call, first, prompt, params, request_id, kwargs)
+        stream = self._guarded(GuardedRequest(call, first, prompt, params, request_id, kwargs))
         call.streams.append(stream)
         return stream
 
-    async def _guarded(
-        self,
-        call: RequestContext,
-        first: int,
-        prompt: Any,
-        params: SamplingParams,
-        request_id: str,
-        kwargs: dict[str, Any],
-    ) -> AsyncGenerator[Any, None]:
+    async def _guarded(self, request: GuardedRequest) -> AsyncGenerator[Any, None]:
+        call, first, params = request.call, request.first, request.params
         policy = call.policy
-        if policy.prompt_threshold is not None and not call.unshown:
-            ahead = await self._prompt_refused(call, first, prompt, params, request_id, kwargs)
-            if ahead is not None:
-                yield ahead
+        for stage in STAGES:
+            if (refusal := await stage.before(request, self)) is not None:
+                yield refusal
                 return
         whole: dict[int, Any] = {}  # FINAL_ONLY: completions of all tries
         output = None
         choices = list(range(params.n))
-        tries = [policy.scale]
-        if policy.withholds and policy.retry_scale is not None:
-            tries.append(policy.retry_scale)
+        tries = [policy.scale, *(scale for stage in STAGES if (scale := stage.again(policy)) is not None)]
         for number, scale in enumerate(tries):
             last = number == len(tries) - 1
             first_tries = {first + index: call.verdicts.pop(first + index) for index in choices if number}
             # No await since the slots of the first try were given back: the second always finds as many.
             slots = self._claim(len(choices), policy) if policy.mode is not Mode.OFF else []
-            gate = self._gate(call, [first + index for index in choices], slots, params, kwargs, spare=not last)
-            async with aclosing(self._run(gate, call, prompt, params, slots, scale, request_id, kwargs)) as outputs:
+            gate = self._gate(request, [first + index for index in choices], slots, retry_follows=not last)
+            async with aclosing(self._run(gate, request, slots, scale)) as outputs:
                 async for output in outputs:
                     _remember(call, first_tries)
                     for completion in output.outputs:
@@ -147,22 +137,17 @@ class GuardedEngine:
                     else:
                         yield output
             _remember(call, first_tries)
-            call.uncounted.update(gate.spared_tokens)
-            choices = [choices[answer.sequence] for answer in gate.spared]
+            call.uncounted.update(gate.retryable_tokens)
+            choices = [choices[answer.sequence] for answer in gate.retryable]
             if not choices:
                 break
         if params.output_kind is RequestOutputKind.FINAL_ONLY:
             yield with_completions(output, [whole[index] for index in sorted(whole)], True)
 
     def _gate(
-        self,
-        call: RequestContext,
-        choices: Sequence[int],
-        slots: Sequence[Slot],
-        params: SamplingParams,
-        request: Mapping[str, Any],
-        spare: bool,
+        self, request: GuardedRequest, choices: Sequence[int], slots: Sequence[Slot], retry_follows: bool
     ) -> OutputGate:
+        call, params = request.call, request.params
         reason = Unscored.OFF if call.policy.mode is Mode.OFF else Unscored.NO_SLOT
         answers = [Answer(choice, slots[i] if slots else None, i, reason) for i, choice in enumerate(choices)]
         return OutputGate(
@@ -171,17 +156,17 @@ class GuardedEngine:
             self.table,
             self.readout,
             params.output_kind,
-            self._blank_token,
-            spare,
-            self._thinker_of(call),
-            request,
+            self.placeholder,
+            retry_follows,
+            self._reasoning_of(call),
+            request.kwargs,
             self._bound(params),
             self._ends,
             params,
         )
 
-    def _thinker_of(self, call: RequestContext) -> Thinker | None:
-        return None if call.as_one else self._thinker
+    def _reasoning_of(self, call: RequestContext) -> Reasoning | None:
+        return None if call.as_one else self._reasoning
 
     def _bound(self, params: SamplingParams) -> int | None:
         """How many tokens an answer may have."""
@@ -189,22 +174,15 @@ class GuardedEngine:
         return min(bounds, default=None)
 
     async def _run(
-        self,
-        gate: OutputGate,
-        call: RequestContext,
-        prompt: Any,
-        params: SamplingParams,
-        slots: list[Slot],
-        scale: float,
-        request_id: str,
-        kwargs: dict[str, Any],
+        self, gate: OutputGate, request: GuardedRequest, slots: list[Slot], scale: float
     ) -> AsyncGenerator[Any, None]:
         """One engine request for the answers of ``gate``: what may leave, as it may."""
+        call, prompt, request_id = request.call, request.prompt, request.request_id
         finished, name = False, self._name(request_id)
         try:
-            params = params.clone()
+            params = request.params.clone()
             params.n = len(gate.answers)
-            start = self._given(gate, call, prompt, kwargs) if slots else None
+            start = self._given(gate, request) if slots else None
             if start is not None and not call.unshown:
                 await self._given_text.read(prompt, start, slots, scale, self._name(request_id), Purpose.TURN)
             params.max_tokens = self._bound(params)
@@ -215,7 +193,7 @@ class GuardedEngine:
             if call.policy.withholds and params.output_kind is RequestOutputKind.FINAL_ONLY:
                 params.output_kind = RequestOutputKind.CUMULATIVE  # to end it midway, its windows must be seen
             cumulative = params.output_kind is not RequestOutputKind.DELTA
-            inner = self._engine.generate(self.salts.salted(prompt, scale), params, name, **kwargs)
+            inner = self._engine.generate(self.salts.salted(prompt, scale), params, name, **request.kwargs)
             try:
                 async for output in inner:
                     began = time.perf_counter()
@@ -223,8 +201,8 @@ class GuardedEngine:
                     finished = output.finished
                     released = gate.feed(output, cumulative)
                     call.overhead_seconds += time.perf_counter() - began
-                    if gate.cut and not gate.done:
-                        await self._end(name, gate.cut)
+                    if gate.to_abort and not gate.done:
+                        await self._end(name, gate.to_abort)
                     for part in released:
                         yield part
                     if gate.done and not finished:
@@ -234,17 +212,18 @@ class GuardedEngine:
         finally:
             self.pool.release(slots, finished)
 
-    def _given(self, gate: OutputGate, call: RequestContext, prompt: Any, request: Mapping[str, Any]) -> int | None:
+    def _given(self, gate: OutputGate, request: GuardedRequest) -> int | None:
         """Have what the prompt holds of the assistant's turn scored with the answers: the first position to read.
 
         None where there is nothing of it. Of a turn that begins with thoughts what follows them counts.
         """
+        prompt = request.prompt
         ids = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
         if ids is None:
             return None
         start = self._turns.start(ids)
-        if start < len(ids) and (thinker := self._thinker_of(call)) is not None:
-            start = thinker.answer_start(ids, start, request)
+        if start < len(ids) and (reasoning := self._reasoning_of(request.call)) is not None:
+            start = reasoning.answer_start(ids, start, request.kwargs)
         for answer in gate.answers:
             answer.given = len(ids) - start
         return start - 1 if 0 < start < len(ids) else None
@@ -262,42 +241,29 @@ class GuardedEngine:
         ended = [one for one in names if int(one.split("_", 1)[0]) in {answer.sequence for answer in answers}]
         await self._engine.abort(ended, internal=True)
 
-    async def _prompt_refused(
-        self,
-        call: RequestContext,
-        first: int,
-        prompt: Any,
-        params: SamplingParams,
-        request_id: str,
-        kwargs: dict[str, Any],
-    ) -> Any | None:
-        """The output that refuses all answers, when the prompt alone is risky enough; else None."""
-        policy, count = call.policy, params.n
+    @asynccontextmanager
+    async def beside(
+        self, request: GuardedRequest, parameters: Callable[[Slot], SamplingParams], purpose: Purpose
+    ) -> AsyncIterator[tuple[Any, Slot] | None]:
+        """For a stage: see there."""
+        policy = request.call.policy
         slots = self._claim(1, policy)
         if not slots:
-            return None
+            yield None
+            return
         done = False
         try:
-            looking = prompt_check.parameters(slots[0], policy.scale, params)
-            salted = self.salts.salted(prompt, policy.scale)
-            inner = self._engine.generate(salted, looking, self._name(request_id), **kwargs)
+            salted, name = self.salts.salted(request.prompt, policy.scale), self._name(request.request_id)
+            inner = self._engine.generate(salted, parameters(slots[0]), name, **request.kwargs)
             try:
                 async for output in inner:
                     done = output.finished
             finally:
                 await inner.aclose()
-            self.own.count(Purpose.PROMPT_CHECK, len(output.prompt_token_ids))
-            risk = self.readout.prompt_risk(prompt_check.lead_of(output, slots[0], self.table))
+            self.own.count(purpose, len(output.prompt_token_ids))
+            yield output, slots[0]
         finally:
             self.pool.release(slots, done)
-        call.uncounted[first] += 1
-        if risk is None or policy.prompt_threshold is None or risk < policy.prompt_threshold:
-            return None
-        ahead = prompt_check.refused(output, request_id, count, self._blank_token)
-        for index in range(count):
-            call.verdicts[first + index] = refused(first + index, policy, risk)
-        call.uncounted.subtract(range(first, first + count))  # each answer's stand-in counts as a token
-        return ahead
 
     async def measure(
         self,

@@ -17,14 +17,14 @@ from vllm.sampling_params import RequestOutputKind
 from guard.engine.answer import Answer, risks_so_far, unscored
 from guard.engine.context import Generated, RequestContext, Unscored, Verdict
 from guard.engine.outputs import blank, emptied, own, own_output, told_length, with_completions
-from guard.engine.turn import Thinker
+from guard.engine.turn import Reasoning
 from guard.ipc.score_table import ScoreTable
 from guard.policy import Action, Hold, Mode
 from guard.probe.readout import Readout
 
 
 @dataclass(slots=True)
-class Waiting:
+class HeldOutput:
     """A piece of an answer that may not leave yet, and the output that it came with, which may hold more than pieces
     (the first has what is known of the prompt). reach: how many tokens the answer had with it."""
 
@@ -43,28 +43,28 @@ class OutputGate:
         table: ScoreTable,
         readout: Readout,
         kind: RequestOutputKind,
-        blank_token: int,
-        spare_abstained: bool = False,
-        thinker: Thinker | None = None,
+        placeholder: int,
+        retry_follows: bool = False,
+        reasoning: Reasoning | None = None,
         request: Mapping[str, Any] | None = None,
         longest: int | None = None,
         ends: frozenset[int] = frozenset(),
         params: Any = None,
     ) -> None:
-        """``spare_abstained``: say nothing of answers that are to be withheld; they get a second try. ``longest``: how
+        """``retry_follows``: say nothing of answers that are to be withheld; they get a second try. ``longest``: how
         many tokens an answer may have. ``ends``: further tokens with which the model itself ends a sequence.
         ``params``: the request's sampling parameters, which say how tokens become text."""
         self.answers = answers
-        self.cut: list[Answer] = []  # to be ended in the engine, since the last output
+        self.to_abort: list[Answer] = []  # to be ended in the engine, since the last output
         self._call, self._table, self._readout = call, table, readout
-        self._kind, self._blank = kind, blank_token
+        self._kind, self._placeholder = kind, placeholder
         self._longest, self._ends, self._params = longest, ends, params
-        self._spare = spare_abstained
+        self._retry_follows = retry_follows
         policy = call.policy
         # Where nothing can be withheld or has to wait, outputs pass as they are.
         self._free = not (policy.withholds or policy.fails_closed or policy.token_risk_in_stream)
-        self._thinker, self._request = thinker, request or {}
-        self._waiting: list[deque[Waiting]] = [deque() for _ in answers]
+        self._reasoning, self._request = reasoning, request or {}
+        self._held: list[deque[HeldOutput]] = [deque() for _ in answers]
         self._sent = [0] * len(answers)  # tokens that have left
         self._whole: dict[int, Any] = {}  # for FINAL_ONLY: the last completion of each answer
 
@@ -73,23 +73,23 @@ class OutputGate:
         return all(answer.verdict is not None for answer in self.answers)
 
     @property
-    def spared(self) -> list[Answer]:
+    def retryable(self) -> list[Answer]:
         """Answers of which nothing was said, since they are to have a second try."""
-        return [answer for answer in self.answers if self._spares(answer)]
+        return [answer for answer in self.answers if self._retryable(answer)]
 
     @property
-    def spared_tokens(self) -> dict[int, int]:
+    def retryable_tokens(self) -> dict[int, int]:
         """How many tokens usage is to count of each, by choice index."""
-        return {answer.index: told_length(len(answer.token_ids), self._longest) for answer in self.spared}
+        return {answer.index: told_length(len(answer.token_ids), self._longest) for answer in self.retryable}
 
-    def _spares(self, answer: Answer) -> bool:
-        if not self._spare or answer.verdict is None or answer.verdict.risk is None:
+    def _retryable(self, answer: Answer) -> bool:
+        if not self._retry_follows or answer.verdict is None or answer.verdict.risk is None:
             return False
         return self._abstained(answer) and self._sent[answer.sequence] == 0
 
     def feed(self, output: Any, cumulative: bool) -> list[Any]:
         """Take an output; what may leave by now, as outputs. ``cumulative``: whether it repeats what came before."""
-        self.cut = []
+        self.to_abort = []
         for completion in output.outputs:
             answer = self.answers[completion.index]
             if answer.verdict is not None:
@@ -107,7 +107,7 @@ class OutputGate:
             if self._free:
                 continue
             self._note_risks(answer)
-            self._waiting[completion.index].append(Waiting(completion, len(answer.token_ids), output))
+            self._held[completion.index].append(HeldOutput(completion, len(answer.token_ids), output))
         if self._free:
             return [output]
         if self._kind is RequestOutputKind.FINAL_ONLY:
@@ -116,13 +116,13 @@ class OutputGate:
 
     def _begin(self, answer: Answer, prompt_ids: Sequence[int]) -> None:
         answer.prompt_length = len(prompt_ids)
-        if self._thinker is not None and answer.slot is not None:
-            thought = self._thinker.begin(prompt_ids, self._request)
-            if thought is not None:
-                answer.think(thought)
+        if self._reasoning is not None and answer.slot is not None:
+            span = self._reasoning.begin(prompt_ids, self._request)
+            if span is not None:
+                answer.begin_reasoning(span)
 
     def _generated(self, answer: Answer, prompt_ids: Sequence[int]) -> Generated:
-        return Generated(prompt_ids, answer.token_ids, answer.offset, self._params, "".join(answer.texts))
+        return Generated(prompt_ids, answer.token_ids, answer.reasoning_tokens, self._params, "".join(answer.texts))
 
     def _decide(self, answer: Answer, completion: Any) -> Verdict | None:
         """The verdict, when the engine has ended the answer or a window of it ends it now."""
@@ -137,7 +137,7 @@ class OutputGate:
             return None
         verdict = answer.look(self._table, self._readout, policy)
         if verdict is not None:
-            self.cut.append(answer)
+            self.to_abort.append(answer)
         return verdict
 
     def _note_risks(self, answer: Answer) -> None:
@@ -150,7 +150,7 @@ class OutputGate:
 
     def _released(self, output: Any) -> list[Any]:
         """What may leave, one piece an output; or the engine's own output, where it may leave as it is."""
-        pieces = [piece for answer in self.answers for piece in self._pieces(answer, self._waiting[answer.sequence])]
+        pieces = [piece for answer in self.answers for piece in self._pieces(answer, self._held[answer.sequence])]
         completions = [completion for completion, _ in pieces]
         if pieces and len(pieces) == len(output.outputs) and all(map(operator.is_, completions, output.outputs)):
             return [output]
@@ -168,19 +168,19 @@ class OutputGate:
             return completion
         empty = answer.verdict is not None and answer.verdict.reason is Unscored.EMPTY
         if empty or self._call.unshown:
-            return blank(completion, len(completion.token_ids), self._blank)
+            return blank(completion, len(completion.token_ids), self._placeholder)
         return own(completion)
 
-    def _pieces(self, answer: Answer, waiting: deque[Waiting]) -> Iterator[tuple[Any, Any]]:
+    def _pieces(self, answer: Answer, held: deque[HeldOutput]) -> Iterator[tuple[Any, Any]]:
         """Completions that may leave, each with its output."""
         if self._abstained(answer):
-            if waiting:
-                first, last = waiting[0].output, waiting[-1].completion
-                waiting.clear()
+            if held:
+                first, last = held[0].output, held[-1].completion
+                held.clear()
                 yield from ((piece, first) for piece in self._ended(answer, last))
             return
-        while waiting and self._may_go(answer, waiting[0]):
-            piece = waiting.popleft()
+        while held and self._may_go(answer, held[0]):
+            piece = held.popleft()
             self._sent[answer.sequence] = piece.reach
             yield self._passing(answer, piece.completion), piece.output
 
@@ -190,7 +190,7 @@ class OutputGate:
     def _ended(self, answer: Answer, last: Any) -> Iterator[Any]:
         """What is said of an answer that is withheld from here on."""
         assert answer.verdict is not None
-        if not self._spares(answer):
+        if not self._retryable(answer):
             sent = answer.verdict.shown = self._sent[answer.sequence]
             repeated = self._kind is RequestOutputKind.CUMULATIVE
             yield self._withheld(answer, last, 0 if repeated else sent)
@@ -199,9 +199,9 @@ class OutputGate:
         """The stand-in for a withheld answer, of which ``sent`` tokens have been counted."""
         assert answer.verdict is not None
         told = answer.verdict.told = told_length(len(answer.token_ids), self._longest)
-        return emptied(last, told - sent, self._blank)
+        return emptied(last, told - sent, self._placeholder)
 
-    def _may_go(self, answer: Answer, piece: Waiting) -> bool:
+    def _may_go(self, answer: Answer, piece: HeldOutput) -> bool:
         policy = self._call.policy
         if answer.verdict is not None:
             return True
@@ -213,14 +213,14 @@ class OutputGate:
 
     def _gathered(self, output: Any) -> list[Any]:
         """Keep each answer's last word; all of them together once all are decided."""
-        for answer, waiting in zip(self.answers, self._waiting, strict=True):
-            if waiting and answer.verdict is not None and not self._spares(answer):
-                last = waiting[-1].completion
+        for answer, held in zip(self.answers, self._held, strict=True):
+            if held and answer.verdict is not None and not self._retryable(answer):
+                last = held[-1].completion
                 withheld = self._abstained(answer)
                 self._whole[answer.sequence] = (
                     self._withheld(answer, last, 0) if withheld else self._passing(answer, last)
                 )
-            waiting.clear()
+            held.clear()
         if not self.done:
             return []
         return [self._holding(output, [self._whole[sequence] for sequence in sorted(self._whole)], True)]

@@ -83,14 +83,14 @@ def _after(prompt: list[int], header: tuple[int, ...], space: tuple[int, ...]) -
     return -1
 
 
-class Thinker:
+class Reasoning:
     """The reasoning parser that the engine was started with."""
 
     def __init__(self, parser: Any, tokenizer: Any) -> None:
         self._parser, self._tokenizer = parser, tokenizer
 
     @classmethod
-    def of(cls, engine: Any) -> Thinker | None:
+    def of(cls, engine: Any) -> Reasoning | None:
         """None where the engine has no reasoning parser: all that it says is answer."""
         name = engine.vllm_config.structured_outputs_config.reasoning_parser
         if not name:
@@ -99,14 +99,14 @@ class Thinker:
 
         return cls(ReasoningParserManager.get_reasoning_parser(name), engine.get_tokenizer())
 
-    def begin(self, prompt_ids: Sequence[int], request: Mapping[str, Any]) -> Thinking | None:
+    def begin(self, prompt_ids: Sequence[int], request: Mapping[str, Any]) -> ReasoningSpan | None:
         """The thinking that follows this prompt; None if the answer begins at once.
 
         ``request`` is what vLLM's route gave ``generate`` by keyword. Its ``reasoning_ended`` does not count: it tells
         the engine where a grammar applies, and is also set where thoughts are only not shown.
         """
         parser = self._of(request)
-        return None if parser.is_reasoning_end(list(prompt_ids)) else Thinking(parser, self._tokenizer)
+        return None if parser.is_reasoning_end(list(prompt_ids)) else ReasoningSpan(parser, self._tokenizer)
 
     def answer_start(self, prompt_ids: Sequence[int], turn: int, request: Mapping[str, Any]) -> int:
         """Where in a prompt that ends in the assistant's turn, which begins at ``turn``, its answer begins: after the
@@ -128,7 +128,7 @@ class Thinker:
         return self._parser(self._tokenizer, **(request.get("reasoning_parser_kwargs") or {}))
 
 
-class Thinking:
+class ReasoningSpan:
     """One sequence's thoughts."""
 
     def __init__(self, parser: Any, tokenizer: Any) -> None:

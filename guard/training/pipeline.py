@@ -28,7 +28,16 @@ from guard.judge.rules import RemoteJudge
 from guard.judge.spans import find_span
 from guard.probe import cett
 from guard.probe.bundle import Bundle, save_bundle
-from guard.probe.card import ModelIdentity, ProbeCard, ReadoutParameters, SetMetrics, Span, ThresholdMetrics, Training
+from guard.probe.card import (
+    SCHEMA_VERSION,
+    ModelIdentity,
+    ProbeCard,
+    ReadoutParameters,
+    SetMetrics,
+    Span,
+    ThresholdMetrics,
+    Training,
+)
 from guard.probe.readout import unit_readout
 from guard.probe.reference import Reference
 from guard.probe.signals import NEURONS, TokenSignals
@@ -236,7 +245,7 @@ class Fit:
         width = self._norms.shape[1]
         layer, neuron = (found.index // width).astype(np.int32), (found.index % width).astype(np.int32)
         card = ProbeCard(
-            schema_version=1,
+            schema_version=SCHEMA_VERSION,
             id=self._id,
             model=self._identity,
             training=Training(

@@ -111,7 +111,7 @@ def test_without_a_hold_text_flows_until_a_window_ends_the_answer(stage: Stage) 
     assert played.verdicts[0].shown == 11
     assert (played.verdicts[0].peak.start, played.verdicts[0].peak.end) == (7, 11)
     assert played.gate.done
-    assert [answer.sequence for answer in played.gate.cut] == [0], "the engine is told at once"
+    assert [answer.sequence for answer in played.gate.to_abort] == [0], "the engine is told at once"
 
 
 def test_with_windows_held_no_token_of_a_risky_window_leaves(stage: Stage) -> None:
@@ -187,12 +187,12 @@ def test_cumulative_outputs_are_emptied_whole(stage: Stage) -> None:
 
 
 def test_what_is_spared_is_not_spoken_of(stage: Stage) -> None:
-    played = stage.play(policy(), LONG, Play([SAFE] * 3), spare_abstained=True)
+    played = stage.play(policy(), LONG, Play([SAFE] * 3), retry_follows=True)
     assert texts(played, 0) == []
     assert texts(played, 1) == ["w0 ", "w1 ", "w2 "]
-    assert [answer.index for answer in played.gate.spared] == [0]
-    shown = stage.play(policy(Hold.NONE), LONG, spare_abstained=True)
-    assert shown.gate.spared == [], "what has been shown cannot be taken back"
+    assert [answer.index for answer in played.gate.retryable] == [0]
+    shown = stage.play(policy(Hold.NONE), LONG, retry_follows=True)
+    assert shown.gate.retryable == [], "what has been shown cannot be taken back"
     assert texts(shown)[-1] == ""
 
 
@@ -247,7 +247,7 @@ def test_without_a_slot_text_is_not_held(stage: Stage) -> None:
     assert played.verdicts[0].reason is Unscored.NO_SLOT
 
 
-class Thinker:
+class Reasoning:
     """Thinks until token 103 has been said; 104 says nothing."""
 
     def begin(self, prompt_ids: Sequence[int], request: Any) -> Any:
@@ -256,7 +256,7 @@ class Thinker:
 
 def test_thoughts_are_not_scored(stage: Stage) -> None:
     thinking = Play([RISKY] * 3 + [SAFE] * 9)
-    played = stage.play(policy(Hold.WINDOW, token_risk_in_stream=True), thinking, thinker=Thinker())
+    played = stage.play(policy(Hold.WINDOW, token_risk_in_stream=True), thinking, reasoning=Reasoning())
     verdict = played.verdicts[0]
     assert verdict.decision.action is Action.PASS
     assert verdict.token_ids == list(range(104, 112)), "the answer begins after what ends the thinking"
@@ -265,26 +265,26 @@ def test_thoughts_are_not_scored(stage: Stage) -> None:
     assert None not in risks[4:11]
     assert texts(played) == [f"w{k} " for k in range(12)]
     assert {step for step, _ in played.out} == {11}, "thoughts wait for all of the answer, and it for them"
-    flowing = stage.play(policy(Hold.NONE), thinking, thinker=Thinker())
+    flowing = stage.play(policy(Hold.NONE), thinking, reasoning=Reasoning())
     assert [step for step, _ in flowing.out] == list(range(12))
     alone = stage.play(policy(), Play([SAFE] * 8)).verdicts[0]
     assert verdict.risk == pytest.approx(alone.risk), "the same tokens after the same lead have the same risk"
 
 
 def test_thinking_that_never_ends_has_no_answer(stage: Stage) -> None:
-    played = stage.play(Policy(Mode.SCORE, 0.5), Play([SAFE] * 3), thinker=Thinker())
+    played = stage.play(Policy(Mode.SCORE, 0.5), Play([SAFE] * 3), reasoning=Reasoning())
     assert played.verdicts[0].reason is Unscored.UNFINISHED_THINKING
     for hold in (Hold.WINDOW, Hold.ANSWER):
         for tokens in (3, 4, 5):  # in the midst of the thoughts, at their end, after what says nothing
-            closed = stage.play(policy(hold), Play([SAFE] * tokens), thinker=Thinker())
+            closed = stage.play(policy(hold), Play([SAFE] * tokens), reasoning=Reasoning())
             assert closed.verdicts[0].reason is Unscored.UNFINISHED_THINKING
             assert texts(closed) == [""]
-    assert texts(stage.play(policy(), Play([SAFE] * 6), thinker=Thinker())) == [f"w{k} " for k in range(6)]
+    assert texts(stage.play(policy(), Play([SAFE] * 6), reasoning=Reasoning())) == [f"w{k} " for k in range(6)]
 
 
 def test_a_later_window_keeps_the_thoughts_back(stage: Stage) -> None:
     late = Play([SAFE] * 12 + [RISKY] * 4 + [SAFE] * 8)
-    played = stage.play(policy(Hold.WINDOW), late, thinker=Thinker())
+    played = stage.play(policy(Hold.WINDOW), late, reasoning=Reasoning())
     assert texts(played) == [""]
     assert played.verdicts[0].shown == 0
 

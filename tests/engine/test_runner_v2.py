@@ -143,7 +143,7 @@ def test_a_grammar_does_not_hide_the_model_s_own_doubt() -> None:
     logits[0, 0] = -torch.inf
     sampler(logits, None)
     assert sampler.measured is not None
-    entropy, logprob = sampler.measured
+    entropy, logprob = sampler.measured.values()
     torch.testing.assert_close(entropy, -(exact.exp() * exact).sum()[None])
     torch.testing.assert_close(logprob, exact[1:2])
 

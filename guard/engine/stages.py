@@ -1,0 +1,123 @@
+"""Stages around a request's answers: what is done before there are any, and what is tried where they would be withheld.
+
+A further method is a class here, a place in ``STAGES``, and its option in ``app/protocols/options.py`` and
+``guard/policy.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from guard.engine.answer import Answer, refused
+from guard.engine.context import RequestContext
+from guard.engine.outputs import emptied, own_output
+from guard.engine.own import Purpose
+from guard.ipc import capture
+from guard.ipc.score_table import ScoreTable, Slot
+from guard.policy import Policy
+from guard.probe.readout import Readout
+
+
+@dataclass(frozen=True, slots=True)
+class GuardedRequest:
+    """One call of ``generate``, and the request that it belongs to. first: the choice index of its first answer."""
+
+    call: RequestContext
+    first: int
+    prompt: Any
+    params: SamplingParams
+    request_id: str
+    kwargs: dict[str, Any]
+
+
+class Engine(Protocol):
+    """What a stage has of the engine client."""
+
+    readout: Readout
+    table: ScoreTable
+    placeholder: int
+
+    def beside(
+        self, request: GuardedRequest, parameters: Callable[[Slot], SamplingParams], purpose: Purpose
+    ) -> AbstractAsyncContextManager[tuple[Any, Slot] | None]:
+        """A request of the guard's own on the same prompt: its last output, and the slot that holds what it measured.
+
+        None where no slot is free and the policy fails open.
+        """
+        ...
+
+
+class Stage:
+    """One method; what it leaves out does nothing."""
+
+    async def before(self, request: GuardedRequest, engine: Engine) -> Any | None:
+        """Before anything is generated: the output in place of all answers, or None to go on."""
+
+    def again(self, policy: Policy) -> float | None:
+        """The neuron scale of a further try at answers that would be withheld, or None."""
+
+
+class PromptCheck(Stage):
+    """The risk of the last prompt token alone, and the refusal that may follow from it.
+
+    One token is drawn and thrown away; the answer, if there is to be one, finds its prompt in the prefix cache.
+    """
+
+    async def before(self, request: GuardedRequest, engine: Engine) -> Any | None:
+        call, policy = request.call, request.call.policy
+        if policy.prompt_threshold is None or call.unshown:
+            return None
+
+        def parameters(slot: Slot) -> SamplingParams:
+            # A prompt's last token is computed anew even where the cache has the others. The route expects the
+            # log-probabilities that were asked for of a refusal, too.
+            return SamplingParams(
+                max_tokens=1,
+                temperature=0.0,
+                logprobs=request.params.logprobs,
+                prompt_logprobs=request.params.prompt_logprobs,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                extra_args={capture.KEY: capture.pack([slot], policy.scale, draws=False)},
+            )
+
+        async with engine.beside(request, parameters, Purpose.PROMPT_CHECK) as looked:
+            if looked is None:
+                return None
+            output, slot = looked
+            answer = Answer(0, slot, prompt_length=len(output.prompt_token_ids))
+            risk = engine.readout.prompt_risk(answer.signals(engine.table, 0, 0).prompt_score)
+        first, count = request.first, request.params.n
+        call.uncounted[first] += 1
+        if risk is None or risk < policy.prompt_threshold:
+            return None
+        for index in range(first, first + count):
+            call.verdicts[index] = refused(index, policy, risk)
+        call.uncounted.subtract(range(first, first + count))  # each answer's stand-in counts as a token
+        return _refusal(output, request.request_id, count, engine.placeholder)
+
+
+def _refusal(output: Any, request_id: str, count: int, placeholder: int) -> Any:
+    """The looking request's output as that of the request that asked: ``count`` answers, none of which exists."""
+    completions = []
+    for index in range(count):
+        completion = emptied(output.outputs[0], 1, placeholder)
+        completion.index = index
+        completions.append(completion)
+    whole = own_output(output, completions, output.finished)
+    whole.request_id = request_id
+    return whole
+
+
+class Retry(Stage):
+    """A second try with scaled neurons."""
+
+    def again(self, policy: Policy) -> float | None:
+        return policy.retry_scale if policy.withholds else None
+
+
+STAGES: tuple[Stage, ...] = (PromptCheck(), Retry())
