@@ -24,21 +24,23 @@ def add_parser(commands: Any) -> None:
     """Add the command to ``hguard``'s."""
     parser = commands.add_parser(
         "bench",
-        help="measure what the guard costs, beside plain vLLM",
+        help="measure the guard's cost against plain vLLM",
         epilog="Both engines run at once: leave room for two. What follows -- goes to vLLM.",
     )
     parser.set_defaults(run=run)
     default = Settings.model_fields
     parser.add_argument("model", nargs="?", default=default["model"].default, help="as for serve")
     parser.add_argument("--probe", help="as for serve")
-    parser.add_argument("--shape", choices=sorted(SHAPES), help="a real model's sizes with random weights instead")
+    parser.add_argument(
+        "--shape", choices=sorted(SHAPES), help="random weights in a real model's shape, instead of a model"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     add_flags(parser, BenchConfig, only=BenchConfig.model_fields.keys() - {"slots"})
     parser.add_argument("--compiled", action="store_true", help="compile the models on CPU")
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--http", action="store_true", help="two servers, asked over HTTP, instead of two engines")
-    instead.add_argument("--profile", action="store_true", help="what each kernel takes in a decoding step, instead")
-    instead.add_argument("--kernels", action="store_true", help="the guard's Triton kernels by themselves, instead")
+    instead.add_argument("--http", action="store_true", help="compare two servers over HTTP instead of two engines")
+    instead.add_argument("--profile", action="store_true", help="profile the kernels of a decoding step instead")
+    instead.add_argument("--kernels", action="store_true", help="time the guard's Triton kernels alone instead")
 
 
 def run(options: argparse.Namespace, extra: list[str]) -> int:

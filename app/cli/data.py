@@ -8,7 +8,7 @@ from typing import Any
 
 def add_parser(commands: Any) -> None:
     """Add the commands to ``hguard``'s."""
-    data = commands.add_parser("data", help="look at questions before a fit")
+    data = commands.add_parser("data", help="check a file of questions before a fit")
     actions = data.add_subparsers(dest="action", required=True)
     check = actions.add_parser(
         "check",
@@ -17,7 +17,7 @@ def add_parser(commands: Any) -> None:
     )
     check.set_defaults(run=_check)
     check.add_argument("data", metavar="FILE", help="as for --data of hguard fit")
-    check.add_argument("--limit", type=int, help="look at the first so many questions")
+    check.add_argument("--limit", type=int, help="read the first N questions only")
     check.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
 
 

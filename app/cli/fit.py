@@ -66,7 +66,7 @@ def add_asking(parser: argparse.ArgumentParser, required: bool = True) -> None:
         required=required,
         help="a file of questions and answers (see hguard data), or triviaqa, nq_open, simpleqa",
     )
-    parser.add_argument("--limit", type=int, help="use the first so many questions")
+    parser.add_argument("--limit", type=int, help="use the first N questions only")
     parser.add_argument("--compiled", action="store_true", help="compile the model on CPU")
     parser.add_argument("--judge-url", help="an OpenAI-compatible endpoint that judges, up to /v1; default: by rule")
     parser.add_argument("--judge-model", help="the judge's model; its key is read from HGUARD_JUDGE_KEY")

@@ -49,13 +49,13 @@ class Keys:
             keys = cls.parse(file.read_text(encoding="utf-8"))
         except OSError as error:
             remedy = f"let user {os.getuid()} read it" if isinstance(error, PermissionError) else "mount the secret"
-            raise ValueError(f"the keys' file {file} cannot be read ({error.strerror}): {remedy}") from None
+            raise ValueError(f"the API key file {file} cannot be read ({error.strerror}): {remedy}") from None
         except UnicodeDecodeError:
-            raise ValueError(f"the keys' file {file} is not text: keys are ASCII") from None
+            raise ValueError(f"the API key file {file} is not text: keys are ASCII") from None
         except ValueError as error:
-            raise ValueError(f"the keys' file {file} is wrong: {error}") from None
+            raise ValueError(f"the API key file {file} is wrong: {error}") from None
         if not keys:
-            raise ValueError(f"the keys' file {file} holds no key: write one into it, or several, one a line")
+            raise ValueError(f"the API key file {file} holds no key: write one into it, or several, one a line")
         return keys
 
     def holder(self, headers: Iterable[tuple[bytes, bytes]]) -> int | None:

@@ -65,7 +65,7 @@ class IngressMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008, "reason": "there are no websockets here"})
+            await send({"type": "websocket.close", "code": 1008, "reason": "WebSocket connections are not supported"})
         elif scope["type"] != "http" or _is_public(scope):
             await self.app(scope, receive, send)
         else:
@@ -121,7 +121,9 @@ class IngressMiddleware:
         large, too slow, or compressed."""
         limit, headers = self._max_body_bytes, Headers(scope=scope)
         if (encoding := headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
-            raise errors.ApiError(f"the body is encoded ({encoding[:20]}); send it as it is", "body", 415)
+            raise errors.ApiError(
+                f"Content-Encoding {encoding[:20]} is not supported; send the body uncompressed", "body", 415
+            )
         declared = headers.get("content-length", "")
         size, parts = int(declared[:18]) if declared.isdecimal() else 0, bytearray()
         try:

@@ -104,9 +104,9 @@ async def _drain(admission: Admission, signals: _Signals, engine: Any, seconds: 
         print(f"hguard: draining: up to {seconds:g} s for {admission.requests} requests in flight", flush=True)
     await _until(lambda: admission.requests == 0 or signals.count > 1 or engine.errored, seconds)
     if engine.errored:
-        complain("the engine ended before its answers did; they are cut short")
+        complain("the engine ended before its answers did; they are incomplete")
     elif admission.requests:
-        complain(f"{admission.requests} requests are cut short")
+        complain(f"{admission.requests} requests did not finish within the drain timeout and were cancelled")
 
 
 async def _until(condition: Callable[[], bool], seconds: float = float("inf")) -> None:

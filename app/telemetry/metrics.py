@@ -81,7 +81,7 @@ class Metrics:
         )
         self._would_abstain.labels(model)
         self._retries = Counter(
-            "hguard_retries_total", "Second tries with scaled neurons", ["model", "outcome"], registry=registry
+            "hguard_retries_total", "Retries with scaled neurons", ["model", "outcome"], registry=registry
         )
         for outcome in ("pass", "abstained"):
             self._retries.labels(model, outcome)
@@ -95,14 +95,14 @@ class Metrics:
         )
         info.labels(model, bundle.card.id, bundle.revision).set(1)
         self.slots = Gauge("hguard_slots_in_use", "Score slots claimed by requests in flight", registry=registry)
-        self.all_slots = Gauge("hguard_slots", "Score slots that there are", registry=registry)
+        self.all_slots = Gauge("hguard_slots", "Score slots in total", registry=registry)
 
     def _expect(self, registry: CollectorRegistry) -> list[Counter]:
         """The counter of each band, and the share that it had among the calibration answers beside it."""
         labels = ["model", "band"]
         count = Counter(
             "hguard_risk_band_answers_total",
-            "Scored answers of the unscaled model by band of risk; few calibration answers, or none known, no bands",
+            "Scored answers of the unscaled model per band of calibration risks; absent below 100 of these",
             labels,
             registry=registry,
         )
@@ -175,7 +175,7 @@ class OwnRequestsMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Both counters, of every purpose."""
-        text = "of the guard's own to the engine, which vLLM's counters hold, too"
+        text = "that the guard itself sent to the engine; vLLM's counters include them"
         for name, what, counted in (
             ("hguard_engine_requests_total", f"Requests {text}", self._own.requests),
             ("hguard_engine_prompt_tokens_total", f"Prompt tokens of requests {text}", self._own.prompt_tokens),
@@ -194,15 +194,15 @@ class IngressMetrics:
         self._refused = {reason: refused.labels(reason.value) for reason in Reason}
         for name, text, value in (
             ("hguard_requests_in_flight", "Requests in flight", lambda: admission.requests),
-            ("hguard_answers_in_flight", "Answers that the engine runs or that wait for it", lambda: admission.answers),
+            ("hguard_answers_in_flight", "Answers running or queued", lambda: admission.answers),
             (
                 "hguard_answers_capacity",
-                "Answers that fit: what the engine runs at once and what may wait",
+                "Answers that may run or queue at once",
                 lambda: admission.capacity,
             ),
             (
                 "hguard_draining",
-                "1 while the server refuses what is new because it ends",
+                "1 while the server drains: it finishes what is in flight and refuses new requests",
                 lambda: bool(admission.closing),
             ),
         ):

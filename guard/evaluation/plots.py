@@ -78,7 +78,7 @@ def scaling(rows: Rows, random: list[Rows]) -> str:
                 means = [sum(draw[i][key] for draw in random) / len(random) for i in range(len(rows))]
                 label = f"{key}, random neurons"
                 axes.plot([row["alpha"] for row in rows], means, "o--", label=label, color=colour, alpha=0.6, ms=3)
-        axes.set(xlabel="strength of the neurons (1: as they are)", ylabel="answers", ylim=(0, None))
+        axes.set(xlabel="neuron scale (1: unchanged)", ylabel="answers", ylim=(0, None))
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
     return _svg(draw, (9.2, 3.8))

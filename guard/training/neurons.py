@@ -107,7 +107,9 @@ def find_neurons(
             coefficient, intercept = ridge(features, wrong, one.index, leads)
         found.append(NeuronSelection(one.index, coefficient.astype(np.float32), intercept, point.C, path))
     if not found:
-        raise ValueError("no neuron tells the answers apart under the cap on neurons; raise it, or ask more questions")
+        raise ValueError(
+            "no neuron tells the answers apart within --max-neuron-fraction; raise it, or ask more questions"
+        )
     return found
 
 

@@ -164,7 +164,7 @@ def test_a_wrong_key_secret_never_opens_the_server(
         secret.write_bytes(content)
     assert main(["serve", "--api-keys-file", str(secret)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"hguard: wrong settings: the keys' file {secret} ")
+    assert line.startswith(f"hguard: wrong settings: the API key file {secret} ")
     assert says in line
     assert SECRET not in line
 
