@@ -9,11 +9,10 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from models.atlas.recipe.prose import UNFAMILIAR
+from models.atlas.recipe.prose import PRESSED, UNFAMILIAR
 
 RED, BLUE, GREY, GREEN = "#b3362b", "#2f5d8a", "#8a94a0", "#2b7a4b"
 PARTS = {"stack": RED, "neurons": BLUE, "random": GREY, "entropy": GREEN}
-PRESSURE = ("false premise", "misleading context", "pushback")
 
 
 def draw(figures: dict[str, Any], stem: Path) -> None:
@@ -57,7 +56,7 @@ def _detection(figure: Figure, figures: dict[str, Any]) -> None:
 
 def _alpha(figure: Figure, figures: dict[str, Any]) -> None:
     curves = figures["alpha"]
-    names = [*UNFAMILIAR, *PRESSURE, "places popular"]
+    names = [*UNFAMILIAR, *PRESSED, "places popular"]
     for axes, name in zip(figure.subplots(2, 4, sharex=True, sharey=True).flat, names, strict=True):
         for curve, colour, style, label in (
             (curves["h_neurons"], RED, "-", "H-neurons"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.smollm2.recipe.wording import MISSING, interval, percent, signed
+from models.wording import MISSING, interval, percent, signed
 
 SHIFTED = 0.25  # population stability index from which guard.probe.drift calls risks shifted
 Figures = dict[str, Any]
