@@ -20,7 +20,8 @@ from transformers import AutoTokenizer
 
 from app.cli.main import main
 from app.settings import ATLAS
-from guard.bench import compare, online, report
+from bench import report
+from guard.bench import compare, online
 from guard.bench.client import Address, Connection, Reply, frames
 from guard.bench.load import Measured
 from guard.bench.online import HttpWork, Prompter, Taken, send, streamed, whole
