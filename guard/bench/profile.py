@@ -17,13 +17,13 @@ from statistics import median
 from typing import Any
 
 from guard.bench.load import PLAIN, Work
-from guard.bench.offline import SCORE, machine
+from guard.bench.offline import SCORE
+from guard.bench.results import setting
 from guard.engine.context import RequestContext, use_context
 from guard.errors import GuardError
 from guard.launch.engines import guarded_engine, plain_arguments, plain_engine
 from guard.policy import Policy
 from guard.probe.bundle import Bundle
-from guard.versions import engine_version
 
 STEPS = 16  # recorded at least, under each load
 _LONGEST = 256  # tokens of an answer: many sequences must still decode when the last has begun
@@ -61,10 +61,8 @@ async def bench(
         )
         async with start as engine:
             seen[name] = [await _record(engine, count, prompt, policy, folder / name) for count in concurrency]
-    distribution, version = engine_version()
     return {
-        "engine": f"{distribution} {version}",
-        "machine": machine(),
+        **setting(),
         "model": model,
         "prompt": prompt,
         "profiles": [

@@ -25,7 +25,7 @@ from guard.bench import compare, online
 from guard.bench.client import Address, Connection, Reply, frames
 from guard.bench.load import Measured
 from guard.bench.online import HttpWork, Prompter, Taken, send, streamed, whole
-from guard.bench.processes import HOST, Command, Server, free_port, serving
+from guard.bench.processes import HOST, Command, ServerProcess, free_port, serving
 from guard.errors import GuardError
 
 SCORED = {"type": "hallucination_results", "results": []}
@@ -64,10 +64,12 @@ class ScriptedServer:
 
 
 @asynccontextmanager
-async def scripted(script: Callable[[dict[str, Any]], list[bytes]]) -> AsyncIterator[tuple[ScriptedServer, Server]]:
+async def scripted(
+    script: Callable[[dict[str, Any]], list[bytes]],
+) -> AsyncIterator[tuple[ScriptedServer, ServerProcess]]:
     server = ScriptedServer(script)
     async with await asyncio.start_server(server, HOST, 0) as listening:
-        yield server, Server(Address(HOST, listening.sockets[0].getsockname()[1]), os.getpid())
+        yield server, ServerProcess(Address(HOST, listening.sockets[0].getsockname()[1]), os.getpid())
         await asyncio.gather(*server.ended)
 
 

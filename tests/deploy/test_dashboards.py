@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from deploy.grafana import make
-from deploy.live import HERE, Prometheus, load, panels, prometheus, targets, tool
 from tests.deploy.metrics import exposed_by, names_in
+from tests.deploy.prometheus import DEPLOY, Prometheus, load, panels, prometheus, targets, tool
 from tests.deploy.test_rules import rules
 from tests.engine.server import Server
 
@@ -69,8 +69,8 @@ def test_every_panel_says_what_it_shows() -> None:
 
 
 def test_grafana_is_told_where_they_are() -> None:
-    (provider,) = yaml.safe_load((HERE / "grafana/provisioning/dashboards/hguard.yml").read_text())["providers"]
-    compose = yaml.safe_load((HERE / "compose.yaml").read_text())
+    (provider,) = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/hguard.yml").read_text())["providers"]
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     mounted = [volume.split(":") for volume in compose["services"]["grafana"]["volumes"] if isinstance(volume, str)]
     assert ["./grafana/dashboards", provider["options"]["path"]] in [one[:2] for one in mounted]
 
