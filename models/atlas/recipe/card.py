@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from guard.harness.store import write_json
 from guard.probe.bundle import load_bundle
 from guard.templates import template
 from models.atlas.recipe.questions import load_ledger
@@ -71,8 +71,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     figures = measure(options.model, options.base)
-    text = json.dumps(figures, indent=1, ensure_ascii=False)
-    (options.model / "card.json").write_text(text + "\n", encoding="utf-8")
+    write_json(options.model / "card.json", figures)
     (options.model / "README.md").write_text(render(figures, options.model), encoding="utf-8")
 
 
