@@ -119,10 +119,7 @@ def quality() -> Sheet:
         stacked=True,
     )
     made.lines(
-        "Scored tokens",
-        [(f"sum(rate(hguard_scored_tokens_total{{{MODEL}}}{EVERY}))", "tokens")],
-        "short",
-        "A second.",
+        "Scored tokens", [(f"sum(rate(hguard_scored_tokens_total{{{MODEL}}}{EVERY}))", "tokens")], "short", "A second."
     )
     made.row("Does the probe still fit?")
     made.lines(

@@ -56,10 +56,7 @@ def bench(
     cases = [_scale(layer, width, count, device) for layer in layers for width in widths for count in rows]
     cases += [_tap(layer, count, device) for layer in layers for count in rows]
     cases += [_statistics(count, device) for count in rows]
-    return {
-        **setting(),
-        "kernels": [asdict(case) for case in cases],
-    }
+    return {**setting(), "kernels": [asdict(case) for case in cases]}
 
 
 def _scale(layer: str, width: int, rows: int, device: torch.device) -> Case:

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import json
 import re
-import time
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -109,14 +108,8 @@ def _written(traces: Path) -> set[Path]:
 
 
 async def _decode(engine: Any, work: Work, number: int, policy: Policy | None, tokens: list[int]) -> None:
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-    params = SamplingParams(
-        max_tokens=work.output, temperature=0.0, ignore_eos=True, output_kind=RequestOutputKind.DELTA
-    )
-    prompt = {"type": "token", "prompt_token_ids": work.prompts[number]}
     with use_context(RequestContext(policy or PLAIN)):
-        async for output in engine.generate(prompt, params, f"profile-{time.monotonic_ns()}-{number}"):
+        async for output in engine.generate(*work.request(number)):
             tokens[number] += sum(len(completion.token_ids) for completion in output.outputs)
 
 

@@ -11,14 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.probe.bundle import Bundle, save_bundle
-from guard.probe.card import (
-    SCHEMA_VERSION,
-    ModelIdentity,
-    ProbeCard,
-    ReadoutParameters,
-    StackParameters,
-    Training,
-)
+from guard.probe.card import SCHEMA_VERSION, ModelIdentity, ProbeCard, ReadoutParameters, StackParameters, Training
 from guard.probe.identity import identify
 
 
@@ -128,12 +121,7 @@ def write_probe(
         id=f"{shape.name}-random",
         model=identity,
         training=Training(
-            method="random",
-            labels="1-vs-1",
-            C=1.0,
-            seed=0,
-            span="answer-tokens-and-last-prompt-token",
-            answers={},
+            method="random", labels="1-vs-1", C=1.0, seed=0, span="answer-tokens-and-last-prompt-token", answers={}
         ),
         intercept=0.0,
         readout=ReadoutParameters(window=8, answer=stack, platt=(1.0, 0.0), token=stack),

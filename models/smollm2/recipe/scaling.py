@@ -158,11 +158,7 @@ class Asked:
 
         tokenizer = self._engine.get_tokenizer()
         params = SamplingParams(
-            n=SAMPLES,
-            temperature=TEMPERATURE,
-            max_tokens=LONGEST,
-            seed=SEED,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            n=SAMPLES, temperature=TEMPERATURE, max_tokens=LONGEST, seed=SEED, output_kind=RequestOutputKind.FINAL_ONLY
         )
         prompt = {"type": "token", "prompt_token_ids": prompt_of(tokenizer, question)}
         last = None
