@@ -2,11 +2,11 @@
 
     python -m bench.soak --minutes 20 --out bench/results/operations/soak.json
 
-All generating routes and /risk, streamed and not, every mode and hold, second tries, looks ahead, scaled and not,
-several answers; 30 % of the requests are given up by their clients at a moment of chance, 10 % are invalid. Every few
-seconds the memory (without files, whose pages are the system's to keep; shared memory by its share), descriptors and
-threads of the server's processes are noted, and the number of series at /metrics. When the traffic has stopped, nothing
-may be left in flight. Ends with status 1 when a bound is broken.
+All generating routes and /risk, streamed and not, every mode and hold, retries, prompt checks, scaled neurons, several
+answers; 30 % of the requests are given up by their clients at a moment of chance, 10 % are invalid. Every few seconds
+the memory (without files, whose pages are the system's to keep; shared memory by its share), descriptors and threads of
+the server's processes are noted, and the number of series at /metrics. When the traffic has stopped, nothing may be
+left in flight. Ends with status 1 when a bound is broken.
 """
 
 from __future__ import annotations
@@ -246,8 +246,9 @@ def findings(
         if late[-1][name] > late[0][name]
     ]
     if after["descriptors"] > max(sample["descriptors"] for sample in late):
-        broken.append("descriptors are not given back")
-    broken += [f"{gauge} is {after[gauge]} at rest" for gauge in after if gauge.startswith("hguard_") and after[gauge]]
+        broken.append("file descriptors are not released")
+    left = {gauge: value for gauge, value in after.items() if gauge.startswith("hguard_") and value}
+    broken += [f"{gauge} is {value} without traffic" for gauge, value in left.items()]
     broken += [f"unexpected: {one}" for one in traffic.unexpected[:20]]
     broken += [f"in the log: {line}" for line in logged[:20]]
     if status != 0:
