@@ -14,7 +14,7 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -98,20 +98,20 @@ def allowed_end(caller: Caller, question: str, said: str) -> str | None:
 
 def forced_token(caller: Caller, question: str, said: str) -> str | None:
     """An answer of one harmless token, with what would have been likely in its place."""
-    for word in (" the", ".", " in", "It"):
-        token = caller.tokens.encode(word, add_special_tokens=False).ids[0]
-        more = {"logit_bias": {str(token): 100}, "max_tokens": 1, "logprobs": True, "top_logprobs": 20}
-        found = likeliest(caller, caller.chat(question, said, **more))
-        if found is not None:
-            return found
-    return None
+    words = (" the", ".", " in", "It")
+    tokens = (caller.tokens.encode(word, add_special_tokens=False).ids[0] for word in words)
+    return first_likely(caller, question, said, ({"logit_bias": {str(token): 100}} for token in tokens))
 
 
 def drawn_token(caller: Caller, question: str, said: str) -> str | None:
     """One token at a high temperature, many times, with what would have been likely in its place."""
-    for seed in range(8):
-        more = {"temperature": 2.0, "seed": seed, "max_tokens": 1, "logprobs": True, "top_logprobs": 20}
-        found = likeliest(caller, caller.chat(question, said, **more))
+    return first_likely(caller, question, said, ({"temperature": 2.0, "seed": seed} for seed in range(8)))
+
+
+def first_likely(caller: Caller, question: str, said: str, tries: Iterable[dict[str, Any]]) -> str | None:
+    """What ``likeliest`` says of the first answer of one token of which it says something."""
+    for more in tries:
+        found = likeliest(caller, caller.chat(question, said, max_tokens=1, logprobs=True, top_logprobs=20, **more))
         if found is not None:
             return found
     return None

@@ -15,7 +15,7 @@ from guard.bench.compare import PLAIN, Row, Run, compare
 from guard.bench.config import BenchConfig
 from guard.bench.load import Measured, Work
 from guard.bench.results import setting
-from guard.launch.engines import complain, guarded_engine, plain_arguments, plain_engine
+from guard.launch.engines import guarded_engine, plain_arguments, plain_engine
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Readout
@@ -35,10 +35,7 @@ async def bench(model: str, args: Namespace, bundle: Bundle, config: BenchConfig
         rows: list[Row] = []
         for concurrency in config.clients:
             for runs in _loads(plain, guarded, concurrency, config):
-                new = await compare(model, concurrency, runs, config.rounds)
-                for row in new:
-                    complain(f"{row.mode}, {row.concurrency} clients, {row.metric}: {row.ratio:.4f} of plain")
-                rows += new
+                rows += await compare(model, concurrency, runs, config.rounds)
         memory = _megabytes(plain_processes), _megabytes(guarded_processes)
         ratio = memory[1] / memory[0]
         rows.append(Row(model, "score+entropy", max(config.clients), "memory, MB", *memory, ratio, (ratio, ratio)))

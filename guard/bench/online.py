@@ -223,10 +223,7 @@ async def bench(
         for concurrency in config.clients:
             shares = client.setdefault(concurrency, [])
             runs = _runs(model, servers[0], servers[1], prompter, concurrency, config, shares.append)
-            new = await compare(model, concurrency, runs, config.rounds)
-            for row in new:
-                complain(f"{row.mode}, {row.concurrency} clients, {row.metric}: {row.ratio:.4f} of plain")
-            rows += new
+            rows += await compare(model, concurrency, runs, config.rounds)
     return {
         **setting(),
         "load_average": others,
