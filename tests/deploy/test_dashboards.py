@@ -6,7 +6,6 @@ import asyncio
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -120,10 +119,3 @@ def test_every_query_returns_data(watching: Prometheus, sheet: str, panel: str, 
         time.sleep(0.5)
     assert found
     assert all(re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", one["value"][1]) for one in found)
-
-
-def test_pictures_of_both_are_in_the_docs() -> None:
-    pages = "".join(page.read_text() for page in Path("docs").glob("*.md"))
-    for name in ("quality", "service"):
-        assert f"](dashboard-{name}.png)" in pages
-        assert Path(f"docs/dashboard-{name}.png").is_file()
