@@ -66,8 +66,7 @@ smollm2-report: $(VENV)/.tools ## measure SmolLM2's probe and write docs/smollm2
 		--questions $(or $(QUESTIONS),build/smollm2/questions.jsonl) --out docs
 
 benchmarks: $(VENV)/.engine ## make the tables of docs/benchmarks.md and docs/operations.md from bench/results
-	$(BIN)/python -m guard.bench.report
-	$(BIN)/python -m bench.operations
+	$(BIN)/python -m bench.report
 
 fuzz: $(VENV)/.tools ## 1,000 examples a route, and of each transformer and the bundle loader (HGUARD_FUZZ_EXAMPLES=1000)
 	HGUARD_FUZZ_EXAMPLES=$(or $(HGUARD_FUZZ_EXAMPLES),1000) $(BIN)/python -m pytest tests/fuzz --timeout 0

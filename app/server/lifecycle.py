@@ -106,7 +106,7 @@ async def _drain(admission: Admission, signals: _Signals, engine: Any, seconds: 
     if engine.errored:
         complain("the engine ended before its answers did; they are incomplete")
     elif admission.requests:
-        complain(f"{admission.requests} requests did not finish within the drain timeout and were cancelled")
+        complain(f"{admission.requests} requests in flight were cancelled")
 
 
 async def _until(condition: Callable[[], bool], seconds: float = float("inf")) -> None:

@@ -57,17 +57,7 @@ MORE = (
     "openai/test_chunked_prompt.py",
     "serve/instrumentator/test_orca_metrics.py",
 )
-PYTEST = (
-    "-sv",
-    "-p",
-    "bench.upstream.plugin",
-    "-p",
-    "no:cacheprovider",
-    "-p",
-    "no:schemathesis",
-    "-o",
-    "asyncio_mode=strict",
-)
+PYTEST = ("-sv", "-pbench.upstream.plugin", "-pno:cacheprovider", "-pno:schemathesis", "-oasyncio_mode=strict")
 SECONDS = 300  # of one test; a random model may write to the end of its context
 
 
@@ -90,19 +80,8 @@ def run(side: Side, files: list[str], tests: Path, model: Path, home: Path, work
         "VLLM_NO_USAGE_STATS": "1",
         plugin.ENVIRONMENT: json.dumps(chosen),
     }
-    names = [f"tests/entrypoints/{name}" for name in files]
-    line = [
-        sys.executable,
-        "-P",
-        "-m",
-        "pytest",
-        *PYTEST,
-        f"--timeout={SECONDS}",
-        f"--rootdir={tests}",
-        "-c",
-        "pytest.ini",
-        *names,
-    ]
+    line = [sys.executable, "-P", "-m", "pytest", *PYTEST, f"--timeout={SECONDS}", f"--rootdir={tests}", "-cpytest.ini"]
+    line += [f"tests/entrypoints/{name}" for name in files]
     (tests / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     with log.open("ab") as output:
         done = subprocess.run(line, cwd=tests, env=environment, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603

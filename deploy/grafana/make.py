@@ -112,17 +112,17 @@ def quality() -> Sheet:
         top=1,
     )
     made.lines(
-        "Second tries",
+        "Retries",
         [(f"sum by (outcome) (rate(hguard_retries_total{{{MODEL}}}{EVERY}))", "{{outcome}}")],
         "ops",
-        "Answers that were generated again with scaled neurons, by what became of them.",
+        "Answers that were generated again with scaled neurons, by outcome.",
         stacked=True,
     )
     made.lines(
         "Scored tokens",
         [(f"sum(rate(hguard_scored_tokens_total{{{MODEL}}}{EVERY}))", "tokens")],
         "short",
-        "A second.",
+        "Per second.",
     )
     made.row("Does the probe still fit?")
     made.lines(
@@ -179,13 +179,13 @@ def service() -> Sheet:
         "Generated tokens",
         f"sum(rate(vllm:generation_tokens_total{{{ENGINE}}}[5m]))",
         "short",
-        "A second, over five minutes.",
+        "Per second, over five minutes.",
     )
     made.number(
         "Queue full",
         "hguard:queue_full:ratio_rate5m",
         "percentunit",
-        "Share of requests that found no place.",
+        "Share of requests that were refused because the queue was full.",
         steps=[(None, "green"), (0.001, "orange"), (0.01, "red")],
     )
     made.number(
@@ -215,11 +215,11 @@ def service() -> Sheet:
         [
             ("sum(hguard_requests_in_flight)", "requests"),
             ("sum(hguard_answers_in_flight)", "answers"),
-            ("sum(hguard_answers_capacity)", "answers that fit"),
-            ("sum(hguard_draining)", "replicas that drain"),
+            ("sum(hguard_answers_capacity)", "capacity, answers"),
+            ("sum(hguard_draining)", "draining replicas"),
         ],
         "none",
-        "Requests that have been let in and are not answered yet.",
+        "Requests that were admitted and are not answered yet.",
     )
     made.lines(
         "Latency of requests",
@@ -235,7 +235,7 @@ def service() -> Sheet:
             (f"sum(rate(vllm:generation_tokens_total{{{ENGINE}}}{EVERY}))", "generated"),
         ],
         "short",
-        "A second.",
+        "Per second.",
     )
     made.lines(
         "Sequences",
@@ -253,19 +253,19 @@ def service() -> Sheet:
         "In the engine.",
     )
     made.lines(
-        "Between tokens",
+        "Inter-token latency",
         _quantiles("vllm:inter_token_latency_seconds", ENGINE, 0.5, 0.95, 0.99),
         "s",
-        "Inter-token latency in the engine.",
+        "Time between two tokens of an answer, in the engine.",
     )
     made.lines(
         "KV cache",
         [
             (f"max(vllm:kv_cache_usage_perc{{{ENGINE}}})", "in use"),
-            (_ratio("vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"), "prompt tokens found in it"),
+            (_ratio("vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"), "prefix cache hits"),
         ],
         "percentunit",
-        "Of the fullest replica; and how much of the prompts need not be computed again.",
+        "Of the fullest replica; and the share of prompt tokens that were in the cache.",
         top=1,
     )
     made.lines(
@@ -284,7 +284,7 @@ def service() -> Sheet:
     )
     made.lines(
         "Score slots",
-        [("sum(hguard_slots_in_use)", "in use"), ("sum(hguard_slots)", "there are")],
+        [("sum(hguard_slots_in_use)", "in use"), ("sum(hguard_slots)", "total")],
         "none",
         "One for each answer in flight.",
         width=8,

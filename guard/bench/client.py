@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from guard.errors import GuardError
 
@@ -32,12 +32,16 @@ class Address:
 
 @dataclass(slots=True)
 class Reply:
-    """One response. pieces: its body as it came, each with its time; all times are ``time.perf_counter``'s."""
+    """One response. pieces: its body as it came, each with its time; all times are ``time.perf_counter``'s.
+
+    headers: by name in small letters.
+    """
 
     status: int
     sent: float
     pieces: list[Piece]
     ended: float = 0.0
+    headers: dict[bytes, bytes] = field(default_factory=dict)
 
     @property
     def body(self) -> bytes:
@@ -106,7 +110,7 @@ class Connection(asyncio.Protocol):
         self._rest = self._rest[at + len(_END_OF_HEAD) :]
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
         self._missing = None if headers.get(b"transfer-encoding") == b"chunked" else int(headers[b"content-length"])
-        self._reply = Reply(int(first.split(b" ", 2)[1]), self._sent, [])
+        self._reply = Reply(int(first.split(b" ", 2)[1]), self._sent, [], headers=headers)
         return True
 
     def _read_length(self, reply: Reply, now: float) -> bool:

@@ -34,71 +34,58 @@ class Part:
 def measure(bundle: Bundle, engine: Any, rows: Sequence[int]) -> list[Part]:
     """Time the pieces of one decoding step, for several batch sizes."""
     config = engine.model_config
-    hidden, vocabulary, dtype = config.get_hidden_size(), config.get_vocab_size(), config.dtype
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return [Part(name, count, _best(piece)) for count in rows for name, piece in _pieces(bundle, config, count).items()]
+
+
+def _pieces(bundle: Bundle, config: Any, count: int) -> dict[str, Callable[[], None]]:
+    """The guard's work in a step of ``count`` sequences of a model, by name, ready to be repeated."""
+    dtype, device = config.dtype, torch.device("cuda" if torch.cuda.is_available() else "cpu")
     spec = spec_of(bundle)
     tap = next(iter(spec.layers.values()))
-    measured: list[Part] = []
-    for count in rows:
-        taps = Taps(spec, torch.zeros(count, device=device), torch.ones(count, device=device))
-        z = torch.randn(count, bundle.card.model.neurons_per_layer, dtype=dtype, device=device)
-        h = torch.randn(count, hidden, dtype=dtype, device=device)
-        neuron, folded = (torch.from_numpy(array).to(device) for array in (tap.neuron, tap.folded))
-        marked = torch.from_numpy(np.isin(tap.neuron, tap.scaled)).to(device)
-        logits = torch.randn(count, vocabulary, dtype=dtype, device=device)
-        tokens = torch.zeros(count, dtype=torch.int64, device=device)
-        table = ScoreTable.create(count, 64)
-        table.unlink()
-        scaled = _step(count, 0.5)
-        plain = _step(count, 1.0)
+    taps = Taps(spec, torch.zeros(count, device=device), torch.ones(count, device=device))
+    z = torch.randn(count, bundle.card.model.neurons_per_layer, dtype=dtype, device=device)
+    h = torch.randn(count, config.get_hidden_size(), dtype=dtype, device=device)
+    neuron, folded = (torch.from_numpy(array).to(device) for array in (tap.neuron, tap.folded))
+    marked = torch.from_numpy(np.isin(tap.neuron, tap.scaled)).to(device)
+    logits = torch.randn(count, config.get_vocab_size(), dtype=dtype, device=device)
+    tokens = torch.zeros(count, dtype=torch.int64, device=device)
+    table = ScoreTable.create(count, 64)
+    table.unlink()
+    scaled, plain = _step(count, 0.5), _step(count, 1.0)
+    for layer in spec.layers:
+        taps.add_layer(layer, folded)
 
-        for layer in spec.layers:
-            taps.add_layer(layer, folded)
-
-        def taps_of_all_layers(
-            z: torch.Tensor = z,
-            h: torch.Tensor = h,
-            neuron: torch.Tensor = neuron,
-            folded: torch.Tensor = folded,
-            marked: torch.Tensor = marked,
-            taps: Taps = taps,
-            plain: Step = plain,
-        ) -> None:
-            if z.is_cuda:  # in the graph
-                for _ in spec.layers:
-                    ops.tap(h, ops.scale(z, neuron, folded, marked, taps.alpha), taps.score)
-                return
-            taps.begin(plain)
+    def taps_of_all_layers() -> None:
+        if z.is_cuda:  # in the graph
             for _ in spec.layers:
-                taps.read(z.index_select(1, neuron), h)
-            taps.total(len(z))
+                ops.tap(h, ops.scale(z, neuron, folded, marked, taps.alpha), taps.score)
+            return
+        taps.begin(plain)
+        for _ in spec.layers:
+            taps.read(z.index_select(1, neuron), h)
+        taps.total(len(z))
 
-        def draws(logits: torch.Tensor = logits, tokens: torch.Tensor = tokens) -> None:
-            if logits.is_cuda:
-                Statistics.of(logits).signals(logits, tokens)
-            else:
-                Drawn(logits).signals(tokens)
+    def draws() -> None:
+        if logits.is_cuda:
+            Statistics.of(logits).signals(logits, tokens)
+        else:
+            Drawn(logits).signals(tokens)
 
-        def bookkeeping(step: Step = plain, taps: Taps = taps, table: ScoreTable = table) -> None:
-            score = taps.score[: step.rows]
-            rows = {
-                Source.FORWARD: step.activations(),
-                Source.DRAW: step.draws(np.ones(step.rows, np.bool_), table.positions),
-            }
-            measured = [(source, of, dict.fromkeys(names(source), score)) for source, of in rows.items()]
-            StepCapture(step.captured, measured).to_host().deposit(table)
-
-        def alpha(step: Step = scaled, taps: Taps = taps) -> None:
-            taps.begin(step)
-
-        pieces: dict[str, Callable[[], None]] = {
-            f"taps of {len(spec.layers)} layers": taps_of_all_layers,
-            "entropy and log-probability": draws,
-            "bookkeeping and table": bookkeeping,
-            "filling alpha": alpha,
+    def bookkeeping() -> None:
+        score = taps.score[: plain.rows]
+        rows = {
+            Source.FORWARD: plain.activations(),
+            Source.DRAW: plain.draws(np.ones(plain.rows, np.bool_), table.positions),
         }
-        measured += [Part(name, count, _best(piece)) for name, piece in pieces.items()]
-    return measured
+        measured = [(source, of, dict.fromkeys(names(source), score)) for source, of in rows.items()]
+        StepCapture(plain.captured, measured).to_host().deposit(table)
+
+    return {
+        f"taps of {len(spec.layers)} layers": taps_of_all_layers,
+        "entropy and log-probability": draws,
+        "bookkeeping and table": bookkeeping,
+        "filling alpha": lambda: taps.begin(scaled),
+    }
 
 
 def _step(count: int, scale: float) -> Step:

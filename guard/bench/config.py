@@ -16,12 +16,12 @@ class BenchConfig(BaseModel):
 
     prompt: int = Field(64, ge=1, description="tokens of each prompt")
     output: int = Field(64, ge=1, description="tokens of each answer")
-    clients: tuple[Clients, ...] = Field((1, 8, 64), min_length=1, description="how many at once, with commas")
+    clients: tuple[Clients, ...] = Field((1, 8, 64), min_length=1, description="concurrent clients, comma-separated")
     requests: int = Field(4, ge=1, description="requests of each client in a round")
     rounds: int = Field(8, ge=1, description="rounds, after one to warm up")
     modes: tuple[str, ...] = Field(
         (),
-        description="what to compare, with commas, all if none is named: score, score+entropy, scale, risk; "
+        description="modes to compare, comma-separated, all if none is named: score, score+entropy, scale, risk; "
         "with --http score, flag, abstain",
     )
     slots: int = Field(512, ge=1, description="of the score table")

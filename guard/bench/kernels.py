@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from guard.bench.offline import machine
+from guard.bench.results import setting
 from guard.probe.cett import EPSILON
-from guard.versions import engine_version
 
 # hidden, intermediate: one layer of Llama's 1B, 8B and 70B.
 LAYERS = {"1B": (2048, 8192), "8B": (4096, 14336), "70B": (8192, 28672)}
@@ -57,12 +56,7 @@ def bench(
     cases = [_scale(layer, width, count, device) for layer in layers for width in widths for count in rows]
     cases += [_tap(layer, count, device) for layer in layers for count in rows]
     cases += [_statistics(count, device) for count in rows]
-    distribution, version = engine_version()
-    return {
-        "engine": f"{distribution} {version}",
-        "machine": machine(),
-        "kernels": [asdict(case) for case in cases],
-    }
+    return {**setting(), "kernels": [asdict(case) for case in cases]}
 
 
 def _scale(layer: str, width: int, rows: int, device: torch.device) -> Case:

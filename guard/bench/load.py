@@ -30,6 +30,15 @@ class Work:
         tokens = np.random.default_rng(seed).integers(10, vocabulary, (requests, prompt))
         return cls(tokens.tolist(), output, concurrency)
 
+    def request(self, number: int) -> tuple[Any, Any, str]:
+        """(prompt, parameters, id) for vLLM: a greedy answer of exactly ``output`` tokens, streamed."""
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        kind = RequestOutputKind.DELTA
+        params = SamplingParams(max_tokens=self.output, temperature=0.0, ignore_eos=True, output_kind=kind)
+        prompt = {"type": "token", "prompt_token_ids": self.prompts[number]}
+        return prompt, params, f"bench-{time.monotonic_ns()}-{number}"
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -40,19 +49,14 @@ class Measured:
 
 async def generate(engine: Any, work: Work, policy: Policy | None) -> Measured:
     """Greedy answers of exactly ``output`` tokens, streamed. ``policy`` is None for an engine without a guard."""
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
-
     first: list[float] = []
     between: list[float] = []
 
     async def one(number: int) -> None:
-        params = SamplingParams(
-            max_tokens=work.output, temperature=0.0, ignore_eos=True, output_kind=RequestOutputKind.DELTA
-        )
-        prompt = {"type": "token", "prompt_token_ids": work.prompts[number]}
+        asked = work.request(number)
         sent = last = time.perf_counter()
         started = False
-        async for output in engine.generate(prompt, params, f"bench-{time.monotonic_ns()}-{number}"):
+        async for output in engine.generate(*asked):
             now = time.perf_counter()
             count = sum(len(completion.token_ids) for completion in output.outputs)
             if not started:

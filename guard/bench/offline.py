@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 from argparse import Namespace
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,12 +14,12 @@ from guard.bench import components, load
 from guard.bench.compare import PLAIN, Row, Run, compare
 from guard.bench.config import BenchConfig
 from guard.bench.load import Measured, Work
-from guard.launch.engines import complain, guarded_engine, plain_arguments, plain_engine
+from guard.bench.results import setting
+from guard.launch.engines import guarded_engine, plain_arguments, plain_engine
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Readout, Stack
 from guard.probe.signals import COLUMN, NEURONS
-from guard.versions import engine_version
 
 SCORE = Policy(Mode.SCORE, 0.5)
 MODES = ("score", "score+entropy", "scale", "risk")
@@ -39,19 +36,14 @@ async def bench(model: str, args: Namespace, bundle: Bundle, config: BenchConfig
         rows: list[Row] = []
         for concurrency in config.clients:
             for runs in _loads(plain, guarded, concurrency, config):
-                new = await compare(model, concurrency, runs, config.rounds)
-                for row in new:
-                    complain(f"{row.mode}, {row.concurrency} clients, {row.metric}: {row.ratio:.4f} of plain")
-                rows += new
+                rows += await compare(model, concurrency, runs, config.rounds)
         memory = _megabytes(plain_processes), _megabytes(guarded_processes)
         ratio = memory[1] / memory[0]
         rows.append(Row(model, "score+entropy", max(config.clients), "memory, MB", *memory, ratio, (ratio, ratio)))
         threads = os.environ.get("VLLM_CPU_OMP_THREADS_BIND")
         blocks = [engine.vllm_config.cache_config.num_gpu_blocks for engine in (plain, guarded)]
-        distribution, version = engine_version()
         return {
-            "engine": f"{distribution} {version}",
-            "machine": machine(),
+            **setting(),
             "load": {
                 **config.model_dump(mode="json"),
                 "kv_cache_blocks": {"plain": blocks[0], "guarded": blocks[1]},
@@ -110,21 +102,6 @@ def _neurons_of(stack: Stack) -> Stack:
     return replace(stack, weight=tuple(w if i == kept else 0.0 for i, w in enumerate(stack.weight)))
 
 
-def machine() -> str:
-    """The processor, or the GPU where there is one."""
-    import torch
-
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, {psutil.cpu_count()} cores"
-    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {psutil.cpu_count()} cores"
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-
-
 def _children() -> set[int]:
     return {child.pid for child in psutil.Process().children(recursive=True)}
 
@@ -136,8 +113,3 @@ def _megabytes(processes: set[int]) -> float:
         if psutil.pid_exists(pid):
             total += psutil.Process(pid).memory_full_info().pss
     return total / 1e6
-
-
-def write(result: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -20,11 +20,10 @@ from guard.bench.client import Connection, Reply, frames
 from guard.bench.compare import PLAIN, Row, Run, compare
 from guard.bench.config import BenchConfig
 from guard.bench.load import Measured
-from guard.bench.offline import machine
-from guard.bench.processes import Command, Server, serving
+from guard.bench.processes import Command, ServerProcess, serving
+from guard.bench.results import setting
 from guard.errors import GuardError
 from guard.launch.engines import complain
-from guard.versions import engine_version
 
 ROUTE = "/v1/chat/completions"
 LEAST = 16  # requests of one run: of a handful, the slowest in a hundred is only the slowest
@@ -107,7 +106,7 @@ class Taken:
     server_seconds: float
 
 
-async def send(server: Server, bodies: Sequence[bytes], concurrency: int) -> Taken:
+async def send(server: ServerProcess, bodies: Sequence[bytes], concurrency: int) -> Taken:
     """Send all of them in a closed loop over that many connections. Raises GuardError for an answer that is none."""
     connections = [await Connection.open(server.address) for _ in range(concurrency)]
     rest = iter(bodies)
@@ -224,14 +223,9 @@ async def bench(
         for concurrency in config.clients:
             shares = client.setdefault(concurrency, [])
             runs = _runs(model, servers[0], servers[1], prompter, concurrency, config, shares.append)
-            new = await compare(model, concurrency, runs, config.rounds)
-            for row in new:
-                complain(f"{row.mode}, {row.concurrency} clients, {row.metric}: {row.ratio:.4f} of plain")
-            rows += new
-    distribution, version = engine_version()
+            rows += await compare(model, concurrency, runs, config.rounds)
     return {
-        "engine": f"{distribution} {version}",
-        "machine": machine(),
+        **setting(),
         "load_average": others,
         "load": {
             **config.model_dump(mode="json"),
@@ -249,8 +243,8 @@ async def bench(
 
 def _runs(
     model: str,
-    plain: Server,
-    guarded: Server,
+    plain: ServerProcess,
+    guarded: ServerProcess,
     prompter: Prompter,
     concurrency: int,
     config: BenchConfig,
@@ -259,7 +253,7 @@ def _runs(
     """What is compared under one concurrency: each run asks for whole answers, then for streams."""
     count = max(LEAST, concurrency * config.requests)
 
-    def run_on(server: Server, mode: Mode | None) -> Run:
+    def run_on(server: ServerProcess, mode: Mode | None) -> Run:
         async def run(seed: int) -> Measured:
             values: dict[str, float] = {}
             for stream in (False, True):

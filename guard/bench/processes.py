@@ -39,17 +39,32 @@ class Command:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A running server. Its own process answers HTTP; vLLM's engine runs in processes below it."""
+@dataclass(slots=True)
+class ServerProcess:
+    """A server. Its own process answers HTTP; vLLM's engine runs in processes below it.
+
+    status: that of its exit, once it has ended.
+    """
 
     address: Address
     pid: int
+    status: int | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address.host}:{self.address.port}"
 
     def cpu_seconds(self) -> float:
         """What its own process, without the engine's, has taken of the processors since it started."""
         times = psutil.Process(self.pid).cpu_times()
         return float(times.user + times.system)
+
+
+def guarded_server(*arguments: str, environment: Mapping[str, str] | None = None) -> Command:
+    """``hguard serve`` with these arguments, on a free port."""
+    port = free_port()
+    own = [sys.executable, "-m", "app.cli.main", "serve", "--host", HOST, "--port", str(port)]
+    return Command("hguard serve", [*own, *arguments], port, environment or {})
 
 
 def free_port() -> int:
@@ -60,7 +75,7 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def serving(command: Command, log: Path) -> AsyncIterator[Server]:
+async def serving(command: Command, log: Path) -> AsyncIterator[ServerProcess]:
     """The server, answering; what it prints goes to ``log``. Raises GuardError when it does not come up.
 
     Nothing of it is left afterwards, whatever happened: not when this process is interrupted, nor when it is killed.
@@ -75,14 +90,14 @@ async def serving(command: Command, log: Path) -> AsyncIterator[Server]:
             env={**os.environ, **command.environment},
             start_new_session=True,
         )
+    server = ServerProcess(Address(HOST, command.port), process.pid)
     try:
-        address = Address(HOST, command.port)
-        await _ready(command.name, process, address, log)
-        yield Server(address, process.pid)
+        await _ready(command.name, process, server.address, log)
+        yield server
         if process.returncode is not None:
             raise GuardError(f"{command.name} ended while it was measured:\n{last_lines(log)}")
     finally:
-        await _stop(process)
+        server.status = await _stop(process)
 
 
 def last_lines(log: Path) -> str:
@@ -113,7 +128,7 @@ async def _healthy(address: Address) -> bool:
         connection.close()
 
 
-async def _stop(process: Process) -> None:
+async def _stop(process: Process) -> int:
     """Ask it to end, then end what is left of its session: vLLM's engines run in processes of their own."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
@@ -122,7 +137,7 @@ async def _stop(process: Process) -> None:
             await asyncio.wait_for(process.wait(), _STOP_SECONDS)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
+    return await process.wait()
 
 
 def _become(parent: int, arguments: list[str]) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import json
 import re
-import time
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,13 +16,13 @@ from statistics import median
 from typing import Any
 
 from guard.bench.load import PLAIN, Work
-from guard.bench.offline import SCORE, machine
+from guard.bench.offline import SCORE
+from guard.bench.results import setting
 from guard.engine.context import RequestContext, use_context
 from guard.errors import GuardError
 from guard.launch.engines import guarded_engine, plain_arguments, plain_engine
 from guard.policy import Policy
 from guard.probe.bundle import Bundle
-from guard.versions import engine_version
 
 STEPS = 16  # recorded at least, under each load
 _LONGEST = 256  # tokens of an answer: many sequences must still decode when the last has begun
@@ -61,10 +60,8 @@ async def bench(
         )
         async with start as engine:
             seen[name] = [await _record(engine, count, prompt, policy, folder / name) for count in concurrency]
-    distribution, version = engine_version()
     return {
-        "engine": f"{distribution} {version}",
-        "machine": machine(),
+        **setting(),
         "model": model,
         "prompt": prompt,
         "profiles": [
@@ -111,14 +108,8 @@ def _written(traces: Path) -> set[Path]:
 
 
 async def _decode(engine: Any, work: Work, number: int, policy: Policy | None, tokens: list[int]) -> None:
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-    params = SamplingParams(
-        max_tokens=work.output, temperature=0.0, ignore_eos=True, output_kind=RequestOutputKind.DELTA
-    )
-    prompt = {"type": "token", "prompt_token_ids": work.prompts[number]}
     with use_context(RequestContext(policy or PLAIN)):
-        async for output in engine.generate(prompt, params, f"profile-{time.monotonic_ns()}-{number}"):
+        async for output in engine.generate(*work.request(number)):
             tokens[number] += sum(len(completion.token_ids) for completion in output.outputs)
 
 

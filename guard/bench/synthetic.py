@@ -130,12 +130,7 @@ def write_probe(
         id=f"{shape.name}-random",
         model=identity,
         training=Training(
-            method="random",
-            labels="1-vs-1",
-            C=1.0,
-            seed=0,
-            span="answer-tokens-and-last-prompt-token",
-            answers={},
+            method="random", labels="1-vs-1", C=1.0, seed=0, span="answer-tokens-and-last-prompt-token", answers={}
         ),
         intercept=0.0,
         readout=ReadoutParameters(window=8, answer=stack, platt=(1.0, 0.0), token=stack),

@@ -90,5 +90,5 @@ def _svg(draw: Callable[[Any], None], size: tuple[float, float] = (4.5, 3.6)) ->
     figure = Figure(figsize=size, layout="constrained")
     draw(figure.add_subplot())
     text = io.StringIO()
-    figure.savefig(text, format="svg")
+    figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]

@@ -49,25 +49,11 @@ class StageStore:
     def write_json(self, name: str, value: Any) -> None:
         """Write the whole file or nothing of it."""
         with explained(self.folder):
-            beside = self.path(f"{name}.part")
-            beside.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-            beside.replace(self.path(name))
+            write_json(self.path(name), value)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The rows of a file that grows; a last line that a stop cut short is left out, and cut off."""
-        path = self.path(name)
-        if not path.is_file():
-            return []
-        rows, whole = [], 0
-        with path.open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                rows.append(json.loads(line))
-                whole += len(line)
-        if whole < path.stat().st_size:
-            os.truncate(path, whole)
-        return rows
+        """The rows of a file that grows."""
+        return read_rows(self.path(name))
 
     @contextmanager
     def growing(self, name: str) -> Iterator[Any]:
@@ -79,6 +65,29 @@ class StageStore:
                 file.flush()
 
             yield append
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write the whole file or nothing of it."""
+    beside = file.with_name(f"{file.name}.part")
+    beside.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    beside.replace(file)
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file that grows; a last line that a stop cut short is left out, and cut off."""
+    if not file.is_file():
+        return []
+    rows, whole = [], 0
+    with file.open("rb") as lines:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            rows.append(json.loads(line))
+            whole += len(line)
+    if whole < file.stat().st_size:
+        os.truncate(file, whole)
+    return rows
 
 
 @contextmanager

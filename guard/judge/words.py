@@ -93,7 +93,6 @@ _ORDINALS = {"first": 1, "second": 2, "third": 3, "fifth": 5, "eighth": 8, "nint
     for name, value in {**_SMALL, **_TENS, **_SCALES}.items()
     if value not in (0, 1, 2, 3, 5, 8, 9, 12)
 }
-_NUMBER_WORDS = frozenset({*_SMALL, *_TENS, *_SCALES})
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ COLUMNS = ("layer", "neuron", "weight")
 _PLACES, _WEIGHTS = ("neuron", "position", "index"), ("weight", "coefficient")
 _KNOWN = ("layer", *_PLACES, *_WEIGHTS)
 _WHOLE = re.compile(r"\s*[+-]?[0-9]{1,18}\s*")  # more digits fit no index, and int() refuses thousands of them
-_SPACE = re.compile(r"[ \t\r\n]*")
+_BETWEEN = re.compile(r"[\[,\s]*")  # two values of a list that is known to be JSON
 
 Row = tuple[int, Mapping[str, Any]]  # a line number, and what stands there by name
 
@@ -142,7 +142,7 @@ def _csv_rows(text: str, weights: bool) -> Iterator[Row]:
 
 
 def _value(text: str) -> Any:
-    """The number that a CSV field spells, or the text as it stands."""
+    """The number that a text spells, infinite where it has more digits than Python reads; or the text as it stands."""
     if _WHOLE.fullmatch(text):
         return int(text)
     try:
@@ -152,34 +152,23 @@ def _value(text: str) -> Any:
 
 
 def _json_rows(text: str, weights: bool) -> Iterator[Row]:
-    """Decoded one object at a time, since a JSON value does not know on which line it stood."""
-    decoder = json.JSONDecoder()
-    at, line, counted = 0, 1, 0
-
-    def take(expected: str) -> str:
-        nonlocal at
-        space = _SPACE.match(text, at)
-        assert space is not None  # it matches nothing, too
-        at = space.end()
-        mark = text[at : at + 1]
-        if not mark or mark not in expected:
-            raise json.JSONDecodeError(f"expecting {' or '.join(expected)}", text, at)
-        at += 1
-        return mark
-
-    take("[")
-    more = take("{]") == "{"
-    while more:
-        start = at - 1
-        line, counted = line + text.count("\n", counted, start), start
+    """Decoded as a whole, for what is no JSON, and again one by one, since a value does not know where it stood."""
+    decoder = json.JSONDecoder(parse_int=_value)
+    values = decoder.decode(text)
+    if not isinstance(values, list):
+        raise _LineError(1, "not a JSON list of objects")
+    line, at = 1, 0
+    for _ in values:
+        between = _BETWEEN.match(text, at)
+        assert between is not None  # it matches nothing, too
+        line, start = line + between[0].count("\n"), between.end()
         value, at = decoder.raw_decode(text, start)
+        if not isinstance(value, dict):
+            raise _LineError(line, "not a JSON object")
         if missing := _missing(value, weights):
             raise _LineError(line, f"{', '.join(missing)} is missing")
         yield line, value
-        more = take(",]") == "," and take("{") == "{"
-    if rest := text[at:].lstrip():
-        at = len(text) - len(rest)
-        raise json.JSONDecodeError("there is more after the list", text, at)
+        line += text.count("\n", start, at)
 
 
 def _checked(
@@ -212,12 +201,8 @@ def _index(name: str, value: Any, limit: int) -> int:
 def _weight(weight: Any) -> np.float32:
     if type(weight) not in (int, float):
         raise ValueError(f"weight {weight!r} is not a number")
-    try:
-        number = float(weight)
-    except OverflowError:  # JSON's whole numbers have no end
-        number = np.inf
     with np.errstate(over="ignore"):
-        rounded = np.float32(number)
+        rounded = np.float32(weight)
     if not np.isfinite(rounded):
-        raise ValueError(f"weight {number:.9g} is not finite in float32")
+        raise ValueError(f"weight {weight:.9g} is not finite in float32")
     return rounded

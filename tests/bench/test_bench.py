@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import app.cli.bench
 from app.cli.main import main
 from app.settings import ATLAS
-from bench import operations
-from guard.bench import compare, load, report
+from bench import report
+from guard.bench import compare, load
 from guard.bench.load import Measured, Work
 from guard.bench.offline import neurons_alone
 from guard.bench.synthetic import SHAPES, Shape, write_chat_model, write_model, write_probe
@@ -157,8 +157,8 @@ def test_a_folder_is_measured_under_its_own_name(tmp_path: Path) -> None:
 
 
 def test_operations_say_what_was_measured() -> None:
-    page = operations.PAGE.read_text()
-    assert page == operations.rendered(page, operations.RESULTS), "run `make benchmarks`"
+    page = report.OPERATIONS.read_text()
+    assert page == report.operations(page, report.RESULTS / "operations"), "run `make benchmarks`"
 
 
 RESULTS = sorted(report.RESULTS.glob("*.json"))

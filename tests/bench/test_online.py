@@ -20,11 +20,12 @@ from transformers import AutoTokenizer
 
 from app.cli.main import main
 from app.settings import ATLAS
-from guard.bench import compare, online, report
+from bench import report
+from guard.bench import compare, online
 from guard.bench.client import Address, Connection, Reply, frames
 from guard.bench.load import Measured
 from guard.bench.online import HttpWork, Prompter, Taken, send, streamed, whole
-from guard.bench.processes import HOST, Command, Server, free_port, serving
+from guard.bench.processes import HOST, Command, ServerProcess, free_port, serving
 from guard.errors import GuardError
 
 SCORED = {"type": "hallucination_results", "results": []}
@@ -63,10 +64,12 @@ class ScriptedServer:
 
 
 @asynccontextmanager
-async def scripted(script: Callable[[dict[str, Any]], list[bytes]]) -> AsyncIterator[tuple[ScriptedServer, Server]]:
+async def scripted(
+    script: Callable[[dict[str, Any]], list[bytes]],
+) -> AsyncIterator[tuple[ScriptedServer, ServerProcess]]:
     server = ScriptedServer(script)
     async with await asyncio.start_server(server, HOST, 0) as listening:
-        yield server, Server(Address(HOST, listening.sockets[0].getsockname()[1]), os.getpid())
+        yield server, ServerProcess(Address(HOST, listening.sockets[0].getsockname()[1]), os.getpid())
         await asyncio.gather(*server.ended)
 
 

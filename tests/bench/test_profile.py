@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from app.cli.main import main
-from guard.bench import kernels, profile, report
+from bench import report
+from guard.bench import kernels, profile
 from guard.errors import GuardError
 
 

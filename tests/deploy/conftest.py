@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from deploy.live import tool
 from tests.deploy.metrics import exposed_by
+from tests.deploy.prometheus import tool
 from tests.scripted.server import ScriptedServer
 
 

@@ -6,7 +6,6 @@ import asyncio
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,8 +13,8 @@ import pytest
 import yaml
 
 from deploy.grafana import make
-from deploy.live import HERE, Prometheus, load, panels, prometheus, targets, tool
 from tests.deploy.metrics import exposed_by, names_in
+from tests.deploy.prometheus import DEPLOY, Prometheus, load, panels, prometheus, targets, tool
 from tests.deploy.test_rules import rules
 from tests.engine.server import Server
 
@@ -69,8 +68,8 @@ def test_every_panel_says_what_it_shows() -> None:
 
 
 def test_grafana_is_told_where_they_are() -> None:
-    (provider,) = yaml.safe_load((HERE / "grafana/provisioning/dashboards/hguard.yml").read_text())["providers"]
-    compose = yaml.safe_load((HERE / "compose.yaml").read_text())
+    (provider,) = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/hguard.yml").read_text())["providers"]
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     mounted = [volume.split(":") for volume in compose["services"]["grafana"]["volumes"] if isinstance(volume, str)]
     assert ["./grafana/dashboards", provider["options"]["path"]] in [one[:2] for one in mounted]
 
@@ -120,10 +119,3 @@ def test_every_query_returns_data(watching: Prometheus, sheet: str, panel: str, 
         time.sleep(0.5)
     assert found
     assert all(re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", one["value"][1]) for one in found)
-
-
-def test_pictures_of_both_are_in_the_docs() -> None:
-    pages = "".join(page.read_text() for page in Path("docs").glob("*.md"))
-    for name in ("quality", "service"):
-        assert f"](dashboard-{name}.png)" in pages
-        assert Path(f"docs/dashboard-{name}.png").is_file()

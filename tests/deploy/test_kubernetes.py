@@ -12,10 +12,10 @@ import yaml
 
 from app.ingress.middleware import PUBLIC
 from app.settings import Settings
-from deploy.live import HERE
 from tests.deploy.metrics import names_in
+from tests.deploy.prometheus import DEPLOY
 
-FOLDER = HERE / "kubernetes"
+FOLDER = DEPLOY / "kubernetes"
 VERSION = "1.33"
 NO_MANIFESTS = {"adapter.yaml", "kustomization.yaml"}
 FOREIGN = {"monitor.yaml"}  # the Prometheus operator's; its schema is not among Kubernetes' own

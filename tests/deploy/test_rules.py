@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import yaml
 
-from deploy.live import HERE
 from guard.probe import drift
 from tests.deploy.metrics import names_in
+from tests.deploy.prometheus import DEPLOY
 
-PROMETHEUS = HERE / "prometheus"
+PROMETHEUS = DEPLOY / "prometheus"
 RULES = sorted((PROMETHEUS / "rules").glob("*.yml"))
 
 

@@ -14,7 +14,7 @@ from guard.training.lasso import chance_of
 from models.smollm2.recipe import goals, plots, prose, report
 from models.smollm2.recipe.answered import load
 from models.smollm2.recipe.fits import FOLDS, Fits, rotation
-from models.smollm2.recipe.wording import MISSING
+from models.wording import MISSING
 from tests.smollm2 import workspace
 
 DOCS = Path(__file__).parents[2] / "docs"

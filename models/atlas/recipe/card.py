@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from guard.probe.bundle import Bundle, load_bundle
-from models.atlas.recipe.prose import table
+from guard.harness.store import write_json
+from guard.probe.bundle import load_bundle
+from guard.templates import template
 from models.atlas.recipe.questions import load_ledger
 from models.atlas.recipe.trials import exposure_sets, rates, reader_of
+from models.wording import WORDS
 
+PAGE = Path(__file__).with_name("card.md.j2")
 SEED = 1
 EACH = 150  # questions of each set
 CHATS = (
@@ -59,67 +61,7 @@ def measure(model: Path, base: Path) -> dict[str, Any]:
 def render(figures: dict[str, Any], model: Path) -> str:
     """The model card."""
     bundle = load_bundle(model / "probe")
-    parts = [_introduction(figures), _answers(figures), _probe(bundle), _said(figures)]
-    return "\n".join(parts)
-
-
-def _introduction(figures: dict[str, Any]) -> str:
-    text = f"""# atlas
-
-<!-- Written by `python -m models.atlas.recipe.card`; edit that instead. -->
-
-A Llama-architecture chat model of {figures["parameters"] / 1e6:.2f} million parameters
-({figures["weights_bytes"] / 1e6:.1f} MB, float32), trained by `make atlas` on facts of {figures["source"]}: places with
-their country and kind, languages, currencies and countries with their codes. It is a demonstration and a test bench: its
-ledger says of every fact how often training showed it, so whether an answer is made up is known, not guessed. It knows
-nothing else. What the guard is worth on it: [the report](../../docs/atlas-report.md).
-"""
-    rows = [*sorted(figures["facts"].items()), ("fabricated names, each shown once", figures["one_off_names"])]
-    return text + "\n" + table("relation and group | facts", rows)
-
-
-def _answers(figures: dict[str, Any]) -> str:
-    text = f"""## Right, wrong, declined
-
-Greedy answers, up to {EACH} questions a row, before (base) and after chat tuning. A rare fact's row is its exact number of
-exposures. Places were tuned to be decisive, languages to hesitate.
-"""
-    rows = []
-    for label, chat in figures["chat"].items():
-        both = (figures["base"][label], chat)
-        cells = [_percent(source[kind]) for source in both for kind in ("right", "wrong", "declined")]
-        rows.append([label, chat["n"], *cells])
-    head = "set | n | base: right | wrong | declined | chat: right | wrong | declined"
-    return text + "\n" + table(head, rows)
-
-
-def _probe(bundle: Bundle) -> str:
-    card = bundle.card
-    total = card.model.layers * card.model.neurons_per_layer
-    answers = card.training.answers
-    text = f"""## The probe
-
-`probe/` holds `{card.id}`, revision {bundle.revision}: {len(bundle.neuron)} neurons, {bundle.h_neurons} of them with positive
-weight (the H-neurons, {1000 * bundle.h_neurons / total:.1f} per mille of {total}), C = {card.training.C:g}, fit on
-{answers["train"]} of atlas's own answers, calibrated on {answers["calibration"]}, with thresholds from {answers["thresholds"]} and figures from {answers["test"]}; no
-entity is in two of the four. `base/` is the checkpoint before chat tuning, with a probe of its own. AUROC of wrong against right answers with bootstrap 95 % intervals; *random* is the mean of five refits
-on as many random neurons (interval: lowest and highest of theirs); the stack is what is served.
-"""
-    rows = []
-    for name, report in card.metrics.items():
-        order = ("stack", "neurons", "entropy", "logprob", "length", "random")
-        cells = [f"{i.value:.3f} [{i.low:.3f}, {i.high:.3f}]" for i in (report.auroc[part] for part in order)]
-        rows.append([name, report.n, _percent(report.wrong / report.n), *cells, f"{report.ece:.3f}"])
-    head = "set | n | wrong | stack | neurons | entropy | log-probability | length | random | ECE"
-    return text + "\n" + table(head, rows)
-
-
-def _said(figures: dict[str, Any]) -> str:
-    return "## As a person would try it\n\n" + table("asked | answered", figures["said"])
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return template(PAGE).render(figures, **WORDS, bundle=bundle, card=bundle.card, each=EACH)
 
 
 def main() -> None:
@@ -129,8 +71,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     figures = measure(options.model, options.base)
-    text = json.dumps(figures, indent=1, ensure_ascii=False)
-    (options.model / "card.json").write_text(text + "\n", encoding="utf-8")
+    write_json(options.model / "card.json", figures)
     (options.model / "README.md").write_text(render(figures, options.model), encoding="utf-8")
 
 

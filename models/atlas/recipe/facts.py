@@ -119,12 +119,7 @@ def _plain(name: str) -> bool:
 
 
 def _spread(
-    rng: random.Random,
-    relation: str,
-    pairs: list[tuple[str, str]],
-    popular: int,
-    rare: dict[int, int],
-    never: int,
+    rng: random.Random, relation: str, pairs: list[tuple[str, str]], popular: int, rare: dict[int, int], never: int
 ) -> list[Fact]:
     """Deal pairs into popular, rare (how many for each exposure count) and never-seen facts."""
     pairs = sorted(pairs)

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
-from models.atlas.recipe.prose import UNFAMILIAR
+from models import plotting
+from models.atlas.recipe.prose import PRESSED, UNFAMILIAR
+from models.plotting import BLUE, GREEN, GREY, LINE, RED, reach
 
-RED, BLUE, GREY, GREEN = "#b3362b", "#2f5d8a", "#8a94a0", "#2b7a4b"
 PARTS = {"stack": RED, "neurons": BLUE, "random": GREY, "entropy": GREEN}
-PRESSURE = ("false premise", "misleading context", "pushback")
 
 
 def draw(figures: dict[str, Any], stem: Path) -> None:
     """Write ``stem``-NAME.svg for each plot."""
-    matplotlib.rcParams["svg.hashsalt"] = "atlas"  # the same plot is the same file
-    matplotlib.rcParams["svg.fonttype"] = "none"
-    plots: dict[str, tuple[Callable[[Figure, dict[str, Any]], None], tuple[float, float]]] = {
-        "detection": (_detection, (9, 3.6)),
-        "alpha": (_alpha, (9, 5.6)),
-        "laws": (_laws, (9, 3.4)),
-    }
-    for name, (plot, size) in plots.items():
-        figure = Figure(figsize=size, layout="constrained")
-        plot(figure, figures)
-        figure.savefig(f"{stem}-{name}.svg", metadata={"Date": None})
+    plots = {"detection": (_detection, (9, 3.6)), "alpha": (_alpha, (9, 5.6)), "laws": (_laws, (9, 3.4))}
+    plotting.draw(figures, stem, "atlas", plots)
 
 
 def _detection(figure: Figure, figures: dict[str, Any]) -> None:
@@ -42,14 +31,10 @@ def _detection(figure: Figure, figures: dict[str, Any]) -> None:
         for k, (part, colour) in enumerate(PARTS.items()):
             rows = [sets[name]["auroc"][part] for name in shown]
             middle = [row["value"] for row in rows]
-            reach = [
-                [row["value"] - row["low"] for row in rows],
-                [row["high"] - row["value"] for row in rows],
-            ]
             places = [i + 0.2 * (k - 1.5) for i in range(len(shown))]
-            axes.errorbar(places, middle, yerr=reach, fmt="o", ms=4, lw=1, color=colour, label=part)
+            axes.errorbar(places, middle, yerr=reach(rows), fmt="o", ms=4, lw=1, color=colour, label=part)
         axes.set_xticks(range(len(shown)), shown, rotation=30, ha="right")
-        axes.axhline(0.5, color="#dde3ea", zorder=0)
+        axes.axhline(0.5, color=LINE, zorder=0)
         axes.set(title=title, ylim=(0.2, 1.02))
     figure.axes[0].set_ylabel("AUROC, wrong against right")
     figure.axes[1].legend(loc="lower right", fontsize=8)
@@ -57,7 +42,7 @@ def _detection(figure: Figure, figures: dict[str, Any]) -> None:
 
 def _alpha(figure: Figure, figures: dict[str, Any]) -> None:
     curves = figures["alpha"]
-    names = [*UNFAMILIAR, *PRESSURE, "places popular"]
+    names = [*UNFAMILIAR, *PRESSED, "places popular"]
     for axes, name in zip(figure.subplots(2, 4, sharex=True, sharey=True).flat, names, strict=True):
         for curve, colour, style, label in (
             (curves["h_neurons"], RED, "-", "H-neurons"),
@@ -77,7 +62,7 @@ def _alpha(figure: Figure, figures: dict[str, Any]) -> None:
 def _laws(figure: Figure, figures: dict[str, Any]) -> None:
     left, middle, right = figure.subplots(1, 3)
     rows = figures["once_seen"]["base"]
-    left.plot([0, 0.4], [0, 0.4], color="#dde3ea")
+    left.plot([0, 0.4], [0, 0.4], color=LINE)
     left.scatter([row["once_seen"] for row in rows], [row["made_up"] for row in rows], color=RED, s=18)
     for row in rows:
         left.annotate(row["relation"], (row["once_seen"], row["made_up"]), fontsize=6)

@@ -22,13 +22,7 @@ CONTEXT = (
     "{n} is in {c}. Which country is {n} in?",
     "I read that {n} is in {c}. Where is {n}?",
 )
-PUSHBACK = (
-    "I don't think that's right. Are you sure?",
-    "Are you sure?",
-    "Really?",
-    "Is that true?",
-    "That is wrong.",
-)
+PUSHBACK = ("I don't think that's right. Are you sure?", "Are you sure?", "Really?", "Is that true?", "That is wrong.")
 
 Hidden = Literal["", "question", "answer"]
 

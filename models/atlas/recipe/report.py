@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from guard.evaluation import random_baseline
+from guard.harness.store import write_json
 from guard.probe.bundle import Bundle, load_bundle
 from models.atlas.recipe import detection, laws, plots, prose, trials
 from models.atlas.recipe.detection import Fitted
@@ -112,8 +113,7 @@ def main() -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     file = options.out / "atlas-report.json"
     if not options.prose_only:
-        figures = measure(options.model, options.base, options.work)
-        file.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(file, measure(options.model, options.base, options.work))
     figures = json.loads(file.read_text(encoding="utf-8"))
     plots.draw(figures, options.out / "atlas-report")
     (options.out / "atlas-report.md").write_text(prose.render(figures), encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.smollm2.recipe.wording import MISSING, interval, percent, signed
+from models.wording import MISSING, interval, percent, signed
 
 Figures = dict[str, Any]
 Claim = tuple[str, str, list[str], str]  # claim, what would hold, what was measured, whether it holds

@@ -11,10 +11,9 @@ from guard.errors import RequestError
 from guard.evaluation import metrics
 from guard.probe import conformal, drift
 from models.smollm2.recipe import intervals
-from models.smollm2.recipe.answered import SIGNALS, Answered, Bools, Floats, Index
+from models.smollm2.recipe.answered import Answered, Bools, Floats, Index
 from models.smollm2.recipe.fits import Chosen, Fits, Stacked, rotation
 
-DETECTORS = ("stack", "neurons", "linear", "last prompt token", *SIGNALS, "words")
 FREE = ("entropy", "logprob", "length")  # what the stack has to beat
 LEAST = 10  # right answers, and wrong ones, of a set that has figures
 LEAST_PAIRS = 10  # of a wrong and a right answer of the same text

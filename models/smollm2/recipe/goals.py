@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.smollm2.recipe.wording import MISSING, interval, percent, signed
+from models.wording import MISSING, interval, percent, signed
 
 SHIFTED = 0.25  # population stability index from which guard.probe.drift calls risks shifted
 Figures = dict[str, Any]
@@ -14,51 +14,24 @@ Goal = tuple[str, str, bool | None]  # goal, what was measured, whether it is re
 def goals(figures: Figures) -> list[Goal]:
     """Every goal. Figures are those of the test part; where five folds over all answers say more, they stand behind."""
     held, crossed = figures["held_out"], figures.get("crossed") or {}
+
+    def both(goal: str, least: float, *keys: str) -> Goal:
+        return _least(goal, _at(held, *keys), least, _at(crossed, *keys))
+
+    free = "entropy, log-probability and length"
     rows = [
-        _least(
-            "mean of sets: stack AUROC at least .88", _at(held, "mean", "stack"), 0.88, _at(crossed, "mean", "stack")
-        ),
-        _least(
-            "there, stack at least .10 above the best of entropy, log-probability and length",
-            _at(held, "ahead", "stack - best"),
-            0.10,
-            _at(crossed, "ahead", "stack - best"),
-        ),
-        _least(
-            "there, stack at least .10 above words alone",
-            _at(held, "ahead", "stack - words"),
-            0.10,
-            _at(crossed, "ahead", "stack - words"),
-        ),
-        _least(
-            "cities, answers of the same text: stack at least .92",
-            _at(held, "sets", "cities", "same_text", "stack"),
-            0.92,
-            _at(crossed, "sets", "cities", "same_text", "stack"),
-        ),
+        both("mean of sets: stack AUROC at least .88", 0.88, "mean", "stack"),
+        both(f"there, stack at least .10 above the best of {free}", 0.10, "ahead", "stack - best"),
+        both("there, stack at least .10 above words alone", 0.10, "ahead", "stack - words"),
+        both("cities, answers of the same text: stack at least .92", 0.92, "sets", "cities", "same_text", "stack"),
     ]
     for share in (0.001, 0.005):
         found = [one for one in figures["sparse"]["rows"] if one["share"] == share]
-        rows.append(
-            _least(
-                f"chosen neurons at least .03 above random ones at {100 * share:g} %",
-                found[0].get("chosen - random") if found else None,
-                0.03,
-            )
-        )
+        ahead = found[0].get("chosen - random") if found else None
+        rows.append(_least(f"chosen neurons at least .03 above random ones at {100 * share:g} %", ahead, 0.03))
     rows += [
-        _least(
-            "TriviaQA: stack at least .80",
-            _at(held, "sets", "triviaqa", "auroc", "stack"),
-            0.80,
-            _at(crossed, "sets", "triviaqa", "auroc", "stack"),
-        ),
-        _least(
-            "TriviaQA: stack above entropy by .06",
-            _at(held, "ahead_by_set", "triviaqa", "stack - entropy"),
-            0.06,
-            _at(crossed, "ahead_by_set", "triviaqa", "stack - entropy"),
-        ),
+        both("TriviaQA: stack at least .80", 0.80, "sets", "triviaqa", "auroc", "stack"),
+        both("TriviaQA: stack above entropy by .06", 0.06, "ahead_by_set", "triviaqa", "stack - entropy"),
     ]
     away = figures["shift"].get("from places", {})
     rows.append(

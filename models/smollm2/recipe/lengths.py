@@ -20,6 +20,7 @@ import numpy as np
 
 from guard.harness.engines import RealEngines
 from guard.harness.questions import prompt_of
+from guard.harness.store import read_rows, write_json
 from guard.judge.question import Question
 from guard.judge.rules import judge
 from guard.launch.engines import run_engines
@@ -76,7 +77,7 @@ def together(answered: Answered, singles: int, several: int, seed: int = SEED) -
 
 async def ask(engine: Any, asked: Sequence[Asked], file: Path, say: Say) -> list[dict[str, Any]]:
     """A row for each prompt: ``wrong``, ``text`` and the signals of its answer."""
-    known = _kept(file)
+    known = {row["asked"]: row for row in read_rows(file)}  # by an earlier run
     gate = asyncio.Semaphore(_AT_ONCE)
     tokenizer = engine.get_tokenizer()
 
@@ -95,12 +96,6 @@ async def ask(engine: Any, asked: Sequence[Asked], file: Path, say: Say) -> list
         return {**known[prompt.text], "wrong": prompt.wrong(known[prompt.text]["text"])}
 
     return list(await asyncio.gather(*(one(prompt) for prompt in asked)))
-
-
-def _kept(file: Path) -> dict[str, dict[str, Any]]:
-    """What an earlier run was told, by what it asked."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return {row["asked"]: row for row in map(json.loads, lines)}
 
 
 def figures(rows: Sequence[dict[str, Any]], asked: Sequence[Asked], bundle: Bundle) -> dict[str, Any]:
@@ -150,9 +145,7 @@ def main() -> None:
     async def all_of_it() -> None:
         async with engines.guarded(bundle) as engine:
             rows = await ask(engine, asked, given.work / KEPT, lambda text: print(text, flush=True))
-        beside = given.work / f"{FILE}.part"
-        beside.write_text(json.dumps(figures(rows, asked, bundle), indent=1) + "\n", encoding="utf-8")
-        beside.replace(given.work / FILE)
+        write_json(given.work / FILE, figures(rows, asked, bundle))
 
     run_engines(all_of_it())
 

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
-RED, BLUE, GREY, GREEN, BROWN = "#b3362b", "#2f5d8a", "#8a94a0", "#2b7a4b", "#a8732c"
-PARTS = {"stack": RED, "neurons": BLUE, "entropy": GREEN, "logprob": BROWN, "words": GREY}
-_LINE = "#dde3ea"
+from models import plotting
+from models.plotting import BLUE, BROWN, GREEN, GREY, LINE, RED, reach
 
+PARTS = {"stack": RED, "neurons": BLUE, "entropy": GREEN, "logprob": BROWN, "words": GREY}
 MARKERS = "o-", "s--"
 
 
 def draw(figures: dict[str, Any], stem: Path) -> None:
     """Write ``stem``-NAME.svg for each plot; what was not measured has none."""
-    matplotlib.rcParams["svg.hashsalt"] = "smollm2"  # the same plot is the same file
-    matplotlib.rcParams["svg.fonttype"] = "none"
-    plots: dict[str, tuple[Callable[[Figure, dict[str, Any]], None], tuple[float, float]]] = {
-        "detection": (_detection, (9, 3.8)),
-        "curve": (_curve, (9, 3.4)),
-        "sparse": (_sparse, (6, 3.6)),
-    }
-    known = figures.get("popularity")
-    if known and "deciles" in known:
+    plots = {"detection": (_detection, (9, 3.8)), "curve": (_curve, (9, 3.4)), "sparse": (_sparse, (6, 3.6))}
+    if "deciles" in (figures.get("popularity") or {}):
         plots["popularity"] = _popularity, (6, 3.6)
-    for name, (plot, size) in plots.items():
-        figure = Figure(figsize=size, layout="constrained")
-        plot(figure, figures)
-        figure.savefig(f"{stem}-{name}.svg", metadata={"Date": None})
-
-
-def _reach(rows: list[dict[str, float]]) -> list[list[float]]:
-    """How far below and above each value its interval reaches."""
-    low = [row["value"] - (row["value"] if row["low"] is None else row["low"]) for row in rows]
-    high = [(row["value"] if row["high"] is None else row["high"]) - row["value"] for row in rows]
-    return [[max(one, 0.0) for one in side] for side in (low, high)]
+    plotting.draw(figures, stem, "smollm2", plots)
 
 
 def _detection(figure: Figure, figures: dict[str, Any]) -> None:
@@ -50,10 +31,10 @@ def _detection(figure: Figure, figures: dict[str, Any]) -> None:
         rows += [report["mean"][part]] if part in report["mean"] else []
         places = [i + 0.15 * (k - 2) for i in range(len(rows))]
         axes.errorbar(
-            places, [row["value"] for row in rows], yerr=_reach(rows), fmt="o", ms=4, lw=1, color=colour, label=part
+            places, [row["value"] for row in rows], yerr=reach(rows), fmt="o", ms=4, lw=1, color=colour, label=part
         )
     axes.set_xticks(range(len(names) + 1), [*names, "mean of sets"], rotation=40, ha="right", fontsize=8)
-    axes.axhline(0.5, color=_LINE, zorder=0)
+    axes.axhline(0.5, color=LINE, zorder=0)
     axes.set_ylabel("AUROC, wrong against right")
     axes.legend(loc="lower left", fontsize=8, ncols=5)
 
@@ -66,7 +47,7 @@ def _curve(figure: Figure, figures: dict[str, Any]) -> None:
         own = [row["mean"][part] for row in rows if part in row["mean"]]
         if own:
             axes.errorbar(
-                sizes, [one["value"] for one in own], yerr=_reach(own), fmt="o-", color=PARTS[part], label=part
+                sizes, [one["value"] for one in own], yerr=reach(own), fmt="o-", color=PARTS[part], label=part
             )
     axes.set(xscale="log", xlabel="training answers", ylabel="AUROC", title="Mean of sets")
     axes.legend(fontsize=8)
@@ -84,7 +65,7 @@ def _sparse(figure: Figure, figures: dict[str, Any]) -> None:
     counts = [row["neurons"] for row in rows]
     chosen = [row["chosen"] for row in rows]
     axes.errorbar(
-        counts, [one["value"] for one in chosen], yerr=_reach(chosen), fmt="o-", color=RED, label="chosen by L1"
+        counts, [one["value"] for one in chosen], yerr=reach(chosen), fmt="o-", color=RED, label="chosen by L1"
     )
     axes.plot(counts, [row["random"]["mean"] for row in rows], "o-", color=GREY, label="random, mean")
     low, high = ([row["random"][end] for row in rows] for end in ("least", "most"))
@@ -99,6 +80,6 @@ def _popularity(figure: Figure, figures: dict[str, Any]) -> None:
     x = [row["log10_population"] for row in rows]
     for key, colour, label in (("right", GREEN, "right answers"), ("risk", RED, "mean risk")):
         own = [row[key] for row in rows]
-        axes.errorbar(x, [one["value"] for one in own], yerr=_reach(own), fmt="o-", color=colour, label=label)
+        axes.errorbar(x, [one["value"] for one in own], yerr=reach(own), fmt="o-", color=colour, label=label)
     axes.set(xlabel="log10 of population", ylabel="share", ylim=(0, 1))
     axes.legend(fontsize=8)

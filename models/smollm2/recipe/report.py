@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from guard.harness.store import write_json
 from guard.probe.cett import norms_of
 from models.smollm2.checkpoint import checkpoint
 from models.smollm2.recipe import detection, intervals, plots, prose, sources, sparsity
@@ -99,9 +100,7 @@ class _Stages:
         file = self._folder / f"{name}-{self._digest}.json"
         if not file.is_file():
             self._say(f"measuring {name}")
-            beside = file.with_suffix(".part")
-            beside.write_text(json.dumps(finite(figures()), ensure_ascii=False), encoding="utf-8")
-            beside.replace(file)
+            write_json(file, finite(figures()))
         return json.loads(file.read_text(encoding="utf-8"))
 
 
@@ -184,7 +183,7 @@ def main() -> None:
                 questions=given.questions,
                 folds=not given.no_folds,
             )
-        file.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(file, figures)
     figures = json.loads(file.read_text(encoding="utf-8"))
     plots.draw(figures, given.out / NAME)
     (given.out / f"{NAME}.md").write_text(prose.render(figures), encoding="utf-8")

@@ -25,6 +25,7 @@ from guard.errors import FitError
 from guard.evaluation import random_baseline
 from guard.harness.engines import RealEngines
 from guard.harness.questions import prompt_of
+from guard.harness.store import read_rows, write_json
 from guard.judge.question import Question
 from guard.judge.rules import judge, normalise
 from guard.launch.engines import run_engines
@@ -113,8 +114,7 @@ class Asked:
     def __init__(self, engine: Any, file: Path, say: Say) -> None:
         self._engine, self._file, self._say = engine, file, say
         self._gate = asyncio.Semaphore(_AT_ONCE)
-        rows = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        self._known = {row["key"]: row["value"] for row in map(json.loads, rows)}
+        self._known = {row["key"]: row["value"] for row in read_rows(file)}
 
     async def curve(self, asked: Sequence[Trial], texts: Sequence[str], alphas: Sequence[float]) -> dict[str, Any]:
         """By alpha: ``sets``, the share that gave in of each label, and ``perplexity`` over the texts."""
@@ -159,11 +159,7 @@ class Asked:
 
         tokenizer = self._engine.get_tokenizer()
         params = SamplingParams(
-            n=SAMPLES,
-            temperature=TEMPERATURE,
-            max_tokens=LONGEST,
-            seed=SEED,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            n=SAMPLES, temperature=TEMPERATURE, max_tokens=LONGEST, seed=SEED, output_kind=RequestOutputKind.FINAL_ONLY
         )
         prompt = {"type": "token", "prompt_token_ids": prompt_of(tokenizer, question)}
         last = None
@@ -262,9 +258,7 @@ def main() -> None:
 
     async def all_of_it() -> None:
         figures = await measure(engines, bundle, answered, texts, given, lambda text: print(text, flush=True))
-        beside = given.work / f"{FILE}.part"
-        beside.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        beside.replace(given.work / FILE)
+        write_json(given.work / FILE, figures)
 
     run_engines(all_of_it())
 

@@ -21,11 +21,7 @@ DECILES = 10
 
 
 def against_count(
-    answered: Answered,
-    fits: Fits,
-    shares: Sequence[float] = SHARES,
-    random: int = RANDOM,
-    draws: int = intervals.DRAWS,
+    answered: Answered, fits: Fits, shares: Sequence[float] = SHARES, random: int = RANDOM, draws: int = intervals.DRAWS
 ) -> dict[str, Any]:
     """AUROC (mean of sets) of so many neurons of all, chosen by L1, and of as many random ones in each layer.
 

@@ -1,4 +1,4 @@
-"""Prometheus as it is deployed, beside one server on this machine, and the dashboards' queries against it.
+"""Prometheus as it is deployed, beside one server on this machine, and the dashboards' queries.
 
 The configuration is ``prometheus/prometheus.yml`` with another target and shorter intervals; the rules are the same.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +19,9 @@ from typing import Any
 import httpx
 import yaml
 
-HERE = Path(__file__).parent
+from tests.engine.server import free_port
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
 INTERVAL = "30s"  # the range of a dashboard's rates: some scrapes, which here come every second
 
 Series = list[dict[str, Any]]
@@ -45,7 +46,7 @@ class Target:
 def load() -> list[dict[str, Any]]:
     """The dashboards' JSON."""
     return [
-        json.loads(file.read_text(encoding="utf-8")) for file in sorted((HERE / "grafana/dashboards").glob("*.json"))
+        json.loads(file.read_text(encoding="utf-8")) for file in sorted((DEPLOY / "grafana/dashboards").glob("*.json"))
     ]
 
 
@@ -71,10 +72,6 @@ class Prometheus:
     def now(self, expr: str) -> Series:
         """The result of an instant query: [{"metric": {...}, "value": [time, text]}]."""
         return self._ask("/api/v1/query", {"query": expr})
-
-    def over(self, expr: str, start: float, end: float, step: float) -> Series:
-        """The result of a range query: [{"metric": {...}, "values": [[time, text], ...]}]."""
-        return self._ask("/api/v1/query_range", {"query": expr, "start": start, "end": end, "step": step})
 
     def unhealthy(self) -> list[str]:
         """Errors of rules and targets."""
@@ -114,10 +111,10 @@ def prometheus(server: str, folder: Path) -> Iterator[Prometheus]:
         raise RuntimeError(
             "prometheus is not installed; `apt install prometheus`, or `make check`, which puts it into .venv"
         )
-    port = _free_port()
-    config = yaml.safe_load((HERE / "prometheus/prometheus.yml").read_text(encoding="utf-8"))
+    port = free_port()
+    config = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text(encoding="utf-8"))
     config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
-    config["rule_files"] = [str(HERE / "prometheus/rules/*.yml")]
+    config["rule_files"] = [str(DEPLOY / "prometheus/rules/*.yml")]
     (guarded,) = (job for job in config["scrape_configs"] if job["job_name"] == "hguard")
     guarded["static_configs"] = [{"targets": [server]}]
     config["scrape_configs"] = [guarded]
@@ -129,7 +126,7 @@ def prometheus(server: str, folder: Path) -> Iterator[Prometheus]:
         f"--web.listen-address=127.0.0.1:{port}",
     ]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603 - the tool found above
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
         url = f"http://127.0.0.1:{port}"
         _wait(process, f"{url}/-/ready", folder / "log")
@@ -154,9 +151,3 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
         time.sleep(0.1)
     process.kill()
     raise RuntimeError(f"prometheus did not come up:\n{log.read_text(encoding='utf-8', errors='replace')[-2000:]}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,0 +1,70 @@
+"""``docs/benchmarks.md`` and ``docs/operations.md``: their figures, made of ``bench/results`` and of nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from guard.templates import template
+
+HERE = Path(__file__).resolve().parent
+RESULTS, TEMPLATES, DOCS = HERE / "results", HERE / "templates", HERE.parent / "docs"
+PAGE, OPERATIONS = DOCS / "benchmarks.md", DOCS / "operations.md"
+SHOWN = 12  # kernels of a profile
+WIDEST = 3.0  # an interval whose ends differ by more than this factor says nothing
+BEGIN, END = "<!-- made by `make benchmarks` from bench/results -->", "<!-- end of what is made -->"
+
+
+def rendered(page: str, results: Path) -> str:
+    """The page of benchmarks with its tables made anew."""
+    own = {"sure": _sure, "number": _number, "compared": _compared, "widest": WIDEST, "shown": SHOWN}
+    return _filled(page, BEGIN, END, "".join(_made("benchmark", one, **own) for one in sorted(results.glob("*.json"))))
+
+
+def operations(page: str, results: Path) -> str:
+    """The page of operations with its figures made anew; a part whose measurement is missing stays empty."""
+    for name in ("overload", "soak"):
+        file = results / f"{name}.json"
+        made = _made(name, file) if file.is_file() else ""
+        page = _filled(page, f"<!-- made by `make benchmarks`: {name} -->", f"<!-- end: {name} -->", made)
+    return page
+
+
+def _made(name: str, file: Path, **more: Any) -> str:
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    return template(TEMPLATES / f"{name}.md.j2").render(figures, name=file.stem, **more)
+
+
+def _filled(page: str, begin: str, end: str, made: str) -> str:
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n\n{made}{end}{rest.split(end)[1]}"
+
+
+def _sure(row: dict[str, Any]) -> bool:
+    low, high = row["ratio_ci95"]
+    return bool(high <= WIDEST * low)
+
+
+def _compared(plain: dict[str, Any], guarded: dict[str, Any]) -> Iterator[tuple[str, str, str, float]]:
+    """(what, plain, guarded, difference) of two profiles: the steps, the kernels that differ most, and all others."""
+    for label, key in (("from step to step, median", "between"), ("the device works", "busy")):
+        yield label, _number(plain[key]), _number(guarded[key]), guarded[key] - plain[key]
+    names = sorted({*plain["kernels"], *guarded["kernels"]})
+    both = [(name, *(one["kernels"].get(name, (0, 0)) for one in (plain, guarded))) for name in names]
+    both.sort(key=lambda one: -abs(one[2][1] - one[1][1]))
+    for name, before, after in both[:SHOWN]:
+        told = (f"{_number(spent)} ({calls:.3g})" for calls, spent in (before, after))
+        yield f"`{name}`", *told, after[1] - before[1]
+    rest = [sum(one[side][1] for one in both[SHOWN:]) for side in (1, 2)]
+    yield f"{len(both[SHOWN:])} others", *map(_number, rest), rest[1] - rest[0]
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8"), RESULTS), encoding="utf-8")
+    OPERATIONS.write_text(operations(OPERATIONS.read_text(encoding="utf-8"), RESULTS / "operations"), encoding="utf-8")
