@@ -29,7 +29,7 @@ def find_model(settings: Settings) -> tuple[Path, str]:
         raise UnsupportedError(f"no model at {name!r}: there is no such folder; is the volume that holds it mounted?")
     if not hub.HUB_ID.fullmatch(name):
         raise UnsupportedError(f"no model at {name!r}: neither a folder nor an owner/name of the Hugging Face Hub")
-    with hub.explained(f"the model {name!r} could not be fetched", UnsupportedError):
+    with hub.translate_hub_errors(f"the model {name!r} could not be fetched", UnsupportedError):
         return hub.snapshot(name, settings.revision, _PARTS), settings.served_model_name or name
 
 

@@ -19,7 +19,7 @@ from guard.judge.question import Question
 from guard.launch.engines import run_engines
 
 if TYPE_CHECKING:  # it brings numpy and what the extra brings
-    from guard.evaluation.figures import Answered
+    from guard.evaluation.figures import EvaluatedAnswer
 
 
 _SHOWN = 20
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     from guard.evaluation.run import Evaluation
     from guard.harness.engines import RealEngines
     from guard.harness.questions import load_questions
-    from guard.harness.store import StageStore, explained
+    from guard.harness.store import StageStore, translate_os_errors
     from guard.probe.bundle import load_bundle, require_calibrated, require_model
 
     judge, config = judge_of(options), read_flags(options, EvalConfig)
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     result = {"model": name, **result}
     page = options.html or options.json.with_suffix(".html")
     for path, text in ((options.json, json.dumps(result, indent=1) + "\n"), (page, render(result))):
-        with explained(path):
+        with translate_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
     for group, one in result["sets"].items():
@@ -103,7 +103,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     return 0
 
 
-def judged_lines(questions: Sequence[Question], answers: Sequence[Answered], most: int) -> Iterator[str]:
+def judged_lines(questions: Sequence[Question], answers: Sequence[EvaluatedAnswer], most: int) -> Iterator[str]:
     """The first ``most`` questions with what is accepted, the answer, and what was made of it."""
     for question, answer in list(zip(questions, answers, strict=True))[:most]:
         verdict = {True: "right", False: "wrong", None: "declined"}[answer.right]

@@ -170,7 +170,7 @@ def _refit(options: argparse.Namespace, extra: list[str]) -> int:
 def _reference(options: argparse.Namespace, extra: list[str]) -> int:
     from app.resolver import find_model, find_probe
     from app.settings import Settings
-    from guard.harness.store import explained
+    from guard.harness.store import translate_os_errors
     from guard.launch.engines import engine_arguments, guarded_engine, run_engines
     from guard.policy import Mode, Policy
     from guard.probe.bundle import load_bundle, require_model
@@ -193,7 +193,7 @@ def _reference(options: argparse.Namespace, extra: list[str]) -> int:
             return await make_reference(engine, self_test_prompt(engine))
 
     reference = run_engines(made())
-    with explained(bundle.path):
+    with translate_os_errors(bundle.path):
         write_reference(bundle.path, reference)
     load_bundle(bundle.path)
     print(f"{bundle.path / FILE} has what {name} does in {len(reference.scores)} layers, in {reference.dtype}")

@@ -38,7 +38,7 @@ from app.settings import Settings
 from app.telemetry.metrics import IngressMetrics, Metrics, OwnRequestsMetrics
 from guard.errors import UnsupportedError
 from guard.launch import support
-from guard.launch.engines import chat_template, complain, engine_arguments, guarded_engine
+from guard.launch.engines import chat_template, engine_arguments, guarded_engine, warn
 from guard.probe.bundle import Bundle, load_bundle, require_calibrated, require_model
 from guard.versions import engine_version
 
@@ -60,7 +60,7 @@ def plan(settings: Settings, extra: Sequence[str] = ()) -> Plan:
     model, name, bundle = matched(settings)
     require_calibrated(bundle, settings.model)
     if bundle.reference is None:
-        complain(
+        warn(
             f"probe {bundle.card.id} has no reference: config.json and the layers' scores are compared with nothing; "
             f"`hguard probe reference {settings.model} --probe DIR` makes one"
         )
@@ -78,7 +78,7 @@ def matched(settings: Settings) -> tuple[Path, str, Bundle]:
     model, name = find_model(settings)
     bundle = load_bundle(find_probe(settings))
     for difference in require_model(bundle, model, settings.relaxed):
-        complain(f"WARNING: {difference} from what the probe was fit on; its risks may be off")
+        warn(f"WARNING: {difference} from what the probe was fit on; its risks may be off")
     return model, name, bundle
 
 

@@ -20,7 +20,7 @@ from fastapi import FastAPI
 
 from app.ingress.admission import DRAINING, ENGINE_DEAD, Admission
 from guard.errors import GuardError
-from guard.launch.engines import complain
+from guard.launch.engines import warn
 
 _POLL_SECONDS = 0.05
 _LINGER_SECONDS = 2  # what is cut short gets this long to say so
@@ -104,9 +104,9 @@ async def _drain(admission: Admission, signals: _Signals, engine: Any, seconds: 
         print(f"hguard: draining: up to {seconds:g} s for {admission.requests} requests in flight", flush=True)
     await _until(lambda: admission.requests == 0 or signals.count > 1 or engine.errored, seconds)
     if engine.errored:
-        complain("the engine ended before its answers did; they are incomplete")
+        warn("the engine ended before its answers did; they are incomplete")
     elif admission.requests:
-        complain(f"{admission.requests} requests in flight were cancelled")
+        warn(f"{admission.requests} requests in flight were cancelled")
 
 
 async def _until(condition: Callable[[], bool], seconds: float = float("inf")) -> None:

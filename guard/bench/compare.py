@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.bench.load import Measured
-from guard.launch.engines import complain
+from guard.launch.engines import warn
 
 PLAIN = "plain"
 _RESAMPLES = 10_000
@@ -52,7 +52,7 @@ async def compare(model: str, concurrency: int, runs: Mapping[str, Run], rounds:
             plain, guarded = (np.array([values[metric] for values in seen[name]]) for name in (PLAIN, mode))
             rows.append(_row(model, mode, concurrency, metric, plain, guarded))
     for row in rows:
-        complain(f"{row.mode}, {row.concurrency} clients, {row.metric}: {row.ratio:.4f} of plain")
+        warn(f"{row.mode}, {row.concurrency} clients, {row.metric}: {row.ratio:.4f} of plain")
     return rows
 
 

@@ -23,7 +23,7 @@ from guard.bench.load import Measured
 from guard.bench.processes import Command, ServerProcess, serving
 from guard.bench.results import setting
 from guard.errors import GuardError
-from guard.launch.engines import complain
+from guard.launch.engines import warn
 
 ROUTE = "/v1/chat/completions"
 LEAST = 16  # requests of one run: of a handful, the slowest in a hundred is only the slowest
@@ -216,7 +216,7 @@ async def bench(
     async with AsyncExitStack() as stack:
         servers = []
         for number, command in enumerate((plain, guarded)):
-            complain(f"starting {command.name} ...")
+            warn(f"starting {command.name} ...")
             servers.append(await stack.enter_async_context(serving(command, logs / f"{number}.log")))
         rows: list[Row] = []
         client: dict[int, list[float]] = {}

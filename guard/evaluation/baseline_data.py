@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from guard.evaluation import random_baseline
 from guard.harness.activations import MEANS, OUTPUTS, collect, collected, facts_of
-from guard.harness.answers import Chosen
+from guard.harness.answers import Example
 from guard.harness.engines import Engines
 from guard.harness.progress import Progress
 from guard.harness.questions import prompt_of
@@ -96,14 +96,14 @@ async def _sample(
     open_ = [i for i in range(len(questions)) if i not in done]
     prompts = [prompt_of(engine.tokenizer, questions[i].text) for i in open_]
     progress = Progress(say, "sampled", len(questions), "questions", len(done))
-    with work.growing(RESAMPLED) as append:
+    with work.appending(RESAMPLED) as append:
         async for index, several in engine.sample(prompts, SAMPLES, max_tokens, TEMPERATURE, _SEED):
             texts, lengths = [one.text for one in several], [len(one.tokens) for one in several]
             append({"question": open_[index], "texts": texts, "lengths": lengths})
             progress.add()
 
 
-def _chosen(tokenizer: Any, questions: Sequence[Question], answer: Greedy) -> Chosen:
+def _chosen(tokenizer: Any, questions: Sequence[Question], answer: Greedy) -> Example:
     prompt = prompt_of(tokenizer, questions[answer.question].text)
     start, end = tokens_of(token_offsets(tokenizer, answer.tokens), find_span(answer.text))
-    return Chosen(answer.question, prompt, answer.tokens, answer.text, start, end, answer.wrong)
+    return Example(answer.question, prompt, answer.tokens, answer.text, start, end, answer.wrong)

@@ -27,7 +27,7 @@ _POINTS = 101  # of the risk-coverage curve
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class EvaluatedAnswer:
     """One greedy answer: its text, what was measured (None: not scored), the judge's word (None: declined); tokens."""
 
     text: str
@@ -44,7 +44,7 @@ async def answered(
     works: Mapping[float, StageStore],
     max_tokens: int,
     say: Callable[[str], None],
-) -> dict[float, list[Answered]]:
+) -> dict[float, list[EvaluatedAnswer]]:
     """Judged answers to all questions at each strength of scaling in ``works``, from one engine that serves ``bundle``.
 
     It is not started where every answer is there already.
@@ -58,11 +58,11 @@ async def answered(
     return {alpha: await _judged(work, questions, judge) for alpha, work in works.items()}
 
 
-async def _judged(work: StageStore, questions: Sequence[Question], judge: RemoteJudge | None) -> list[Answered]:
+async def _judged(work: StageStore, questions: Sequence[Question], judge: RemoteJudge | None) -> list[EvaluatedAnswer]:
     rows = {row["question"]: row for row in work.rows(ANSWERED)}
     verdicts = await judge_all(work, questions, {i: [rows[i]["text"]] for i in range(len(questions))}, judge)
     return [
-        Answered(
+        EvaluatedAnswer(
             rows[i]["text"],
             None if rows[i]["signals"] is None else TokenSignals.from_dict(rows[i]["signals"]),
             verdicts[i][0],
@@ -72,12 +72,12 @@ async def _judged(work: StageStore, questions: Sequence[Question], judge: Remote
     ]
 
 
-def scored(answers: Sequence[Answered]) -> list[int]:
+def scored(answers: Sequence[EvaluatedAnswer]) -> list[int]:
     """Which answers say how well a score tells right from wrong: those that are either, and were measured."""
     return [i for i, answer in enumerate(answers) if answer.right is not None and answer.signals is not None]
 
 
-def counts(answers: Sequence[Answered]) -> dict[str, Any]:
+def counts(answers: Sequence[EvaluatedAnswer]) -> dict[str, Any]:
     """How many answers are right, wrong and declined, and their truthfulness."""
     right, wrong = (sum(answer.right is value for answer in answers) for value in (True, False))
     declined = len(answers) - right - wrong
@@ -93,7 +93,7 @@ def report(
     bundle: Bundle,
     readout: Readout,
     questions: Sequence[Question],
-    answers: Sequence[Answered],
+    answers: Sequence[EvaluatedAnswer],
     seed: int = 0,
     draws: int = 1000,
     baselines: Baselines | None = None,
@@ -154,7 +154,7 @@ def _reachable(bundle: Bundle, target: float) -> bool:
     return (len(bundle.right_risks) + 1) * target >= 1
 
 
-def _at(bundle: Bundle, target: float, answers: Sequence[Answered], readout: Readout) -> dict[str, Any]:
+def _at(bundle: Bundle, target: float, answers: Sequence[EvaluatedAnswer], readout: Readout) -> dict[str, Any]:
     """What abstaining at one threshold does. What could not be scored is withheld, as the server does.
 
     A share of answers that were not there is None: nothing was seen, which is not the same as no false alarm.
@@ -163,7 +163,7 @@ def _at(bundle: Bundle, target: float, answers: Sequence[Answered], readout: Rea
     kept = [
         answer
         if answer.right is None or (answer.signals is not None and readout.risk(answer.signals)[0] < threshold)
-        else Answered(answer.text, answer.signals, None)
+        else EvaluatedAnswer(answer.text, answer.signals, None)
         for answer in answers
     ]
     right, wrong = (sum(answer.right is value for answer in answers) for value in (True, False))
@@ -182,7 +182,7 @@ def _share(some: int, total: int) -> float | None:
     return some / total if total else None
 
 
-def scaled(alpha: float, questions: Sequence[Question], answers: Sequence[Answered]) -> dict[str, Any]:
+def scaled(alpha: float, questions: Sequence[Question], answers: Sequence[EvaluatedAnswer]) -> dict[str, Any]:
     """What one strength of scaling does: right, wrong and declined answers, of all and of every group."""
     groups = sorted({group for question in questions for group in question.groups})
     sets = {}

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import FitError
-from guard.harness.store import explained
+from guard.harness.store import translate_os_errors
 from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.card import Training
 
@@ -64,5 +64,5 @@ def random_bundle(bundle: Bundle, folder: Path, seed: int) -> Bundle:
         "folded": ones,
         "right_risks": bundle.right_risks,
     }
-    with explained(folder):
+    with translate_os_errors(folder):
         return save_bundle(folder, card, tensors)

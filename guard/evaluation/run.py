@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from guard.evaluation import baseline_data, baselines, figures, random_baseline
-from guard.evaluation.figures import Answered
+from guard.evaluation.figures import EvaluatedAnswer
 from guard.harness.engines import Engines
 from guard.harness.progress import tell
 from guard.harness.store import StageStore
@@ -35,7 +35,7 @@ class Evaluation:
     ) -> None:
         self._engines, self._bundle, self._questions = engines, bundle, questions
         self._judge, self._max_tokens, self._work, self._say = judge, max_tokens, work, say
-        self.answers: list[Answered] = []  # to the questions, in their order, once it has run
+        self.answers: list[EvaluatedAnswer] = []  # to the questions, in their order, once it has run
 
     async def run(self, strengths: Sequence[float], random_draws: int, with_baselines: bool) -> dict[str, Any]:
         """Everything, as JSON. Raises FitError when scaling is asked for and there is nothing to scale."""
@@ -58,16 +58,18 @@ class Evaluation:
             result["scale_random"] = [self._rows(strengths, one) for one in at_random]
         return result
 
-    async def _answers(self, bundle: Bundle, name: str, strengths: Sequence[float]) -> dict[float, list[Answered]]:
+    async def _answers(
+        self, bundle: Bundle, name: str, strengths: Sequence[float]
+    ) -> dict[float, list[EvaluatedAnswer]]:
         works = {alpha: self._work(f"{name}-{alpha:g}") for alpha in strengths}
         return await figures.answered(
             self._engines, bundle, self._questions, self._judge, works, self._max_tokens, self._say
         )
 
-    def _rows(self, strengths: Sequence[float], answers: dict[float, list[Answered]]) -> list[dict[str, Any]]:
+    def _rows(self, strengths: Sequence[float], answers: dict[float, list[EvaluatedAnswer]]) -> list[dict[str, Any]]:
         return [figures.scaled(alpha, self._questions, answers[alpha]) for alpha in strengths]
 
-    async def _baselines(self, answers: Sequence[Answered]) -> baselines.Baselines | None:
+    async def _baselines(self, answers: Sequence[EvaluatedAnswer]) -> baselines.Baselines | None:
         greedy = [
             baseline_data.Greedy(i, list(answers[i].tokens), answers[i].text, answers[i].right is False)
             for i in figures.scored(answers)

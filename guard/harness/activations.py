@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from guard.engine.activations import CollectingEngine, Span, new_means
-from guard.harness.answers import Chosen
+from guard.harness.answers import Example
 from guard.harness.progress import Progress
-from guard.harness.store import StageStore, explained
+from guard.harness.store import StageStore, translate_os_errors
 
 MEANS, OUTPUTS, LEADS, FACTS = "means.npy", "outputs.npy", "leads.npy", "facts.npy"
 
@@ -18,7 +18,7 @@ def collected(work: StageStore, name: str = MEANS) -> int:
     return int(work.read_json(done)) if work.has(done) else 0
 
 
-def facts_of(chosen: Sequence[Chosen]) -> list[Span]:
+def facts_of(chosen: Sequence[Example]) -> list[Span]:
     """The part of each answer that states the fact."""
     return [Span([*c.prompt, *c.tokens], len(c.prompt) + c.start, len(c.prompt) + c.end) for c in chosen]
 
@@ -41,14 +41,14 @@ async def collect(
     done = collected(work, name)
     path, beside = work.path(name), work.path(OUTPUTS) if outputs else None
     if not done:
-        with explained(work.folder):
+        with translate_os_errors(work.folder):
             new_means(path, len(spans), *shape)
             if beside is not None:
                 new_means(beside, len(spans), shape[0], engine.hidden)
     progress = Progress(say, "collected", len(spans), "prompts" if name == LEADS else "answers", done)
     for start in range(done, len(spans), slots):
         wave = spans[start : start + slots]
-        with explained(work.folder):
+        with translate_os_errors(work.folder):
             await engine.collect(wave, range(start, start + len(wave)), path, beside)
         work.write_json(_done(name), start + len(wave))
         progress.add(len(wave))

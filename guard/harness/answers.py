@@ -19,7 +19,7 @@ _AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class Example:
     """One answer of the model that was judged right or wrong.
 
     question: its index. prompt, tokens: ids. start, end: the tokens that state the fact. wrong: the judge's word.
@@ -53,7 +53,7 @@ async def judge_all(
     open_ = [(i, text) for i, texts in samples.items() for text in dict.fromkeys(texts) if (i, text) not in known]
     gate = asyncio.Semaphore(_AT_ONCE)
     async with httpx.AsyncClient(timeout=60) as client:
-        with work.growing(JUDGED) as append:
+        with work.appending(JUDGED) as append:
 
             async def one(i: int, text: str) -> None:
                 async with gate:

@@ -8,7 +8,7 @@ from typing import Any
 
 from guard import precision
 from guard.engine.context import Unscored
-from guard.harness.answers import Chosen
+from guard.harness.answers import Example
 from guard.harness.progress import Progress
 from guard.harness.questions import prompt_of
 from guard.harness.store import StageStore
@@ -38,7 +38,7 @@ async def answer_all(
     gate = asyncio.Semaphore(_AT_ONCE)
     flawed: list[int] = []
     progress = Progress(say, "answered", len(questions), "questions", len(known))
-    with work.growing(ANSWERED) as append:
+    with work.appending(ANSWERED) as append:
 
         async def one(i: int) -> None:
             async with gate:
@@ -66,7 +66,7 @@ async def answer_all(
     return known
 
 
-async def score_answers(engine: Any, chosen: Sequence[Chosen]) -> list[TokenSignals]:
+async def score_answers(engine: Any, chosen: Sequence[Example]) -> list[TokenSignals]:
     """What a GuardedEngine's taps say of these answers, in their order; one forward pass each."""
     return list(
         await asyncio.gather(

@@ -21,7 +21,7 @@ class StageStore:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         """Open or create. Raises FitError when the files in it were made under other settings."""
         self.folder = folder
-        with explained(folder):
+        with translate_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         file = folder / "settings.json"
         if file.is_file():
@@ -48,7 +48,7 @@ class StageStore:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write the whole file or nothing of it."""
-        with explained(self.folder):
+        with translate_os_errors(self.folder):
             write_json(self.path(name), value)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
@@ -56,9 +56,9 @@ class StageStore:
         return read_rows(self.path(name))
 
     @contextmanager
-    def growing(self, name: str) -> Iterator[Any]:
+    def appending(self, name: str) -> Iterator[Any]:
         """A function that appends one row, which then is on disk."""
-        with explained(self.folder), self.path(name).open("a", encoding="utf-8") as file:
+        with translate_os_errors(self.folder), self.path(name).open("a", encoding="utf-8") as file:
 
             def append(row: dict[str, Any]) -> None:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -91,7 +91,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def explained(folder: Path) -> Iterator[None]:
+def translate_os_errors(folder: Path) -> Iterator[None]:
     """Turn what the disk says into a sentence for a person."""
     try:
         yield

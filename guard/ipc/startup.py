@@ -44,14 +44,14 @@ def reason(table: Path, error: RuntimeError) -> str | None:
     """Why the engine of this table did not start, as far as it can be known; ``error`` is what vLLM raised here."""
     file = cause_file(table)
     text = file.read_text(encoding="utf-8") if file.is_file() else str(error)
-    if (known := explained(text)) is not None:
+    if (known := known_cause(text)) is not None:
         return known
     if _KILLED.search(text):
         return "one of its processes was killed, as the kernel does when memory runs out; give it more, or see dmesg"
     return " ".join(text.split()) if file.is_file() else None
 
 
-def explained(text: str) -> str | None:
+def known_cause(text: str) -> str | None:
     """What vLLM says of memory, shortened, and what to do about it; None for anything else."""
     if (shared := _SHARED_MEMORY.search(text)) is not None:  # with its own remedy
         return shared[0].rstrip(".")
@@ -71,7 +71,7 @@ def _note(record: logging.LogRecord) -> bool:
     error, file = record.exc_info and record.exc_info[1], cause_file(table)
     if error and not file.is_file():
         file.write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
-    known = file.is_file() and explained(file.read_text(encoding="utf-8")) is not None
+    known = file.is_file() and known_cause(file.read_text(encoding="utf-8")) is not None
     if not (known or refusal_file(table).is_file()) or os.environ.get("VLLM_LOGGING_LEVEL") != "ERROR":
         return True  # also for whoever wants to see more
     # This process is about to end, and multiprocessing would print the same exception once more.

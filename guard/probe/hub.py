@@ -57,7 +57,7 @@ def snapshot(repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
 
 def fetch(address: Address) -> Path:
     """The folder of the bundle's files, named by its commit; not verified. Raises BundleError."""
-    with explained(f"the probe {address} could not be fetched"):
+    with translate_hub_errors(f"the probe {address} could not be fetched"):
         folder = snapshot(address.repo, address.revision, (*FILES, REFERENCE))
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise BundleError(f"{address} holds no probe bundle: it has no {' and no '.join(missing)}")
@@ -66,7 +66,7 @@ def fetch(address: Address) -> Path:
 
 def pull(address: Address, out: Path) -> tuple[Bundle, str]:
     """Fetch and verify, then write to ``out``, which a refusal leaves alone: (bundle, commit). Raises BundleError."""
-    with explained(f"the probe {address} could not be fetched"):
+    with translate_hub_errors(f"the probe {address} could not be fetched"):
         # Asked of the Hub each time: the cache may remember an older commit of the same branch.
         commit = HfApi().model_info(address.repo, revision=address.revision).sha
     folder = fetch(Address(address.repo, commit))
@@ -95,7 +95,7 @@ def push(folder: Path, address: Address, private: bool = False, message: str | N
         raise BundleError(f"{address} names a commit, and what is pushed needs a branch")
     bundle = load_bundle(folder)
     api = HfApi()
-    with explained(f"{folder} could not be pushed to {address}"):
+    with translate_hub_errors(f"{folder} could not be pushed to {address}"):
         model = bundle.card.model.id
         base = model if HUB_ID.fullmatch(model) and not Path(model).exists() and api.repo_exists(model) else None
         api.create_repo(address.repo, private=private or None, exist_ok=True)
@@ -121,7 +121,7 @@ def push(folder: Path, address: Address, private: bool = False, message: str | N
 
 
 @contextmanager
-def explained(what: str, kind: type[GuardError] = BundleError) -> Iterator[None]:
+def translate_hub_errors(what: str, kind: type[GuardError] = BundleError) -> Iterator[None]:
     """Turn what the Hub's client raises into one sentence for a person, of type ``kind``."""
     try:
         yield

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from guard.engine.activations import CollectingEngine, new_means
 from guard.errors import FitError
 from guard.harness.activations import LEADS, MEANS
-from guard.harness.answers import Chosen, consistent, judge_all
+from guard.harness.answers import Example, consistent, judge_all
 from guard.harness.progress import Progress
 from guard.harness.questions import prompt_of, split
-from guard.harness.store import StageStore, explained
+from guard.harness.store import StageStore, translate_os_errors
 from guard.judge.question import Question
 from guard.judge.rules import RemoteJudge, judge
 from guard.judge.spans import token_offsets, tokens_of
@@ -36,15 +36,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class DataSplit:
-    """Chosen answers, and to which part of a fit each was dealt (rows into ``chosen``)."""
+    """Judged answers, and to which part of a fit each belongs (rows into ``examples``)."""
 
     questions: Sequence[Question]
-    chosen: Sequence[Chosen]
+    examples: Sequence[Example]
     parts: dict[str, list[int]]
 
     @classmethod
     def of(
-        cls, questions: Sequence[Question], chosen: Sequence[Chosen], shares: dict[str, float], seed: int
+        cls, questions: Sequence[Question], chosen: Sequence[Example], shares: dict[str, float], seed: int
     ) -> DataSplit:
         """No entity is in two parts. Uncertain answers do not teach, but everything else is measured on them, too."""
         parts = split([questions[one.question] for one in chosen], shares, seed)
@@ -53,16 +53,16 @@ class DataSplit:
         return cls(questions, chosen, parts)
 
     def question(self, row: int) -> Question:
-        return self.questions[self.chosen[row].question]
+        return self.questions[self.examples[row].question]
 
     def wrong(self, part: str) -> NDArray[np.bool_]:
         """Which answers of a part are wrong."""
-        return np.array([self.chosen[row].wrong for row in self.parts[part]], bool)
+        return np.array([self.examples[row].wrong for row in self.parts[part]], bool)
 
 
-def chosen_in(work: StageStore) -> list[Chosen] | None:
+def chosen_in(work: StageStore) -> list[Example] | None:
     """What was chosen before, or None when this stage is not done."""
-    return [Chosen(**row) for row in work.rows(CHOSEN)] if work.has(_DONE) else None
+    return [Example(**row) for row in work.rows(CHOSEN)] if work.has(_DONE) else None
 
 
 async def choose(
@@ -75,7 +75,7 @@ async def choose(
     remote: RemoteJudge | None,
     locate: Locate,
     say: Say,
-) -> list[Chosen]:
+) -> list[Example]:
     """Answer, judge, choose; ``shape`` is (layers, neurons). Raises FitError when the answers cannot teach."""
     prompts = [prompt_of(engine.tokenizer, question.text) for question in questions]
     answers = await answer_all(work, engine, questions, prompts, how.max_tokens, shape, remote is None, say)
@@ -89,7 +89,7 @@ async def choose(
         # The engine's text may leave out blanks that the tokens spell.
         whole = engine.tokenizer.decode(row["tokens"], skip_special_tokens=True)
         start, end = tokens_of(token_offsets(engine.tokenizer, row["tokens"]), locate(whole))
-        found = Chosen(i, prompts[i], row["tokens"], whole, start, end, not right, row["ended"], draws=row["draws"])
+        found = Example(i, prompts[i], row["tokens"], whole, start, end, not right, row["ended"], draws=row["draws"])
         chosen.append(found)
     require_right(len(questions), len(chosen), sum(not one.wrong for one in chosen))
     if how.samples:
@@ -105,7 +105,7 @@ async def choose(
     wrong = sum(one.wrong for one in chosen)
     say(f"{len(chosen)} of {len(questions)} answers are judged, {wrong} of them wrong; the others decline")
     work.path(CHOSEN).unlink(missing_ok=True)
-    with work.growing(CHOSEN) as append:
+    with work.appending(CHOSEN) as append:
         for one in chosen:
             append(one.row())
     work.write_json(_DONE, len(chosen))
@@ -126,12 +126,12 @@ async def answer_all(
     done = {row["question"]: row for row in work.rows(ANSWERS)}
     for name in (MEANS, LEADS):
         if not work.has(name):
-            with explained(work.folder):
+            with translate_os_errors(work.folder):
                 new_means(work.path(name), len(questions), *shape)
     open_ = [i for i in range(len(questions)) if i not in done]
     progress = Progress(say, "answered", len(questions), "questions", len(done))
     right = sum(judge(questions[i], row["text"]) is True for i, row in done.items()) if by_rule else 0
-    with work.growing(ANSWERS) as append, explained(work.folder):
+    with work.appending(ANSWERS) as append, translate_os_errors(work.folder):
         stream = engine.answer([prompts[i] for i in open_], open_, max_tokens, work.path(MEANS), work.path(LEADS))
         async for index, answer in stream:
             i = open_[index]
@@ -177,7 +177,7 @@ async def sample(
     done: dict[int, list[str]] = {row["question"]: row["texts"] for row in work.rows(SAMPLES)}
     open_ = [i for i in prompts if i not in done]
     progress = Progress(say, "sampled", len(prompts), "questions", len(prompts) - len(open_))
-    with work.growing(SAMPLES) as append:
+    with work.appending(SAMPLES) as append:
         stream = engine.sample([prompts[i] for i in open_], how.samples, how.max_tokens, how.temperature, how.seed)
         async for index, answers in stream:
             done[open_[index]] = [answer.text for answer in answers]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from guard.errors import BundleError
-from guard.harness.store import explained
+from guard.harness.store import translate_os_errors
 from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.card import (
     SCHEMA_VERSION,
@@ -69,5 +69,5 @@ def save_imported(
         "folded": folded,
         "right_risks": np.zeros(0, np.float32),
     }
-    with explained(folder):
+    with translate_os_errors(folder):
         return save_bundle(folder, card, tensors)

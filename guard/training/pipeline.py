@@ -17,12 +17,12 @@ from guard.engine.activations import CollectingEngine
 from guard.errors import FitError
 from guard.evaluation import detectors
 from guard.harness.activations import FACTS, LEADS, MEANS, collect, collected, facts_of
-from guard.harness.answers import Chosen
+from guard.harness.answers import Example
 from guard.harness.engines import Engines
 from guard.harness.features import Features
 from guard.harness.progress import tell
 from guard.harness.questions import SHARES as ALL_SHARES
-from guard.harness.store import StageStore, explained
+from guard.harness.store import StageStore, translate_os_errors
 from guard.judge.question import Question
 from guard.judge.rules import RemoteJudge
 from guard.judge.spans import find_span
@@ -59,16 +59,16 @@ SPANS: dict[Literal["fact", "answer"], Span] = {
 Say = Callable[[str], None]
 
 
-def detailed(dealt: DataSplit, window: int) -> list[int]:
+def detailed(data: DataSplit, window: int) -> list[int]:
     """The rows to measure token by token: answers of several windows, and some that the token head learns from.
 
     Of the others the mean over all tokens is all that a readout asks for, and that was collected with the answer.
     """
-    long = [r for part in calibration.PARTS for r in dealt.parts[part] if len(dealt.chosen[r].tokens) > window]
-    return sorted({*long, *dealt.parts["calibration"][:TOKEN_ANSWERS]})
+    long = [r for part in calibration.PARTS for r in data.parts[part] if len(data.examples[r].tokens) > window]
+    return sorted({*long, *data.parts["calibration"][:TOKEN_ANSWERS]})
 
 
-def whole(answer: Chosen, mean: float, prompt_score: float) -> TokenSignals:
+def whole(answer: Example, mean: float, prompt_score: float) -> TokenSignals:
     """Signals of an answer that is one window, from the mean score over its last prompt token and its tokens.
 
     Its tokens' scores are not known one by one: each has their mean. The last of a cut answer was never fed back.
@@ -111,22 +111,22 @@ class Fit:
         if chosen is None or not self._collected(chosen):
             async with engines.collecting() as engine:
                 chosen = await self._choose_and_collect(engine, chosen)
-        dealt = self._dealt(chosen)
-        self._say(", ".join(f"{len(index)} answers for {name}" for name, index in dealt.parts.items()))
-        candidates = self._find(dealt)
-        rough = {one.C: self._rough(dealt, one) for one in candidates}
-        window = self._window(dealt)
-        settle = Selection(self._work, dealt, self._judge, self._config.max_tokens, self._ablation_questions, self._say)
-        found, measured = await settle.run(engines, candidates, rough, detailed(dealt, window))
-        return self._calibrate(out, dealt, found, window, measured, settle.reference(found))
+        data = self._data(chosen)
+        self._say(", ".join(f"{len(index)} answers for {name}" for name, index in data.parts.items()))
+        candidates = self._find(data)
+        rough = {one.C: self._rough(data, one) for one in candidates}
+        window = self._window(data)
+        settle = Selection(self._work, data, self._judge, self._config.max_tokens, self._ablation_questions, self._say)
+        found, measured = await settle.run(engines, candidates, rough, detailed(data, window))
+        return self._calibrate(out, data, found, window, measured, settle.reference(found))
 
-    def _dealt(self, chosen: Sequence[Chosen]) -> DataSplit:
+    def _data(self, chosen: Sequence[Example]) -> DataSplit:
         return DataSplit.of(self._questions, chosen, SHARES, self._config.seed)
 
-    def _collected(self, chosen: Sequence[Chosen]) -> bool:
+    def _collected(self, chosen: Sequence[Example]) -> bool:
         return self._config.span == "answer" or collected(self._work, FACTS) >= len(chosen)
 
-    async def _choose_and_collect(self, engine: CollectingEngine, chosen: list[Chosen] | None) -> list[Chosen]:
+    async def _choose_and_collect(self, engine: CollectingEngine, chosen: list[Example] | None) -> list[Example]:
         """What the first engine has to do, so far as it is not done."""
         config, shape = self._config, (self._norms.shape[0], self._norms.shape[1])
         if chosen is None:
@@ -137,35 +137,35 @@ class Fit:
             await collect(self._work, engine, facts_of(chosen), shape, config.slots, self._say, name=FACTS)
         return chosen
 
-    def _window(self, dealt: DataSplit) -> int:
+    def _window(self, data: DataSplit) -> int:
         """Tokens of a window: nine in ten training answers are not longer."""
-        return max(1, int(np.ceil(np.quantile([len(dealt.chosen[i].tokens) for i in dealt.parts["train"]], 0.9))))
+        return max(1, int(np.ceil(np.quantile([len(data.examples[i].tokens) for i in data.parts["train"]], 0.9))))
 
-    def features(self, dealt: DataSplit, rows: Sequence[int]) -> Features:
+    def features(self, data: DataSplit, rows: Sequence[int]) -> Features:
         """Mean CETT of every neuron, of these answers."""
         if self._config.span == "fact":
             return Features.of(self._work.path(FACTS), self._norms, rows)
-        return self._of_questions(MEANS, dealt, rows)
+        return self._of_questions(MEANS, data, rows)
 
-    def _of_questions(self, name: str, dealt: DataSplit, rows: Sequence[int]) -> Features:
-        return Features.of(self._work.path(name), self._norms, [dealt.chosen[row].question for row in rows])
+    def _of_questions(self, name: str, data: DataSplit, rows: Sequence[int]) -> Features:
+        return Features.of(self._work.path(name), self._norms, [data.examples[row].question for row in rows])
 
-    def _find(self, dealt: DataSplit) -> list[NeuronSelection]:
+    def _find(self, data: DataSplit) -> list[NeuronSelection]:
         """The candidates, the preferred one first."""
         if self._work.has(FOUND):
             return [NeuronSelection.from_dict(row) for row in self._work.read_json(FOUND)]
         config = self._config
-        train = dealt.parts["train"]
-        leads = self._of_questions(LEADS, dealt, train) if config.prompt_risk else None
+        train = data.parts["train"]
+        leads = self._of_questions(LEADS, data, train) if config.prompt_risk else None
         if self._neurons is not None:
-            found = [given_neurons(self.features(dealt, train), dealt.wrong("train"), np.array(self._neurons), leads)]
+            found = [given_neurons(self.features(data, train), data.wrong("train"), np.array(self._neurons), leads)]
             self._work.write_json(FOUND, [one.to_dict() for one in found])
             return found
         try:
             found = find_neurons(
-                self.features(dealt, train),
-                dealt.wrong("train"),
-                [dealt.question(i).entity for i in train],
+                self.features(data, train),
+                data.wrong("train"),
+                [data.question(i).entity for i in train],
                 config.max_neuron_fraction,
                 config.refit,
                 self._say,
@@ -183,26 +183,26 @@ class Fit:
     def _calibrate(
         self,
         out: Path,
-        dealt: DataSplit,
+        data: DataSplit,
         found: NeuronSelection,
         window: int,
         measured: dict[int, TokenSignals],
         reference: Reference,
     ) -> Bundle:
-        parts, chosen = dealt.parts, dealt.chosen
-        wrong = {name: dealt.wrong(name) for name in parts}
-        signals = {name: self._signals(dealt, found, parts[name], measured) for name in calibration.PARTS}
+        parts, chosen = data.parts, data.examples
+        wrong = {name: data.wrong(name) for name in parts}
+        signals = {name: self._signals(data, found, parts[name], measured) for name in calibration.PARTS}
         spans = [(chosen[i].start, chosen[i].end) for i in parts["calibration"]]
         by_token = [number for number, row in enumerate(parts["calibration"]) if row in measured]
         made = calibration.calibration(signals, wrong, spans, window, self._config.calibration, by_token)
         reports = detectors.reports(
-            [dealt.question(i) for i in parts["test"]],
+            [data.question(i) for i in parts["test"]],
             wrong["test"],
             signals["test"],
             made.readout,
             detectors.Baseline(
-                self.features(dealt, parts["test"]),
-                self.features(dealt, parts["train"]),
+                self.features(data, parts["test"]),
+                self.features(data, parts["train"]),
                 wrong["train"],
                 found.index,
                 self._norms.shape[1],
@@ -210,30 +210,30 @@ class Fit:
             self._config.seed,
         )
         return self._bundle(
-            out, dealt, found, made.parameters, made.risks, made.thresholds, made.at_thresholds, reports, reference
+            out, data, found, made.parameters, made.risks, made.thresholds, made.at_thresholds, reports, reference
         )
 
     def _signals(
-        self, dealt: DataSplit, found: NeuronSelection, rows: Sequence[int], measured: Mapping[int, TokenSignals]
+        self, data: DataSplit, found: NeuronSelection, rows: Sequence[int], measured: Mapping[int, TokenSignals]
     ) -> list[TokenSignals]:
         """What the probe would have read of these answers: as measured, or from what was collected of them."""
-        means = self._of_questions(MEANS, dealt, rows).take(found.index) @ found.coefficient
-        leads = self._of_questions(LEADS, dealt, rows).take(found.index) @ found.coefficient
+        means = self._of_questions(MEANS, data, rows).take(found.index) @ found.coefficient
+        leads = self._of_questions(LEADS, data, rows).take(found.index) @ found.coefficient
         return [
-            measured[row] if row in measured else whole(dealt.chosen[row], float(mean), float(lead))
+            measured[row] if row in measured else whole(data.examples[row], float(mean), float(lead))
             for row, mean, lead in zip(rows, means, leads, strict=True)
         ]
 
-    def _rough(self, dealt: DataSplit, found: NeuronSelection) -> Bundle:
+    def _rough(self, data: DataSplit, found: NeuronSelection) -> Bundle:
         """A bundle to measure with: what it says of risk is not used."""
         parameters, _ = calibration.calibrated(unit_readout(), [], np.zeros(0, bool))
         folder = self._work.path(f"rough-{found.C:g}")
-        return self._bundle(folder, dealt, found, parameters, {"right_risks": np.zeros(99, np.float32)})
+        return self._bundle(folder, data, found, parameters, {"right_risks": np.zeros(99, np.float32)})
 
     def _bundle(
         self,
         out: Path,
-        dealt: DataSplit,
+        data: DataSplit,
         found: NeuronSelection,
         readout: ReadoutParameters,
         risks: dict[str, NDArray[np.float32]],
@@ -254,7 +254,7 @@ class Fit:
                 C=found.C,
                 seed=self._config.seed,
                 span=SPANS[self._config.span],
-                answers={name: len(index) for name, index in dealt.parts.items()},
+                answers={name: len(index) for name, index in data.parts.items()},
             ),
             intercept=found.intercept,
             readout=readout,
@@ -268,8 +268,8 @@ class Fit:
             "neuron": neuron,
             "coefficient": found.coefficient,
             "folded": cett.fold(found.coefficient, self._norms[layer, neuron]),
-            "train_questions": np.sort(np.array([dealt.question(i).digest for i in dealt.parts["train"]], np.uint64)),
+            "train_questions": np.sort(np.array([data.question(i).digest for i in data.parts["train"]], np.uint64)),
             **risks,
         }
-        with explained(out):
+        with translate_os_errors(out):
             return save_bundle(out, card, tensors, reference)

@@ -15,7 +15,7 @@ from guard.harness.generation import answer_all
 from guard.harness.progress import tell
 from guard.harness.questions import SHARES as ALL_SHARES
 from guard.harness.questions import split
-from guard.harness.store import StageStore, explained
+from guard.harness.store import StageStore, translate_os_errors
 from guard.judge.question import Question
 from guard.judge.rules import RemoteJudge
 from guard.judge.spans import find_span, token_offsets, tokens_of
@@ -83,7 +83,7 @@ async def recalibrate(
     reference = await make_reference(engine, self_test_prompt(engine))
     # A risk before generation that the old bundle gave may say nothing of these questions.
     kept_tensors = {name: tensor for name, tensor in bundle.tensors.items() if name != "right_prompt_risks"}
-    with explained(out):
+    with translate_os_errors(out):
         return save_bundle(out, card, {**kept_tensors, **made.risks}, reference)
 
 

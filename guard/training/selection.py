@@ -36,14 +36,20 @@ class Selection:
     def __init__(
         self,
         work: StageStore,
-        dealt: DataSplit,
+        data: DataSplit,
         judge: RemoteJudge | None,
         max_tokens: int,
         ablation_questions: int,
         say: Callable[[str], None],
     ) -> None:
-        self._work, self._dealt, self._judge, self._max_tokens, self._say = work, dealt, judge, max_tokens, say
-        self._asked = [dealt.chosen[row].question for row in dealt.parts["train"]][:ablation_questions]
+        self._work, self._data, self._judge, self._max_tokens, self._say = (
+            work,
+            data,
+            judge,
+            max_tokens,
+            say,
+        )
+        self._asked = [data.examples[row].question for row in data.parts["train"]][:ablation_questions]
 
     async def run(
         self,
@@ -95,7 +101,7 @@ class Selection:
 
     async def _right_without(self, engine: Any) -> int:
         """How many questions are answered right when the H-neurons are switched off."""
-        tokenizer, questions = engine.get_tokenizer(), self._dealt.questions
+        tokenizer, questions = engine.get_tokenizer(), self._data.questions
 
         gate = asyncio.Semaphore(_AT_ONCE)
         progress = Progress(self._say, "answered without its neurons", len(self._asked), "questions")
@@ -116,10 +122,10 @@ class Selection:
         """What the taps say of these answers; each is kept as it comes. Raises FitError for what is not finite."""
         found = {}
         progress = Progress(self._say, "measured", len(rows), "answers")
-        with self._work.growing(name) as append:
+        with self._work.appending(name) as append:
             for start in range(0, len(rows), _AT_ONCE):
                 part = rows[start : start + _AT_ONCE]
-                signals = await score_answers(engine, [self._dealt.chosen[row] for row in part])
+                signals = await score_answers(engine, [self._data.examples[row] for row in part])
                 flawed = 0
                 for row, one in zip(part, signals, strict=True):
                     if one.fault() is SignalFault.NOT_FINITE:

@@ -15,7 +15,7 @@ from app.settings import ATLAS
 from guard.engine.activations import CollectingEngine
 from guard.errors import FitError
 from guard.harness.activations import LEADS, MEANS
-from guard.harness.answers import Chosen
+from guard.harness.answers import Example
 from guard.harness.engines import RealEngines
 from guard.harness.generation import ANSWERED
 from guard.harness.store import StageStore
@@ -109,8 +109,8 @@ def test_nothing_is_done_twice(fitted: tuple[Bundle, Path], questions: list[Ques
     assert first == len(questions)
     assert OPTIONS.slots // 4 <= first - again < OPTIONS.slots, "what was kept before the stop is not answered again"
     assert sorted(row["question"] for row in answers) == list(range(len(questions)))
-    dealt = DataSplit.of(questions, [Chosen(**row) for row in chosen], SHARES, OPTIONS.seed)
-    train = [row for part, rows in dealt.parts.items() if part == "train" for row in rows]
+    data = DataSplit.of(questions, [Example(**row) for row in chosen], SHARES, OPTIONS.seed)
+    train = [row for part, rows in data.parts.items() if part == "train" for row in rows]
     assert Engines.sampled == len(work.rows(SAMPLES)) >= len(train) > 0, "only training questions are sampled"
     assert all(row["certain"] for i, row in enumerate(chosen) if i in train)
     candidates = work.read_json(FOUND)
@@ -123,7 +123,7 @@ def test_nothing_is_done_twice(fitted: tuple[Bundle, Path], questions: list[Ques
 
 def test_collected_means_are_transformers_s(fitted: tuple[Bundle, Path], reader: Reader) -> None:
     _, folder = fitted
-    chosen = [Chosen(**row) for row in StageStore(folder, {"seed": 0}).rows(CHOSEN)]
+    chosen = [Example(**row) for row in StageStore(folder, {"seed": 0}).rows(CHOSEN)]
     asked = [one.question for one in chosen]
     collected = np.load(folder / MEANS)[asked] * norms_of(ATLAS, *reader.norms.shape)
     # The last token of an answer that was cut was never fed back.
@@ -137,7 +137,7 @@ def test_collected_means_are_transformers_s(fitted: tuple[Bundle, Path], reader:
 def test_what_is_collected_with_an_answer_stands_for_what_is_measured_of_it(fitted: tuple[Bundle, Path]) -> None:
     bundle, folder = fitted
     work = StageStore(folder, {"seed": 0})
-    chosen = [Chosen(**row) for row in work.rows(CHOSEN)]
+    chosen = [Example(**row) for row in work.rows(CHOSEN)]
     measured = {row["row"]: TokenSignals.from_dict(row) for row in work.rows(MEASURED.format(C=bundle.card.training.C))}
     assert len(measured) > 20
     flat = bundle.layer.astype(int) * bundle.card.model.neurons_per_layer + bundle.neuron
@@ -162,7 +162,7 @@ def test_collected_leads_are_transformers_s(
     fitted: tuple[Bundle, Path], questions: list[Question], reader: Reader
 ) -> None:
     _, folder = fitted
-    chosen = [Chosen(**row) for row in StageStore(folder, {"seed": 0}).rows(CHOSEN)]
+    chosen = [Example(**row) for row in StageStore(folder, {"seed": 0}).rows(CHOSEN)]
     train = DataSplit.of(questions, chosen, SHARES, OPTIONS.seed).parts["train"]
     layers, neurons = reader.norms.shape
     every = np.divmod(np.arange(layers * neurons, dtype=np.int32), np.int32(neurons))
@@ -208,7 +208,7 @@ def test_questions_that_neurons_were_found_on_are_left_out(
     fitted: tuple[Bundle, Path], questions: list[Question], tmp_path: Path
 ) -> None:
     bundle, folder = fitted
-    chosen = [Chosen(**row) for row in StageStore(folder, {"seed": 0}).rows(CHOSEN)]
+    chosen = [Example(**row) for row in StageStore(folder, {"seed": 0}).rows(CHOSEN)]
     train = [chosen[row].question for row in DataSplit.of(questions, chosen, SHARES, OPTIONS.seed).parts["train"]]
     assert bundle.train_questions is not None
     assert len(bundle.train_questions) == len(train)

@@ -13,7 +13,7 @@ import pytest
 from app.cli.main import main
 from guard.errors import UnsupportedError
 from guard.ipc.score_table import ScoreTable, cause_file
-from guard.ipc.startup import explained, reason
+from guard.ipc.startup import known_cause, reason
 from guard.launch.support import require_device
 from tests.engine.server import free_port
 
@@ -81,7 +81,7 @@ def test_what_vllm_says_of_the_kv_cache_is_known(available: int, fact: str) -> N
 
     with pytest.raises(ValueError, match="memory") as caught:
         _check_enough_kv_cache_memory(available, lambda: 5 << 30, 131072, lambda given: 26214)
-    line = explained(f"ValueError: {caught.value}")
+    line = known_cause(f"ValueError: {caught.value}")
     assert line is not None
     assert line.startswith("too little memory for the KV cache: ")
     assert fact in line
@@ -92,7 +92,7 @@ def test_what_vllm_says_of_the_kv_cache_is_known(available: int, fact: str) -> N
 def test_other_causes_are_told_as_they_are(tmp_path: Path) -> None:
     table = tmp_path / "table"
     failed = "Engine core initialization failed. See root cause above. Failed core proc(s): {}"
-    assert explained("ValueError: another thing") is None
+    assert known_cause("ValueError: another thing") is None
     assert reason(table, RuntimeError(failed)) is None
     killed = reason(table, RuntimeError(failed.replace("{}", "{'EngineCore_DP0': -9}")))
     assert killed is not None

@@ -13,7 +13,7 @@ from app.cli.main import main
 from guard.evaluation import metrics
 from guard.evaluation.baselines import Baselines, cost
 from guard.evaluation.detectors import reports
-from guard.evaluation.figures import Answered, report, scaled, scored
+from guard.evaluation.figures import EvaluatedAnswer, report, scaled, scored
 from guard.evaluation.html import render
 from guard.judge.question import Question
 from guard.probe.bundle import Bundle
@@ -21,19 +21,19 @@ from guard.probe.readout import Readout
 from tests.measured import token_signals
 
 
-def answered(score: float, right: bool | None) -> Answered:
+def answered(score: float, right: bool | None) -> EvaluatedAnswer:
     values = np.full(3, score, np.float32)
-    return Answered(
+    return EvaluatedAnswer(
         "text", token_signals(score, values, np.full(3, 0.1, np.float32), np.full(3, -0.1, np.float32)), right
     )
 
 
 @pytest.fixture
-def answers() -> list[Answered]:
+def answers() -> list[EvaluatedAnswer]:
     rng = np.random.default_rng(0)
     right = [answered(score, True) for score in rng.normal(-2, 1, 150)]
     wrong = [answered(score, False) for score in rng.normal(2, 1, 60)]
-    return [*right, *wrong, *[answered(0.0, None)] * 10, Answered("", None, False)]
+    return [*right, *wrong, *[answered(0.0, None)] * 10, EvaluatedAnswer("", None, False)]
 
 
 def questions(count: int) -> list[Question]:
@@ -45,7 +45,7 @@ def own(count: int) -> list[str]:
     return [str(i) for i in range(count)]
 
 
-def test_report(bundle: Bundle, answers: list[Answered]) -> None:
+def test_report(bundle: Bundle, answers: list[EvaluatedAnswer]) -> None:
     result = report(bundle, bundle.readout, questions(len(answers)), answers, draws=20)
     assert (result["right"], result["wrong"], result["declined"], result["not_scored"]) == (150, 61, 10, 1)
     assert result["truthfulness"] == pytest.approx((150 - 61) / 221)
@@ -57,7 +57,7 @@ def test_report(bundle: Bundle, answers: list[Answered]) -> None:
     json.dumps(result)
 
 
-def test_abstaining_withholds_what_was_not_scored(bundle: Bundle, answers: list[Answered]) -> None:
+def test_abstaining_withholds_what_was_not_scored(bundle: Bundle, answers: list[EvaluatedAnswer]) -> None:
     result = report(bundle, bundle.readout, questions(len(answers)), answers, draws=20)
     row = next(row for row in result["thresholds"] if row["target_fpr"] == 0.05)
     risk = np.array(
@@ -69,7 +69,7 @@ def test_abstaining_withholds_what_was_not_scored(bundle: Bundle, answers: list[
     assert row["caught"] == pytest.approx(((risk[~truth] >= threshold).sum() + 1) / 61)
 
 
-def test_the_page_has_everything(bundle: Bundle, answers: list[Answered]) -> None:
+def test_the_page_has_everything(bundle: Bundle, answers: list[EvaluatedAnswer]) -> None:
     result = {"model": "some <model>", **report(bundle, bundle.readout, questions(len(answers)), answers, draws=20)}
     assert render(result).count("<svg") == 3
     counts = {"right": 1, "wrong": 2, "declined": 3}
@@ -83,7 +83,7 @@ def test_the_page_has_everything(bundle: Bundle, answers: list[Answered]) -> Non
         assert heading in page
 
 
-def test_baselines_stand_in_the_same_table(bundle: Bundle, answers: list[Answered]) -> None:
+def test_baselines_stand_in_the_same_table(bundle: Bundle, answers: list[EvaluatedAnswer]) -> None:
     use = scored(answers)
     wrong = np.array([not answers[i].right for i in use])
     rng = np.random.default_rng(0)
@@ -112,7 +112,7 @@ def test_baselines_stand_in_the_same_table(bundle: Bundle, answers: list[Answere
     assert "fit on the evaluated answers themselves" in page
 
 
-def test_scaling_is_counted_for_each_set(answers: list[Answered]) -> None:
+def test_scaling_is_counted_for_each_set(answers: list[EvaluatedAnswer]) -> None:
     row = scaled(0.5, questions(len(answers)), answers)
     assert {name: row[name] for name in ("alpha", "right", "wrong", "declined")} == {
         "alpha": 0.5,
@@ -156,7 +156,7 @@ def test_answers_about_one_entity_are_drawn_together() -> None:
     assert apart.high - apart.low < (once["auroc"].high - once["auroc"].low) / 2
 
 
-def test_reports_draw_entities(bundle: Bundle, answers: list[Answered]) -> None:
+def test_reports_draw_entities(bundle: Bundle, answers: list[EvaluatedAnswer]) -> None:
     """Questions about one thing make intervals as wide as one of them does."""
     widths = {}
     for each in (1, 10):
@@ -172,7 +172,7 @@ def test_reports_draw_entities(bundle: Bundle, answers: list[Answered]) -> None:
     assert widths[10] == pytest.approx(widths[1], rel=0.2)
 
 
-def test_a_rate_of_what_was_not_seen_is_none(bundle: Bundle, answers: list[Answered]) -> None:
+def test_a_rate_of_what_was_not_seen_is_none(bundle: Bundle, answers: list[EvaluatedAnswer]) -> None:
     for right, told, said in ((False, "false_alarms", "no right"), (True, "caught", "no wrong")):
         some = [answer for answer in answers if answer.right is right]
         result = report(bundle, bundle.readout, questions(len(some)), some, draws=20)

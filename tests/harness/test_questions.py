@@ -272,5 +272,5 @@ def test_a_survey_names_what_to_look_at(tmp_path: Path) -> None:
     places = ["line 2", "line 3", "line 6", "line 4", "line 7", "line 5"]
     assert looks[0] == "88% of the questions are about one entity: all fall into one split"
     assert [text.rpartition(": ")[2] for text in looks[1:]] == places
-    dealt = dict(lines)["hguard fit"]
-    assert sum(int(part.split()[1]) for part in dealt.split(" (")[0].split(", ")) == 8
+    data = dict(lines)["hguard fit"]
+    assert sum(int(part.split()[1]) for part in data.split(" (")[0].split(", ")) == 8

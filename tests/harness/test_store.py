@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from guard.errors import FitError
-from guard.harness.store import StageStore, explained
+from guard.harness.store import StageStore, translate_os_errors
 
 
 def test_rows_survive(tmp_path: Path) -> None:
     work = StageStore(tmp_path / "work", {"seed": 0})
-    with work.growing("rows") as append:
+    with work.appending("rows") as append:
         append({"a": 1})
         append({"a": "é"})
     assert StageStore(tmp_path / "work", {"seed": 0}).rows("rows") == [{"a": 1}, {"a": "é"}]
@@ -22,12 +22,12 @@ def test_rows_survive(tmp_path: Path) -> None:
 
 def test_a_line_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
     work = StageStore(tmp_path, {})
-    with work.growing("rows") as append:
+    with work.appending("rows") as append:
         append({"a": 1})
     with work.path("rows").open("a") as file:
         file.write('{"a": 2')
     assert work.rows("rows") == [{"a": 1}]
-    with work.growing("rows") as append:
+    with work.appending("rows") as append:
         append({"a": 3})
     assert work.rows("rows") == [{"a": 1}, {"a": 3}]
 
@@ -43,7 +43,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     [(errno.ENOSPC, "no space is left .*same command again"), (errno.EACCES, "cannot be written: Permission denied")],
 )
 def test_what_the_disk_says(tmp_path: Path, code: int, says: str) -> None:
-    with pytest.raises(FitError, match=says), explained(tmp_path):
+    with pytest.raises(FitError, match=says), translate_os_errors(tmp_path):
         raise OSError(code, "Permission denied" if code == errno.EACCES else "No space left on device")
 
 

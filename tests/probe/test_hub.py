@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from guard.errors import BundleError, UnsupportedError
 from guard.probe.bundle import FILES, Bundle, load_bundle, save_bundle
-from guard.probe.hub import Address, explained, fetch, pull, push, snapshot
+from guard.probe.hub import Address, fetch, pull, push, snapshot, translate_hub_errors
 from guard.probe.reference import FILE, write_reference
 from tests.conftest import make_card, make_tensors
 from tests.probe.stand_in import Hub, stand_in
@@ -288,11 +288,11 @@ def test_other_kinds_of_error_and_of_files(hub: Hub) -> None:
     assert [file.name for file in folder.iterdir()] == ["config.json"]
     with (
         pytest.raises(UnsupportedError, match=r"^the model: there is no such repository"),
-        explained("the model", UnsupportedError),
+        translate_hub_errors("the model", UnsupportedError),
     ):
         snapshot("maker/none", None, ["*.json"])
 
 
 def test_what_says_nothing_is_named_by_its_class() -> None:
-    with pytest.raises(BundleError, match=r"^the probe: OSError$"), explained("the probe"):
+    with pytest.raises(BundleError, match=r"^the probe: OSError$"), translate_hub_errors("the probe"):
         raise OSError

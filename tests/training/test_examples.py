@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from guard.errors import FitError
-from guard.harness.answers import Chosen
+from guard.harness.answers import Example
 from guard.judge.question import Question
 from guard.training.examples import LEAST_RIGHT, DataSplit, require_right
 
@@ -14,8 +14,8 @@ SHARES = {"train": 0.5, "test": 0.5}
 
 def test_uncertain_answers_do_not_teach_but_are_measured() -> None:
     questions = [Question(f"Where is {i}?", ("here",), f"{i}") for i in range(200)]
-    sure = [Chosen(i, [1], [2], "here", 0, 1, bool(i % 3)) for i in range(200)]
-    unsure = [Chosen(i, [1], [2], "here", 0, 1, bool(i % 3), certain=bool(i % 2)) for i in range(200)]
+    sure = [Example(i, [1], [2], "here", 0, 1, bool(i % 3)) for i in range(200)]
+    unsure = [Example(i, [1], [2], "here", 0, 1, bool(i % 3), certain=bool(i % 2)) for i in range(200)]
     every, some = (DataSplit.of(questions, chosen, SHARES, 0).parts for chosen in (sure, unsure))
     assert some["test"] == every["test"]
     assert some["train"] == [row for row in every["train"] if row % 2]

@@ -44,11 +44,11 @@ def test_entities_never_overlap_between_splits() -> None:
     questions = [
         Question(f"{i}", ("x",), f"Entity {i % 40}".swapcase() if i % 2 else f"Entity {i % 40}") for i in range(400)
     ]
-    dealt = split(questions, {"train": 0.5, "calibration": 0.2, "test": 0.3}, seed=0)
-    assert sorted(i for part in dealt.values() for i in part) == list(range(400))
-    entities = [{questions[i].entity.casefold() for i in part} for part in dealt.values()]
+    data = split(questions, {"train": 0.5, "calibration": 0.2, "test": 0.3}, seed=0)
+    assert sorted(i for part in data.values() for i in part) == list(range(400))
+    entities = [{questions[i].entity.casefold() for i in part} for part in data.values()]
     assert sum(map(len, entities)) == len(set.union(*entities))
-    assert split(questions, {"train": 0.5, "calibration": 0.2, "test": 0.3}, seed=1) != dealt
+    assert split(questions, {"train": 0.5, "calibration": 0.2, "test": 0.3}, seed=1) != data
 
 
 def test_metrics_on_known_cases() -> None:

@@ -46,7 +46,7 @@ class Fitted:
     """A finished fit: its bundle, its answers, what was measured of them, and mean CETT [answers, all neurons]."""
 
     bundle: Bundle
-    dealt: DataSplit
+    data: DataSplit
     signals: dict[int, TokenSignals]
     features: NDArray[np.float32]
 
@@ -66,7 +66,7 @@ class Fitted:
         return cls(bundle, DataSplit.of(questions, chosen, SHARES, seed), signals, means.reshape(len(chosen), -1))
 
     def wrong(self, rows: list[int]) -> NDArray[np.bool_]:
-        return np.array([self.dealt.chosen[row].wrong for row in rows], bool)
+        return np.array([self.data.examples[row].wrong for row in rows], bool)
 
     @property
     def h_neurons(self) -> NDArray[np.int64]:
@@ -76,7 +76,7 @@ class Fitted:
 
 def sets(fitted: Fitted, seed: int) -> dict[str, dict[str, Any]]:
     """Every set's report on held-out answers; how far the stack is ahead of entropy, and neurons of random ones."""
-    test, train = fitted.dealt.parts["test"], fitted.dealt.parts["train"]
+    test, train = fitted.data.parts["test"], fitted.data.parts["train"]
     bundle = fitted.bundle
     baseline = detectors.Baseline(
         Features(fitted.features, rows=test),
@@ -85,7 +85,7 @@ def sets(fitted: Fitted, seed: int) -> dict[str, dict[str, Any]]:
         flat(bundle),
         bundle.card.model.neurons_per_layer,
     )
-    questions = [_with_luck(fitted.dealt.question(i), fitted.dealt.chosen[i].wrong) for i in test]
+    questions = [_with_luck(fitted.data.question(i), fitted.data.examples[i].wrong) for i in test]
     signals = [fitted.signals[i] for i in test]
     reports = detectors.reports(questions, fitted.wrong(test), signals, bundle.readout, baseline, seed)
     parts = detectors.parts_of(signals, bundle.readout)
@@ -139,18 +139,18 @@ def _difference(
 
 def reseeded(fitted: Fitted) -> list[dict[str, float]]:
     """False alarms of the 5 % threshold on fresh entities, for ten ways to deal the answers that found no neuron."""
-    rows = [i for name in ("calibration", "thresholds", "test") for i in fitted.dealt.parts[name]]
+    rows = [i for name in ("calibration", "thresholds", "test") for i in fitted.data.parts[name]]
     found = []
     for seed in range(SPLITS):
-        dealt = split([fitted.dealt.question(i) for i in rows], _RESPLIT, 1000 + seed)
-        use, held, test = ([rows[i] for i in dealt[name]] for name in _RESPLIT)
-        spans = [(fitted.dealt.chosen[i].start, fitted.dealt.chosen[i].end) for i in use]
+        data = split([fitted.data.question(i) for i in rows], _RESPLIT, 1000 + seed)
+        use, held, test = ([rows[i] for i in data[name]] for name in _RESPLIT)
+        spans = [(fitted.data.examples[i].start, fitted.data.examples[i].end) for i in use]
         served = fitted.bundle.readout
         method: Method = "platt" if served.isotonic is None else "isotonic"
         signals = [fitted.signals[i] for i in use]
         readout = calibration.fit_readout(signals, fitted.wrong(use), spans, served.window, method)
         risk = {i: readout.risk(fitted.signals[i])[0] for i in [*held, *test]}
-        right = np.sort(np.array([risk[i] for i in held if not fitted.dealt.chosen[i].wrong], np.float32))
+        right = np.sort(np.array([risk[i] for i in held if not fitted.data.examples[i].wrong], np.float32))
         threshold = conformal.threshold(right, TARGET)
         at = calibration.at_thresholds({"0.05": threshold}, np.array([risk[i] for i in test]), fitted.wrong(test))[
             "0.05"
@@ -162,7 +162,7 @@ def reseeded(fitted: Fitted) -> list[dict[str, float]]:
 
 def transfer(base: Fitted, chat: Fitted, seed: int) -> dict[str, Any]:
     """What the neurons found on the base checkpoint, with their weights, say of the chat checkpoint's answers."""
-    test = chat.dealt.parts["test"]
+    test = chat.data.parts["test"]
     wrong = chat.wrong(test)
     scores = {
         name: chat.features[test][:, flat(one.bundle)] @ one.bundle.coefficient
@@ -171,10 +171,10 @@ def transfer(base: Fitted, chat: Fitted, seed: int) -> dict[str, Any]:
     shared = np.intersect1d(base.h_neurons, chat.h_neurons)
     groups = ("all", "unfamiliar", "hard")
     members = {
-        group: np.array([group == "all" or group in chat.dealt.question(i).groups for i in test]) for group in groups
+        group: np.array([group == "all" or group in chat.data.question(i).groups for i in test]) for group in groups
     }
     entities = {
-        group: [chat.dealt.question(i).entity for i, is_in in zip(test, member, strict=True) if is_in]
+        group: [chat.data.question(i).entity for i, is_in in zip(test, member, strict=True) if is_in]
         for group, member in members.items()
     }
     return {
@@ -205,8 +205,8 @@ def elsewhere(fitted: Fitted, reader: Reader, asked: Sequence[Trial], seed: int)
     found = {}
     for label in sorted({trial.label for trial in asked}):
         rows = [i for i in kept if asked[i].label == label]
-        dealt = split([asked[i].question for i in rows], {"calibration": 0.5, "test": 0.5}, seed)
-        use, test = ([rows[i] for i in dealt[name]] for name in ("calibration", "test"))
+        data = split([asked[i].question for i in rows], {"calibration": 0.5, "test": 0.5}, seed)
+        use, test = ([rows[i] for i in data[name]] for name in ("calibration", "test"))
         truth = {name: np.array([not verdicts[i] for i in part], bool) for name, part in (("use", use), ("test", test))}
         one: dict[str, Any] = {"n": len(test), "wrong": int(truth["test"].sum())}
         if any(min(wrong.sum(), (~wrong).sum()) < _LEAST for wrong in truth.values()):

@@ -12,7 +12,7 @@ import pytest
 from app.cli.evaluate import judged_lines
 from app.cli.main import main
 from app.settings import ATLAS
-from guard.evaluation.figures import Answered
+from guard.evaluation.figures import EvaluatedAnswer
 from guard.judge.question import Question
 from guard.training.pipeline import SHARES
 
@@ -43,8 +43,8 @@ def test_what_a_file_holds(data: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert ("dropped", "1 repeated question dropped (line 2)") in said
     contradicted = "2 questions dropped that the same question elsewhere contradicts (line 3, line 4)"
     assert ("dropped", contradicted) in said
-    dealt = dict(said)["hguard fit"]
-    assert [part.split()[0] for part in dealt.split(" (")[0].split(", ")] == list(SHARES)
+    data = dict(said)["hguard fit"]
+    assert [part.split()[0] for part in data.split(" (")[0].split(", ")] == list(SHARES)
 
 
 def test_what_a_fit_would_refuse(data: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +105,7 @@ def test_a_missing_extra_is_named(
 
 def test_what_was_judged_can_be_read() -> None:
     questions = [Question("Where is\nTexas?", ("United States", "USA"), "x"), Question("Qolmar?", (), "y")]
-    answers = [Answered("It is in\n\nPeru.", None, False), Answered("", None, None)]
+    answers = [EvaluatedAnswer("It is in\n\nPeru.", None, False), EvaluatedAnswer("", None, None)]
     assert list(judged_lines(questions, answers, 5)) == [
         "wrong     Where is Texas?",
         "          accepted: United States; USA",
