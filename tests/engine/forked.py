@@ -36,6 +36,7 @@ TOLD = {
     # vLLM looks these up when an engine starts.
     "VLLM_CACHE_ROOT",
     "VLLM_CPU_OMP_THREADS_BIND",
+    "VLLM_PLUGINS",
 }
 
 # At most two: the first, whose environment is that of most engines, and the last that another one needed. None: any.

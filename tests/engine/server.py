@@ -6,6 +6,7 @@ what a server says and does once it runs.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from app.settings import ATLAS
 from guard.launch.engines import prepare_environment
 from tests.engine import forked
 
@@ -84,9 +86,18 @@ class Server:
         return found
 
 
+@functools.cache
+def _configure() -> None:
+    """vLLM adds to the environment when it makes a configuration: with all of it, engines have the same fork server."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    AsyncEngineArgs(model=str(ATLAS), enforce_eager=True).create_engine_config()
+
+
 class ForkedServer(Server):
     """The same, but that its processes are forked from one that has imported vLLM and the app."""
 
     def _start(self, arguments: Sequence[str]) -> forked.Program:
         prepare_environment()  # as the command does, before vLLM is imported
+        _configure()
         return forked.Program(self.module, [*self.command, *arguments])
