@@ -28,7 +28,7 @@ from guard.errors import GuardError
 from tests.curl import ADDRESS, excerpts_after, reply_to
 from tests.documents import DOCUMENTS, ROOT, Block, blocks_of, indented_of
 from tests.excerpt import objects_of, shows
-from tests.scripted.server import ScriptedServer
+from tests.scripted.server import ForkedScriptedServer, ScriptedServer
 from tests.shell import Command, commands_of
 
 BLOCKS = [block for document in DOCUMENTS for block in blocks_of(document)]
@@ -63,7 +63,7 @@ def in_blocks(*languages: str) -> pytest.MarkDecorator:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ScriptedServer]:
-    running = ScriptedServer()
+    running = ForkedScriptedServer()
     yield running
     running.stop()
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.deploy.metrics import exposed_by
 from tests.deploy.prometheus import tool
-from tests.scripted.server import ScriptedServer
+from tests.scripted.server import ForkedScriptedServer
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def promtool() -> str:
 @pytest.fixture(scope="session")
 def exposed() -> set[str]:
     """The names of all metrics. They are made in the API process, so a scripted engine has them all."""
-    server = ScriptedServer()
+    server = ForkedScriptedServer()
     try:
         return exposed_by(server.url)
     finally:

@@ -16,7 +16,7 @@ from deploy.grafana import make
 from tests.deploy.metrics import exposed_by, names_in
 from tests.deploy.prometheus import DEPLOY, Prometheus, load, panels, prometheus, targets, tool
 from tests.deploy.test_rules import rules
-from tests.engine.server import Server
+from tests.engine.server import ForkedServer, Server
 
 ALL = [
     (sheet["title"], panel["title"], target)
@@ -34,7 +34,7 @@ ASKED: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """A real one, small enough for a burst to fill its queue: some panels show what only an engine has."""
-    server = Server(["--loosest-mode=off", "--max-queue=4", "--", "--max-num-seqs=4"])
+    server = ForkedServer(["--loosest-mode=off", "--max-queue=4", "--", "--max-num-seqs=4"])
     yield server
     server.stop()
 

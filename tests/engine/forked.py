@@ -2,16 +2,22 @@
 
 vLLM's CPU backend spawns an engine's two processes, and each would import torch and vLLM for nine seconds. Here a fork
 server imports them once, and does nothing else: no thread and no engine is in it when it forks. What an engine's
-processes do after their imports is the same. Servers that are started by command spawn theirs, as an operator's do.
+processes do after their imports is the same. Servers that are started by command spawn theirs, as an operator's do; a
+``Program`` is a server whose first process is forked, too, and forks a fork server of its own for the others.
 """
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
-from multiprocessing import connection, context, forkserver
+from collections.abc import Sequence
+from multiprocessing import connection, context, forkserver, process, reduction
 from multiprocessing.process import parent_process
 from typing import Any
 
@@ -19,11 +25,22 @@ import guard.ipc.parent
 from guard.ipc.score_table import PATH_VARIABLE
 
 # What no import reads may differ from the fork server's environment; a process is told. With any other difference (the
-# interpreted Triton, other threads, another cache) there is another fork server, whose imports see it.
-TOLD = {PATH_VARIABLE, "PYTEST_CURRENT_TEST", "LOCAL_WORLD_SIZE", "VLLM_DIST_IDENT", "COLUMNS", "LINES"}
+# interpreted Triton, other threads) there is another fork server, whose imports see it.
+TOLD = {
+    PATH_VARIABLE,
+    "PYTEST_CURRENT_TEST",
+    "LOCAL_WORLD_SIZE",
+    "VLLM_DIST_IDENT",
+    "COLUMNS",
+    "LINES",
+    # vLLM looks these up when an engine starts.
+    "VLLM_CACHE_ROOT",
+    "VLLM_CPU_OMP_THREADS_BIND",
+    "VLLM_PLUGINS",
+}
 
-# At most two: the first, whose environment is that of most engines, and the last that another one needed.
-_servers: list[tuple[forkserver.ForkServer, dict[str, str]]] = []
+# At most two: the first, whose environment is that of most engines, and the last that another one needed. None: any.
+_servers: list[tuple[forkserver.ForkServer, dict[str, str] | None]] = []
 _lock = threading.Lock()
 
 
@@ -42,8 +59,15 @@ def serve_alike(environment: dict[str, str]) -> None:
     _servers.append((server, _untold(environment)))
 
 
+def from_here() -> None:
+    """What this process starts is forked of it as it is now, in its session: before its first thread."""
+    _servers[:] = [(_OfProgram(), None)]
+
+
 def _untold(environment: Any) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name not in TOLD}
+    """What an import may read. Settings of a server are read when it starts."""
+    told = {name for name in environment if name in TOLD or name.startswith("HGUARD_")}
+    return {name: value for name, value in environment.items() if name not in told}
 
 
 def _get_context(method: str | None = None, spawning: Any = multiprocessing.get_context) -> Any:
@@ -54,7 +78,7 @@ def _connect(fds: list[int]) -> tuple[int, int]:
     with _lock:
         wanted = _untold(os.environ)
         for server, has in _servers:
-            if has == wanted:
+            if has is None or has == wanted:
                 return server.connect_to_new_process(fds)
         if len(_servers) == 2:
             os.close(_servers.pop()[0]._forkserver_alive_fd)  # it ends after the last of its processes
@@ -74,6 +98,9 @@ class _Process(context.ForkServerProcess):
     def run(self) -> None:
         os.environ.clear()
         os.environ.update(self.environment)
+        self.work()
+
+    def work(self) -> None:
         super().run()
 
 
@@ -91,3 +118,81 @@ def _die_with_parent() -> None:
 def _end_with(sentinel: int) -> None:
     connection.wait([sentinel])
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Program:
+    """A module's ``main`` in a session of its own; of ``subprocess.Popen`` as much as a server's tests use."""
+
+    def __init__(self, module: str, arguments: Sequence[str]) -> None:
+        install()
+        ours, theirs = os.pipe()
+        with os.fdopen(theirs, "w") as output:
+            self._process = _Told(module, [*arguments], output.fileno())
+            self._process.start()
+        process._children.discard(self._process)  # those that tests count are engines
+        self.stdout = os.fdopen(ours)
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status. Raises subprocess.TimeoutExpired."""
+        self._process.join(timeout)
+        if (status := self.poll()) is None:
+            raise subprocess.TimeoutExpired(self._process.name, timeout or 0)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+class _Told(_Process):
+    """Runs a program; it ends with this process, if nobody ended it before."""
+
+    _output: Any  # a descriptor, here and there under another number
+
+    def __init__(self, module: str, arguments: list[str], output: int) -> None:
+        super().__init__(name=module)
+        self._module, self._arguments, self._output = module, arguments, output
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_output": reduction.DupFd(self._output)}
+
+    def work(self) -> None:
+        os.setsid()
+        output = self._output.detach()
+        for standard in (1, 2):
+            os.dup2(output, standard)
+        os.close(output)
+        from_here()
+        _die_with_parent()
+        sys.argv = [self._module, *self._arguments]
+        sys.exit(importlib.import_module(self._module).main(self._arguments))
+
+
+class _OfProgram(forkserver.ForkServer):
+    """Forked from this process, in whose session it and its processes are, before the first thread is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(connection.arbitrary_address("AF_UNIX"))
+            listener.listen()
+            self._forkserver_address = listener.getsockname()
+            alive, self._forkserver_alive_fd = os.pipe()
+            self._forkserver_pid = os.fork()
+            if self._forkserver_pid == 0:
+                os.close(self._forkserver_alive_fd)
+                server = forkserver._forkserver
+                _servers[:] = [(server, None)]
+                try:
+                    forkserver.main(listener.detach(), alive, [])
+                finally:
+                    os._exit(0)
+            os.close(alive)
+
+    def ensure_running(self) -> None:
+        """It is, as long as this process."""

@@ -54,7 +54,7 @@ class Program:
         shell = 'mount -t tmpfs tmpfs /dev/shm && exec "$@"'
         command = ["ip", "netns", "exec", _NAMES[machine], "unshare", "--mount", "--ipc", "sh", "-c", shell, "sh"]
         self.process = subprocess.Popen(
-            [*command, sys.executable, "-m", "app.cli.main", *arguments],
+            [*command, sys.executable, "-m", "tests.engine.once", "app.cli.main", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

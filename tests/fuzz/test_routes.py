@@ -27,7 +27,7 @@ from schemathesis.specs.openapi import checks
 from app.protocols.adapters.registry import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from tests.engine.server import Server
 from tests.fuzz.values import EDGES, EXAMPLES, any_json, deep, many
-from tests.scripted.server import ScriptedServer
+from tests.scripted.server import ForkedScriptedServer
 
 ARGUMENTS = ["--max-tokens=48", "--max-choices=8", "--max-body-bytes=262144", "--loosest-mode=off"]
 CHECKS = [
@@ -158,7 +158,7 @@ class Trouble:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     real = os.environ.get("HGUARD_FUZZ_ENGINE") == "atlas"
-    running = Server(ARGUMENTS) if real else ScriptedServer(ARGUMENTS)
+    running = Server(ARGUMENTS) if real else ForkedScriptedServer(ARGUMENTS)
     yield running
     assert running.process.poll() is None, "the server is gone:\n" + "".join(running.lines[-40:])
     assert running.stop(signal.SIGTERM) == 0

@@ -110,7 +110,7 @@ def test_the_worst_window_is_the_same_part_by_part(tail: float) -> None:
 def test_false_alarms_hardly_grow_with_length() -> None:
     """Tokens that are alike, in answers of one to eight windows, at the threshold of 5 % for those of one."""
     rng = np.random.default_rng(8)
-    width, many = 16, 3000
+    width, many = 16, 1000
     alone = Stack((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.0, 0.0), 0.0)
 
     def answers(tokens: int) -> list[TokenSignals]:

@@ -23,13 +23,17 @@ from app.cli import main as command_line
 from app.settings import Settings
 from guard.launch.engines import prepare_environment
 from guard.probe.bundle import Bundle
-from tests.engine.server import Server
+from tests.engine.server import ForkedServer, Server
 
 
 class ScriptedServer(Server):
     """Started and ready once constructed."""
 
-    program = ("-m", "tests.scripted.server")
+    module, command = "tests.scripted.server", ()
+
+
+class ForkedScriptedServer(ForkedServer, ScriptedServer):
+    """The same in a forked process."""
 
 
 def over(app: FastAPI) -> httpx.AsyncClient:

@@ -15,7 +15,7 @@ from app.settings import BEYOND, Settings
 from guard.engine.own import Purpose
 from guard.policy import Fail, Mode
 from guard.probe.readout import Readout
-from tests.scripted.server import ScriptedServer, listening, over, scripted_app
+from tests.scripted.server import ForkedScriptedServer, listening, over, scripted_app
 from tests.scripted.test_scripted import CHAT, asking
 
 RISK = {"model": "atlas", "prompt": "Where is Kandy?", "response": "It is in Japan."}
@@ -193,7 +193,7 @@ async def test_an_idle_connection_outlives_the_clients_own_patience() -> None:
     """httpx and openai keep idle ones for 5 s, load balancers for 60: who closes first must not be the server."""
     assert Settings().keep_alive_seconds > 60
     ask = b"GET /live HTTP/1.1\r\nHost: scripted\r\n\r\n"
-    server = ScriptedServer()
+    server = ForkedScriptedServer()
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         for pause in (0, 6):

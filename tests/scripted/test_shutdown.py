@@ -15,7 +15,7 @@ import pytest
 
 from tests.engine.server import Server
 from tests.engine.test_shutdown import CHAT, LONG, connected, ended, streams, until_in_flight
-from tests.scripted.server import ScriptedServer
+from tests.scripted.server import ForkedScriptedServer
 
 SLOW = {**LONG, "messages": [{"role": "user", "content": "Is it slow?"}]}  # 24 seconds, if it may
 BRIEF = {**SLOW, "max_tokens": 200, "min_tokens": 200}  # 10 seconds: time to look at the server while it drains
@@ -23,7 +23,7 @@ REAL = pytest.mark.long
 
 
 @pytest.mark.parametrize(
-    ("kind", "asked"), [(ScriptedServer, BRIEF), pytest.param(Server, LONG, marks=REAL)], ids=["scripted", "real"]
+    ("kind", "asked"), [(ForkedScriptedServer, BRIEF), pytest.param(Server, LONG, marks=REAL)], ids=["scripted", "real"]
 )
 async def test_what_is_in_flight_finishes(kind: type[Server], asked: dict[str, Any]) -> None:
     running = kind(["--drain-seconds", "120", "--", "--max-num-seqs=8"])  # a busy machine takes its time
@@ -51,7 +51,7 @@ async def test_what_is_in_flight_finishes(kind: type[Server], asked: dict[str, A
     assert await ended(running, 20) == 0
 
 
-@pytest.mark.parametrize("kind", [ScriptedServer, pytest.param(Server, marks=REAL)], ids=["scripted", "real"])
+@pytest.mark.parametrize("kind", [ForkedScriptedServer, pytest.param(Server, marks=REAL)], ids=["scripted", "real"])
 @pytest.mark.parametrize("hastened", [False, True], ids=["deadline", "second signal"])
 async def test_what_is_unfinished_is_cut_short_with_a_word(kind: type[Server], hastened: bool) -> None:
     running = kind(["--drain-seconds", "60" if hastened else "0.5"])
