@@ -159,12 +159,11 @@ class IngressMiddleware:
                     more = message.get("more_body", False)
 
     def _measure(self, scope: Scope, path: str, body: bytes, permit: Permit) -> None:
-        """Check what the body asks for, take its places, leave it parsed for GuardMiddleware. Raises RequestError."""
+        """Check what the body asks for, take its places, leave it parsed for the routes. Raises RequestError."""
         content = parse(body)
         self._limits.check(path, content)
         permit.widen(self._limits.answers(path, content))
-        if isinstance(content, dict):
-            scope["state"][PARSED] = content
+        scope["state"][PARSED] = content
 
 
 class _Reply:

@@ -17,25 +17,27 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import errors
 from app.ingress import body
 from app.ingress.scope import route_path
-from app.protocols.adapters.base import BROKEN, Stream
-from app.protocols.adapters.registry import ADAPTERS, CHAT, COMPLETIONS, Adapter, ResponseContext
+from app.protocols.adapters.base import BROKEN
+from app.protocols.adapters.registry import ADAPTERS, NATIVE, ResponseContext
 from app.protocols.adapters.sse import FrameEditor
 from app.protocols.options import FIELD, PolicyResolver
 from app.protocols.validation import fault_of
 from app.protocols.wire import Writer
 from app.telemetry.metrics import Metrics
+from app.telemetry.record import log_line
 from guard.engine.context import RequestContext, use_context
 from guard.errors import RequestError
 from guard.policy import Policy
 from guard.probe.bundle import Bundle
 
 GUARDED = frozenset(ADAPTERS)
+REWRITTEN = GUARDED - {adapter.path for adapter in NATIVE}
 
 log = logging.getLogger("hguard")
 
 
 class GuardMiddleware:
-    """Pure ASGI; wraps the routes in GUARDED and leaves the others alone."""
+    """Pure ASGI; wraps the routes in REWRITTEN and leaves the others alone."""
 
     def __init__(
         self,
@@ -54,7 +56,7 @@ class GuardMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = route_path(scope) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if path not in GUARDED:
+        if path not in REWRITTEN:
             await self.app(scope, receive, send)
             return
         adapter = ADAPTERS[path]
@@ -84,10 +86,10 @@ class GuardMiddleware:
                 self._metrics.observe(call)
                 log_line(path, call, time.perf_counter() - began)
 
-    def _policy(self, path: str, adapter: Adapter, request: dict[str, Any]) -> Policy:
+    def _policy(self, path: str, adapter: Any, request: dict[str, Any]) -> Policy:
         if request.get("use_beam_search"):
             raise RequestError("beam search is not guarded; use n instead", param="use_beam_search")
-        if path != COMPLETIONS and request.get("messages") == []:
+        if request.get("messages") == []:
             raise RequestError("messages must hold at least one message", param="messages")
         return self._resolver.resolve(request.get(FIELD), adapter.wants_token_risk(request))
 
@@ -107,11 +109,11 @@ def _watched(receive: Receive, call: RequestContext) -> Receive:
 class Reply:
     """Edits one response on its way out."""
 
-    def __init__(self, adapter: Adapter, context: ResponseContext, send: Send) -> None:
+    def __init__(self, adapter: Any, context: ResponseContext, send: Send) -> None:
         self._adapter, self._context, self._send = adapter, context, send
         self._start: Message | None = None
         self._buffer: list[bytes] = []
-        self._stream: Stream | None = None
+        self._stream: Any = None
         self._editor: FrameEditor | None = None
         self._ended = False
 
@@ -167,26 +169,3 @@ class Reply:
         MutableHeaders(raw=start["headers"])["content-length"] = str(len(answer))
         await self._send(start)
         await self._send({"type": "http.response.body", "body": answer})
-
-
-def log_line(route: str, call: RequestContext, seconds: float) -> None:
-    """One structured line for each request, whose caller waited for the answer or left before."""
-    verdicts = [call.verdicts[index] for index in sorted(call.verdicts)]
-    line = {
-        "event": "left" if call.left else "answered",
-        "route": route,
-        "mode": call.policy.mode.value,
-        "scale": call.policy.scale,
-        "risks": [None if v.risk is None else round(v.risk, 4) for v in verdicts],
-        "actions": [v.decision.action.value for v in verdicts],
-        "reasons": sorted({v.reason.value for v in verdicts if v.reason is not None}),
-        "prompt_refused": any(v.prompt_refused for v in verdicts),
-        "retried": any(v.first_risk is not None for v in verdicts),
-        "tokens": sum(len(v.token_ids) for v in verdicts),
-        "seconds": round(seconds, 4),
-        "guard_seconds": round(call.overhead_seconds, 6),
-    }
-    log.info(json.dumps(line))
-
-
-__all__ = ["CHAT", "COMPLETIONS", "GUARDED", "GuardMiddleware"]

@@ -13,97 +13,13 @@ from starlette.routing import BaseRoute
 from typing_extensions import TypedDict  # typing's own, before 3.12, hides from pydantic what is not required
 
 from app.ingress.middleware import PUBLIC
-from app.protocols.adapters.registry import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from app.protocols.adapters.registry import ADAPTERS, MESSAGES, RESPONSES
 from app.protocols.limits import RISK
-from app.protocols.options import FIELD, GuardOptions
+from app.protocols.options import FIELD, HallucinationOptions
 from app.protocols.risk import RiskItem
-from guard.engine.context import Unscored
-from guard.policy import Action, Mode
+from app.protocols.wire import Hallucination, Offset
 
 _EXACT = ConfigDict(extra="forbid")
-Risk = Annotated[float, Field(ge=0, le=1)]
-Offset = Annotated[int, Field(ge=0)]
-
-
-@with_config(_EXACT)
-class ProbeName(TypedDict):
-    """The probe that was read."""
-
-    id: str
-    revision: str
-
-
-@with_config(_EXACT)
-class Peak(TypedDict):
-    """The worst window: the tokens from ``start`` to before ``end``."""
-
-    start: Offset
-    end: Offset
-    risk: Risk
-
-
-@with_config(_EXACT)
-class TokenRisk(TypedDict):
-    """One token, its place in the text in characters, and its risk; null where it has no score."""
-
-    token: str
-    start: Offset
-    end: Offset
-    risk: Risk | None
-
-
-@with_config(_EXACT)
-class AnswerRisk(TypedDict):
-    """The guard's word on one answer."""
-
-    index: Offset
-    risk: Annotated[Risk | None, Field(description="null where this answer was not scored; then `reason` says why")]
-    flagged: Annotated[bool, Field(description="whether the risk reached the threshold")]
-    action: Action
-    threshold: Annotated[float, Field(ge=0)]
-    scored_tokens: Offset
-    prompt_risk: NotRequired[Annotated[Risk, Field(description="the risk before any text existed")]]
-    prompt_refused: NotRequired[Annotated[Literal[True], Field(description="nothing was generated")]]
-    first_risk: NotRequired[Annotated[Risk, Field(description="that of the first try; `risk` is the second one's")]]
-    beyond_calibration: NotRequired[
-        Annotated[Literal[True], Field(description="longer than any answer that stands behind the probe's thresholds")]
-    ]
-    reason: NotRequired[Unscored]
-    peak: NotRequired[Peak]
-    tokens: NotRequired[list[TokenRisk]]
-
-
-@with_config(_EXACT)
-class HallucinationResults(TypedDict):
-    """What the guard found, answer by answer."""
-
-    type: Literal["hallucination_results"]
-    probe: ProbeName
-    mode: Mode
-    results: Annotated[list[AnswerRisk], Field(min_length=1)]
-
-
-@with_config(_EXACT)
-class NotScored(TypedDict):
-    """No answer has a risk. It is never reported as 0."""
-
-    type: Literal["not_scored"]
-    reason: Unscored
-    message: str
-    mode: Mode
-    action: Action
-
-
-@with_config(_EXACT)
-class NoVerdict(TypedDict):
-    """The engine ended before an answer was complete."""
-
-    type: Literal["error"]
-    code: Literal["no_verdict"]
-    message: str
-
-
-Hallucination = Annotated[HallucinationResults | NotScored | NoVerdict, Field(discriminator="type")]
 
 
 @with_config(_EXACT)
@@ -225,7 +141,7 @@ def document(app: FastAPI, authenticated: bool, max_risk_items: int) -> dict[str
     schemas = made["components"]["schemas"]
     for path, operations in made["paths"].items():
         for method, operation in operations.items():
-            _answer_for(operation, path, method, path in bodies)
+            _answer_for(operation, path, method, path in ADAPTERS or path in RISK)
             if authenticated and not _is_open(path, method):
                 operation["security"] = [{name: []} for name in _SECURITY]
     schemas["ChatCompletionLogProbsContent"]["properties"]["risk"] = schemas["TokenRisk"]["properties"]["risk"]
@@ -242,18 +158,14 @@ def document(app: FastAPI, authenticated: bool, max_risk_items: int) -> dict[str
 def _bodies(max_risk_items: int) -> dict[str, tuple[Any, Any]]:
     """By route: what is asked, what is answered."""
     from vllm.entrypoints.anthropic import protocol as anthropic
-    from vllm.entrypoints.openai.chat_completion import protocol as chat
-    from vllm.entrypoints.openai.completion import protocol as completion
     from vllm.entrypoints.openai.responses import protocol as responses
 
-    asked: Any = (create_model("HallucinationOptions", __base__=GuardOptions) | None, None)
+    asked: Any = (HallucinationOptions | None, None)
     stop = anthropic.AnthropicMessagesResponse.model_fields["stop_reason"].annotation | Literal["refusal"]
     item: Any = create_model("RiskItem", __base__=RiskItem, hallucination=asked)
     items = Annotated[list[item], Field(min_length=1, max_length=max_risk_items)]
     risk = item | items, RiskReply | RiskReplies
     pairs = {
-        CHAT: (chat.ChatCompletionRequest, chat.ChatCompletionResponse, {}),
-        COMPLETIONS: (completion.CompletionRequest, completion.CompletionResponse, {}),
         RESPONSES: (responses.ResponsesRequest, responses.ResponsesResponse, {}),
         MESSAGES: (
             anthropic.AnthropicMessagesRequest,

@@ -17,11 +17,11 @@ from starlette.responses import JSONResponse
 
 from app import errors
 from app.ingress import body
-from app.protocols.middleware import log_line
-from app.protocols.options import PolicyResolver, said
+from app.protocols.options import PolicyResolver
 from app.protocols.tokenizer import Detokenizer
 from app.protocols.wire import Token, Writer
 from app.telemetry.metrics import Metrics
+from app.telemetry.record import log_line
 from guard.compat import RefusalError
 from guard.engine.client import GuardedEngine
 from guard.engine.context import RequestContext
@@ -124,7 +124,7 @@ class RiskScorer:
             )
         if (item.messages is None) == (item.prompt is None):
             raise RequestError("give either messages or prompt", param="messages")
-        asked = {"tokens": True, **said(item.hallucination or {})}
+        asked = {"tokens": True} | {name: one for name, one in (item.hallucination or {}).items() if one is not None}
         if self._resolver.settings.mode is Mode.OFF:
             asked.setdefault("mode", Mode.SCORE)  # who asks here wants a score, whatever chats get by default
         policy = self._resolver.resolve(asked)

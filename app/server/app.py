@@ -24,7 +24,8 @@ from app import errors
 from app.ingress import auth
 from app.ingress.admission import Admission
 from app.ingress.middleware import IngressMiddleware
-from app.protocols import openapi, risk, validation
+from app.protocols import openapi, risk, routes, validation
+from app.protocols.adapters.registry import NATIVE
 from app.protocols.limits import RENDERING, RISK, Limits
 from app.protocols.middleware import GUARDED, GuardMiddleware
 from app.protocols.options import PolicyResolver
@@ -104,6 +105,8 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         limits = (settings.max_risk_items, settings.risk_seconds)
         reader = Detokenizer(copy.deepcopy(tokenizer), template)  # works in a thread of its own
         scorer = risk.RiskScorer(engine, plan.name, plan.resolver, reader, writer, metrics, *limits)
+        guarded = routes.Guard(plan.resolver, writer, metrics, settings.refusal, settings.fallback_text)
+        app.include_router(routes.router(guarded, NATIVE))
         app.include_router(risk.router(scorer))
         app.include_router(system.router(bundle, _effective(plan, engine, closed)))
         app.include_router(health.router(admission, lambda: engine.errored))

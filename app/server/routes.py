@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
+from app.protocols.adapters.registry import NATIVE
 from app.protocols.middleware import GUARDED
 
 # Routes of vLLM that generate nothing.
@@ -30,8 +31,12 @@ OWN = frozenset({"/", "/live", "/ready", "/risk", "/v1/risk", "/v1/probe", "/v1/
 
 
 def close_unguarded(app: FastAPI) -> list[str]:
-    """Remove every route that is not on the list, known or not; returns the paths that were closed."""
-    closed = [route for route in app.router.routes if getattr(route, "path", None) not in ALLOWED]
-    for route in closed:
+    """Remove every route that is not on the list, known or not, and those in whose place stand guarded ones.
+
+    Returns the paths that were closed.
+    """
+    replaced = {adapter.path for adapter in NATIVE}
+    removed = [route for route in app.router.routes if getattr(route, "path", None) not in ALLOWED - replaced]
+    for route in removed:
         app.router.routes.remove(route)
-    return sorted({str(getattr(route, "path", route)) for route in closed})
+    return sorted({str(getattr(route, "path", route)) for route in removed} - replaced)

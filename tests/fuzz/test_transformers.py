@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from app.protocols.adapters.base import FrameStream
 from app.protocols.adapters.registry import ADAPTERS, CHAT, COMPLETIONS, MESSAGES, RESPONSES, ResponseContext
 from app.protocols.adapters.sse import FrameEditor
-from app.protocols.openapi import Hallucination
-from app.protocols.wire import Token, Writer
+from app.protocols.wire import Hallucination, Token, Writer
 from guard.engine.context import RequestContext, Unscored, Verdict
 from guard.policy import Action, Decision, Fallback, Mode, Policy
 from guard.probe.bundle import Bundle
@@ -135,8 +135,13 @@ def mixed(draw: st.DrawFn, frames: list[bytes]) -> list[bytes]:
 
 
 def edited(draw: st.DrawFn, path: str, told: ResponseContext, frames: list[bytes]) -> list[bytes]:
-    """The frames that leave, however the bytes are cut."""
+    """The frames that leave, however the bytes are cut where they come as bytes."""
     stream = ADAPTERS[path].stream(told)
+    if isinstance(stream, FrameStream):
+        fed = (stream.feed(f"{one.decode()}\n\n") for one in frames)
+        *left, rest = b"".join(one.encode() if isinstance(one, str) else one for one in fed).split(b"\n\n")
+        assert rest == b""
+        return left
     editor = FrameEditor(stream.edit, stream.untouched)
     data = b"".join(one + b"\n\n" for one in frames)
     out = b"".join([*(editor.feed(chunk) for chunk in cut(draw, data)), editor.flush()])
@@ -355,6 +360,10 @@ def test_any_bytes_are_a_stream(bundle_once: Bundle, data: st.DataObject) -> Non
         editor = FrameEditor(lambda content, event: (b"?",), lambda payload: True)
         assert b"".join([*(editor.feed(part) for part in cut(data.draw, junk)), editor.flush()]) == junk
         stream = ADAPTERS[path].stream(context(call, bundle_once))
+        if isinstance(stream, FrameStream):
+            for part in cut(data.draw, junk):
+                stream.feed(part.decode(errors="replace"))
+            continue
         editor = FrameEditor(stream.edit, stream.untouched)
         for part in cut(data.draw, junk):
             editor.feed(part)

@@ -1,16 +1,53 @@
-"""What every adapter offers, and what it has to tell."""
+"""What every API's adapter is, and what it has to tell."""
 
 from __future__ import annotations
 
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, ClassVar
 
-from app.protocols.wire import Writer
+from fastapi import Request
+from pydantic import BaseModel, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+from starlette.responses import JSONResponse
+
+from app.errors import from_validation
+from app.ingress.body import as_object
+from app.protocols.options import FIELD, HallucinationOptions
+from app.protocols.wire import Hallucination, Writer
+from guard.compat import ErrorResponse
 from guard.engine.context import RequestContext, Verdict
+from guard.errors import RequestError
 from guard.policy import Action, Fallback
 
 BROKEN = "engine failed during generation; response is incomplete"
+_DATA, _EVENT = "data: ", "event: "
+
+
+def _named(raw: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    """The options; what is wrong with them is said before anything else that is wrong, and names the field."""
+    try:
+        return read(raw)
+    except ValidationError as error:
+        raise from_validation(error, FIELD) from None
+
+
+class GuardedRequest(BaseModel):
+    """A request of vLLM's, with what its caller asks of the guard."""
+
+    hallucination: Annotated[HallucinationOptions | None, WrapValidator(_named)] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _possible(cls, content: Any) -> dict[str, Any]:
+        """Before vLLM's own checks, which fall over some of it."""
+        asked = as_object(content)
+        if asked.get("use_beam_search"):
+            raise RequestError("beam search is not guarded; use n instead", param="use_beam_search")
+        if asked.get("messages") == []:
+            raise RequestError("messages must hold at least one message", param="messages")
+        return asked
 
 
 @dataclass(slots=True)
@@ -27,7 +64,7 @@ class ResponseContext:
         """Those that there are by now, by choice."""
         return [self.call.verdicts[index] for index in sorted(self.call.verdicts)]
 
-    def block(self, verdicts: list[Verdict]) -> dict[str, Any]:
+    def block(self, verdicts: list[Verdict]) -> Hallucination:
         """The ``hallucination`` object."""
         return self.writer.write(verdicts)
 
@@ -68,44 +105,87 @@ def recount(
             usage[name] += uncounted
 
 
-class Stream(Protocol):
-    """Edits the frames of one stream."""
+class Stream(ABC):
+    """Edits one stream, frame by frame, as vLLM yields them."""
 
-    def edit(self, content: dict[str, Any], event: str | None) -> Iterable[bytes]:
-        """The frames in the place of this one."""
-        ...
+    @abstractmethod
+    def feed(self, frame: Any) -> str | bytes:
+        """What leaves in the place of one frame."""
 
-    def untouched(self, payload: bytes) -> bool:
-        """Whether a frame with this JSON text passes as it is."""
-        ...
-
+    @abstractmethod
     def error(self, message: str, status: int = 500) -> bytes:
         """Frames that end the stream with an error; ``status`` is what it would have been before the stream began."""
-        ...
 
 
-class Adapter(Protocol):
-    """One API's way to ask and to answer. separates_thoughts: whether the thoughts of a model that thinks stand apart
-    from its answer in it."""
+class FrameStream(Stream):
+    """One whose frames are texts. Comments, ``[DONE]`` and what is not JSON pass as they are."""
 
-    separates_thoughts: bool
+    def feed(self, frame: str) -> str | bytes:
+        if self.untouched(frame):
+            return frame
+        event, data = None, frame
+        if frame.startswith(_EVENT):
+            name, _, data = frame.partition("\n")
+            event = name.removeprefix(_EVENT)
+        if not data.startswith(_DATA + "{"):
+            return frame
+        try:
+            content = json.loads(data.removeprefix(_DATA))
+        except ValueError:
+            return frame
+        return b"".join(self.edit(content, event))
 
-    def prepare(self, body: dict[str, Any]) -> bool:
-        """Mend what vLLM would fall over in a valid request; whether there was anything."""
-        ...
+    @abstractmethod
+    def untouched(self, frame: str) -> bool:
+        """Whether a frame passes as it is, found out without reading it."""
 
-    def wants_token_risk(self, body: dict[str, Any]) -> bool:
+    @abstractmethod
+    def edit(self, content: dict[str, Any], event: str | None) -> Iterable[bytes]:
+        """The frames in the place of this one."""
+
+
+class Adapter(ABC):
+    """One API: how it asks vLLM, and how a verdict looks in what it answers.
+
+    path: of its route. serving, method: which object in the app's state answers there, and its method that does.
+    request, response: the bodies. separates_thoughts: whether the thoughts of a model that thinks stand apart from its
+    answer.
+    """
+
+    path: ClassVar[str]
+    serving: ClassVar[str]
+    method: ClassVar[str]
+    request: ClassVar[type[GuardedRequest]]
+    response: ClassVar[type[BaseModel]]
+    separates_thoughts: ClassVar[bool] = True
+
+    async def ask(self, asked: GuardedRequest, request: Request) -> Any:
+        """What vLLM answers: a response, an error, or a stream of frames, or of events that become some."""
+        serving = getattr(request.app.state, self.serving)
+        if serving is None:
+            raise NotImplementedError(f"this model cannot be asked by {self.path}")
+        return await getattr(serving, self.method)(asked, request)
+
+    def wants_token_risk(self, asked: Any) -> bool:
         """Whether a stream is to carry the risk of each token beside it."""
-        ...
+        return False
 
-    def shows_nothing(self, body: dict[str, Any]) -> bool:
+    def shows_nothing(self, asked: Any) -> bool:
         """Whether the response will show the prompt alone: what the engine draws is no answer."""
-        ...
+        return False
 
+    def content(self, response: BaseModel) -> dict[str, Any]:
+        """A response of vLLM's as it is to be written."""
+        return response.model_dump()
+
+    def error(self, error: ErrorResponse) -> JSONResponse:
+        """An error of vLLM's."""
+        return JSONResponse(error.model_dump(), error.error.code)
+
+    @abstractmethod
     def write(self, content: dict[str, Any], context: ResponseContext) -> None:
         """Write the verdict into a whole response."""
-        ...
 
+    @abstractmethod
     def stream(self, context: ResponseContext) -> Stream:
         """What edits the frames of a stream."""
-        ...
