@@ -45,9 +45,7 @@ try:
 except ImportError:  # 0.26, which sends nothing into an idle stream
     from vllm.entrypoints.openai.engine.protocol import ErrorResponse
 
-    def with_sse_keep_alive(  # type: ignore[no-redef]
-        generator: AsyncGenerator[Any, None], interval: float
-    ) -> AsyncGenerator[Any, None]:
+    def with_sse_keep_alive(generator: AsyncGenerator[Any, None], interval: float) -> AsyncGenerator[Any, None]:
         return generator
 
 

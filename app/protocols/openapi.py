@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute
 from typing_extensions import TypedDict  # typing's own, before 3.12, hides from pydantic what is not required
 
 from app.ingress.middleware import PUBLIC
-from app.protocols.adapters.registry import ADAPTERS, MESSAGES, RESPONSES
+from app.protocols.adapters.registry import ADAPTERS, MESSAGES
 from app.protocols.limits import RISK
 from app.protocols.options import FIELD, HallucinationOptions
 from app.protocols.risk import RiskItem
@@ -158,7 +158,6 @@ def document(app: FastAPI, authenticated: bool, max_risk_items: int) -> dict[str
 def _bodies(max_risk_items: int) -> dict[str, tuple[Any, Any]]:
     """By route: what is asked, what is answered."""
     from vllm.entrypoints.anthropic import protocol as anthropic
-    from vllm.entrypoints.openai.responses import protocol as responses
 
     asked: Any = (HallucinationOptions | None, None)
     stop = anthropic.AnthropicMessagesResponse.model_fields["stop_reason"].annotation | Literal["refusal"]
@@ -166,7 +165,6 @@ def _bodies(max_risk_items: int) -> dict[str, tuple[Any, Any]]:
     items = Annotated[list[item], Field(min_length=1, max_length=max_risk_items)]
     risk = item | items, RiskReply | RiskReplies
     pairs = {
-        RESPONSES: (responses.ResponsesRequest, responses.ResponsesResponse, {}),
         MESSAGES: (
             anthropic.AnthropicMessagesRequest,
             anthropic.AnthropicMessagesResponse,

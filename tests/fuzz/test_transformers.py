@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from app.protocols.adapters.base import FrameStream
 from app.protocols.adapters.registry import ADAPTERS, CHAT, COMPLETIONS, MESSAGES, RESPONSES, ResponseContext
@@ -286,6 +286,15 @@ def test_a_stream_of_messages(bundle_once: Bundle, data: st.DataObject) -> None:
             assert content["index"] == open_block
 
 
+class Event(BaseModel):
+    """As vLLM yields them there."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    sequence_number: int = -1
+
+
 @many(60)
 @given(st.data())
 def test_a_stream_of_responses(bundle_once: Bundle, data: st.DataObject) -> None:
@@ -303,10 +312,10 @@ def test_a_stream_of_responses(bundle_once: Bundle, data: st.DataObject) -> None
     last = data.draw(st.sampled_from(["response.completed", "response.incomplete", "response.failed"]))
     events.append((last, {"response": {"status": "completed", "output": [item], "usage": usage, **one.extra}}))
     sent = [{"type": name, "sequence_number": i, **content} for i, (name, content) in enumerate(events)]
-    before = mixed(data.draw, [as_frame(content, content["type"], data.draw) for content in sent])
-    after = edited(data.draw, RESPONSES, context(call, bundle_once), before)
-    require_foreign(before, after)
-    found = parsed(after)
+    assume(not HALF.search(json.dumps(sent, ensure_ascii=False)))  # which pydantic would not dump, nor ever did
+    stream = ADAPTERS[RESPONSES].stream(context(call, bundle_once))
+    left = b"".join(stream.feed(Event.model_validate(content)) for content in sent)
+    found = parsed(left.removesuffix(b"\n\n").split(b"\n\n"))
     assert [content["sequence_number"] for _, content in found] == list(range(len(found)))
     assert [content for _, content in found[: len(sent) - 1]] == sent[:-1]
     assert all(event == content["type"] for event, content in found)
@@ -356,7 +365,7 @@ def test_any_bytes_are_a_stream(bundle_once: Bundle, data: st.DataObject) -> Non
         b"data:{}",
     ]
     junk = b"".join(data.draw(st.lists(st.sampled_from(lines) | st.binary(max_size=6), max_size=12)))
-    for path in ADAPTERS:
+    for path in set(ADAPTERS) - {RESPONSES}:
         editor = FrameEditor(lambda content, event: (b"?",), lambda payload: True)
         assert b"".join([*(editor.feed(part) for part in cut(data.draw, junk)), editor.flush()]) == junk
         stream = ADAPTERS[path].stream(context(call, bundle_once))

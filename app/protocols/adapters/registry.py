@@ -8,12 +8,11 @@ from app.protocols.adapters.openai_chat import ChatCompletions, Completions
 from app.protocols.adapters.openai_responses import Responses
 
 CHAT, COMPLETIONS = ChatCompletions.path, Completions.path
-RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+RESPONSES, MESSAGES = Responses.path, "/v1/messages"
 
-NATIVE: tuple[Adapter, ...] = (ChatCompletions(), Completions())
+NATIVE: tuple[Adapter, ...] = (ChatCompletions(), Completions(), Responses())
 ADAPTERS: dict[str, Any] = {
     **{adapter.path: adapter for adapter in NATIVE},
-    RESPONSES: Responses(),
     MESSAGES: Messages(),
 }
 
