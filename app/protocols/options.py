@@ -21,10 +21,24 @@ STRONGEST = 3.0
 Strength = Annotated[float, Field(ge=0, le=STRONGEST, allow_inf_nan=False, strict=True)]
 
 
+def given(field: str) -> dict[str, Any]:
+    """The JSON schema of an object that has this field; null is as good as leaving it out."""
+    return {"required": [field], "properties": {field: {"not": {"type": "null"}}}}
+
+
+def _documented(schema: dict[str, Any]) -> None:
+    """Add to the schema of the options what their validators say."""
+    for name, option in schema["properties"].items():
+        if {"type": "null"} not in option.get("anyOf", []):
+            said = {key: option.pop(key) for key in ("title", "description", "default") if key in option}
+            schema["properties"][name] = {**said, "anyOf": [option, {"type": "null"}]}
+    schema["not"] = {"allOf": [given("threshold"), given("target_fpr")]}
+
+
 class GuardOptions(BaseModel):
     """What a caller may ask of the guard; every field is optional."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_documented)
 
     mode: Mode | None = Field(None, description="off, score, flag or abstain")
     threshold: Unit | None = Field(None, description="flag at this risk")

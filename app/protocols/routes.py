@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from vllm.entrypoints.serve.utils.orca_metrics import metrics_header
 from app import errors
 from app.ingress.body import PARSED
 from app.protocols.adapters.base import BROKEN, Adapter, GuardedRequest, ResponseContext
+from app.protocols.adapters.registry import ADAPTERS
 from app.protocols.options import PolicyResolver
 from app.protocols.validation import fault_of
 from app.protocols.wire import Writer
@@ -47,10 +48,10 @@ class Guard:
     fallback: str
 
 
-def router(guard: Guard, adapters: Iterable[Adapter]) -> APIRouter:
+def router(guard: Guard) -> APIRouter:
     """A route for each API."""
     routes = APIRouter(route_class=ParsedRoute)
-    for adapter in adapters:
+    for adapter in ADAPTERS.values():
         routes.add_api_route(
             adapter.path,
             _endpoint(guard, adapter),
@@ -103,19 +104,19 @@ class GuardedResponse(Response):
         request = Request(scope, _watched(receive, call))
         with use_context(call):
             try:
-                answer = await with_cancellation(load_aware_call(self._answer))(self._asked, request)
-                if answer is None:  # the caller has hung up; who counts answers wants one, too
-                    answer = JSONResponse(None)
+                answer = await self._answer(request) or JSONResponse(None)  # to nobody: the caller has hung up
                 await answer(scope, request.receive, send)
             finally:
                 await call.aclose()
                 self._guard.metrics.observe(call)
                 log_line(self._adapter.path, call, time.perf_counter() - began)
 
-    async def _answer(self, asked: GuardedRequest, request: Request) -> Response:
+    @with_cancellation
+    @load_aware_call
+    async def _answer(self, request: Request) -> Response:
         """What vLLM answers, with the verdict."""
         adapter = self._adapter
-        answer = await adapter.ask(asked, request)
+        answer = await adapter.ask(self._asked, request)
         if isinstance(answer, ErrorResponse):
             return adapter.error(answer)
         if isinstance(answer, BaseModel):

@@ -17,7 +17,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRespo
 from app.ingress.admission import Admission
 from app.ingress.auth import Keys
 from app.ingress.middleware import IngressMiddleware
-from app.protocols.adapters.registry import CHAT, NATIVE
+from app.protocols.adapters.registry import CHAT
 from app.protocols.limits import Limits
 from app.protocols.options import PolicyResolver
 from app.protocols.routes import Guard, router
@@ -114,7 +114,7 @@ def app_of(bundle: Bundle, scripted: Scripted, registry: CollectorRegistry) -> F
     guarded = Guard(
         PolicyResolver(SETTINGS, bundle), Writer(bundle, spell), Metrics(bundle, "small", registry), REFUSAL, MESSAGE
     )
-    app.include_router(router(guarded, NATIVE))
+    app.include_router(router(guarded))
     app.add_middleware(
         IngressMiddleware,
         keys=Keys(),
