@@ -13,7 +13,6 @@ from app import anthropic_errors
 from app.protocols.adapters.base import (
     BROKEN,
     Adapter,
-    FrameStream,
     GuardedRequest,
     ResponseContext,
     keep_only,
@@ -21,7 +20,7 @@ from app.protocols.adapters.base import (
     refuses,
     withheld,
 )
-from app.protocols.adapters.sse import frame
+from app.protocols.adapters.sse import FrameStream, frame
 from app.protocols.options import FIELD
 from app.protocols.wire import Hallucination
 from guard.compat import ErrorResponse

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -14,6 +12,7 @@ from starlette.responses import JSONResponse
 
 from app.errors import from_validation
 from app.ingress.body import as_object
+from app.protocols.adapters.sse import Stream
 from app.protocols.options import FIELD, HallucinationOptions
 from app.protocols.wire import Hallucination, Writer
 from guard.compat import ErrorResponse
@@ -22,7 +21,6 @@ from guard.errors import RequestError
 from guard.policy import Action, Fallback
 
 BROKEN = "engine failed during generation; response is incomplete"
-_DATA, _EVENT = "data: ", "event: "
 
 
 def _named(raw: Any, read: ValidatorFunctionWrapHandler) -> Any:
@@ -45,7 +43,7 @@ class GuardedRequest(BaseModel):
         asked = as_object(content)
         if asked.get("use_beam_search"):
             raise RequestError("beam search is not guarded; use n instead", param="use_beam_search")
-        if asked.get("messages") == []:
+        if asked.get("messages") == [] and "messages" in cls.model_fields:
             raise RequestError("messages must hold at least one message", param="messages")
         return asked
 
@@ -103,45 +101,6 @@ def recount(
     for name in (generated, total):
         if name is not None and isinstance(usage.get(name), int):
             usage[name] += uncounted
-
-
-class Stream(ABC):
-    """Edits one stream, frame by frame, as vLLM yields them."""
-
-    @abstractmethod
-    def feed(self, frame: Any) -> str | bytes:
-        """What leaves in the place of one frame."""
-
-    @abstractmethod
-    def error(self, message: str, status: int = 500) -> bytes:
-        """Frames that end the stream with an error; ``status`` is what it would have been before the stream began."""
-
-
-class FrameStream(Stream):
-    """One whose frames are texts. Comments, ``[DONE]`` and what is not JSON pass as they are."""
-
-    def feed(self, frame: str) -> str | bytes:
-        if self.untouched(frame):
-            return frame
-        event, data = None, frame
-        if frame.startswith(_EVENT):
-            name, _, data = frame.partition("\n")
-            event = name.removeprefix(_EVENT)
-        if not data.startswith(_DATA + "{"):
-            return frame
-        try:
-            content = json.loads(data.removeprefix(_DATA))
-        except ValueError:
-            return frame
-        return b"".join(self.edit(content, event))
-
-    @abstractmethod
-    def untouched(self, frame: str) -> bool:
-        """Whether a frame passes as it is, found out without reading it."""
-
-    @abstractmethod
-    def edit(self, content: dict[str, Any], event: str | None) -> Iterable[bytes]:
-        """The frames in the place of this one."""
 
 
 class Adapter(ABC):

@@ -12,7 +12,6 @@ from vllm.entrypoints.openai.completion import protocol as completion
 from app import errors
 from app.protocols.adapters.base import (
     Adapter,
-    FrameStream,
     GuardedRequest,
     ResponseContext,
     keep_only,
@@ -20,7 +19,7 @@ from app.protocols.adapters.base import (
     refuses,
     withheld,
 )
-from app.protocols.adapters.sse import DONE, frame
+from app.protocols.adapters.sse import DONE, FrameStream, frame
 from app.protocols.options import FIELD
 from app.protocols.wire import Hallucination
 from guard.engine.context import RequestContext, Verdict

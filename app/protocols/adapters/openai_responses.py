@@ -13,13 +13,12 @@ from app.protocols.adapters.base import (
     Adapter,
     GuardedRequest,
     ResponseContext,
-    Stream,
     keep_only,
     recount,
     refuses,
     withheld,
 )
-from app.protocols.adapters.sse import frame
+from app.protocols.adapters.sse import Stream, frame
 from app.protocols.options import FIELD
 from app.protocols.wire import Hallucination
 from guard.engine.context import Verdict

@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from app.protocols.adapters.base import FrameStream
-from app.protocols.adapters.sse import frame
+from app.protocols.adapters.sse import FrameStream, frame
 
 FRAMES = [
     'data: {"choices":[{"text":"Żary\\n\\n"}]}\n\n',
