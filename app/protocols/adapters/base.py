@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from fastapi import Request
-from pydantic import BaseModel, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+from pydantic import BaseModel, BeforeValidator, ValidationError, model_validator
 from starlette.responses import JSONResponse
 
 from app.errors import from_validation
@@ -23,10 +23,10 @@ from guard.policy import Action, Fallback
 BROKEN = "engine failed during generation; response is incomplete"
 
 
-def _named(raw: Any, read: ValidatorFunctionWrapHandler) -> Any:
-    """The options; what is wrong with them is said before anything else that is wrong, and names the field."""
+def _options(raw: Any) -> HallucinationOptions | None:
+    """The options; what is wrong with them is all that is said of a request, and names the field."""
     try:
-        return read(raw)
+        return None if raw is None else HallucinationOptions.model_validate(raw)
     except ValidationError as error:
         raise from_validation(error, FIELD) from None
 
@@ -34,7 +34,7 @@ def _named(raw: Any, read: ValidatorFunctionWrapHandler) -> Any:
 class GuardedRequest(BaseModel):
     """A request of vLLM's, with what its caller asks of the guard."""
 
-    hallucination: Annotated[HallucinationOptions | None, WrapValidator(_named)] = None
+    hallucination: Annotated[HallucinationOptions | None, BeforeValidator(_options)] = None
 
     @model_validator(mode="before")
     @classmethod
