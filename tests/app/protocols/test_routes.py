@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
@@ -244,6 +245,26 @@ async def test_stream(connect: Connect) -> None:
     assert by_choice == {0: RISKS, 1: RISKS}
     assert [r["index"] for r in got[-1]["usage"]["hallucination"]["results"]] == [0, 1]
     assert all("choices" in chunk for chunk in got)
+
+
+class Slow(Scripted):
+    """Thinks before it speaks."""
+
+    async def _frames(self, call: RequestContext, count: int, logprobs: bool) -> AsyncIterator[str]:
+        await asyncio.sleep(0.2)
+        async for frame in super()._frames(call, count, logprobs):
+            yield frame
+
+
+async def test_an_idle_stream_is_kept_alive_where_the_operator_wants_it(bundle: Bundle) -> None:
+    app = app_of(bundle, Slow(), CollectorRegistry())
+    app.state.args.sse_keep_alive_interval = 0.02
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        response = await client.post(CHAT, json=body(stream=True, hallucination={"mode": "abstain"}))
+    idle, comment, spoken = response.text.rpartition(": keep-alive\n\n")
+    assert comment
+    assert set(idle.split("\n\n")) <= {": keep-alive", ""}
+    assert frames(spoken)[2]["hallucination"]["results"][0]["action"] == "abstained"
 
 
 async def test_stream_abstention(connect: Connect) -> None:
