@@ -159,4 +159,5 @@ def from_validation(error: ValidationError, prefix: str = "") -> RequestError:
     # A union reports the branch it tried; only names and positions of the body mean something to the caller.
     names = [str(part) for part in first["loc"] if not (isinstance(part, str) and "[" in part)]
     field = ".".join(([prefix] if prefix else []) + names)
-    return RequestError(f"{field or 'body'}: {first['msg']}", param=field or None)
+    what = "Input should be an object" if first["type"] == "model_type" else first["msg"]  # names a class of ours
+    return RequestError(f"{field or 'body'}: {what}", param=field or None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from http import HTTPStatus
+from typing import Any
 
 try:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -38,11 +40,22 @@ def refused_for_load(message: str) -> RefusalError:
 
 
 try:
+    from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+    from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
+except ImportError:  # 0.26, which sends nothing into an idle stream
+    from vllm.entrypoints.openai.engine.protocol import ErrorResponse
+
+    def with_sse_keep_alive(generator: AsyncGenerator[Any, None], interval: float) -> AsyncGenerator[Any, None]:
+        return generator
+
+
+try:
     from vllm.renderers.chat_utils import load_chat_template
 except ImportError:  # 0.26
     from vllm.entrypoints.chat_utils import load_chat_template
 
 __all__ = [
+    "ErrorResponse",
     "RefusalError",
     "RequestFault",
     "create_server_socket",
@@ -51,4 +64,5 @@ __all__ = [
     "refused",
     "refused_for_load",
     "validate_parsed_serve_args",
+    "with_sse_keep_alive",
 ]

@@ -181,7 +181,7 @@ def test_security_names_what_is_refused() -> None:
 
 def test_users_find_what_is_refused_where_they_look() -> None:
     text = (ROOT / "docs/api.md").read_text()
-    named = set(re.findall(r'param="(\w+)"', (ROOT / "app/protocols/middleware.py").read_text())) - {"messages"}
+    named = set(re.findall(r'param="(\w+)"', (ROOT / "app/protocols/adapters/base.py").read_text())) - {"messages"}
     assert "use_beam_search" in named
     assert [name for name in sorted(named) if f"| `{name}` |" not in text] == []
     section = (

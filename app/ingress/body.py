@@ -1,4 +1,4 @@
-"""Bodies: a request's is read, parsed once, and given to the next layer as it came; an answer's is written."""
+"""Bodies: a request's is parsed once, and given to the next layer as it came; an answer's is written."""
 
 from __future__ import annotations
 
@@ -14,17 +14,6 @@ from guard.errors import RequestError
 PARSED = "hguard_body"  # in scope["state"]: the body of a working route, parsed by the ingress
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\0")  # an escape in UTF-8, or another encoding, whose escapes hide
-
-
-async def read(receive: Receive) -> bytes:
-    """All of it; how large it may be, the ingress has seen to."""
-    body = bytearray()
-    more = True
-    while more:
-        message = await receive()
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-    return bytes(body)
 
 
 def parse(body: bytes) -> Any:

@@ -41,7 +41,7 @@ class RequestLimits(Protocol):
 
 
 class IngressMiddleware:
-    """Pure ASGI; stands outside GuardMiddleware. ``working``: the routes whose requests take a place.
+    """Pure ASGI; stands before the routes. ``working``: the routes whose requests take a place.
 
     ``refused`` is told the reason of each refusal.
     """
@@ -112,8 +112,8 @@ class IngressMiddleware:
         scope.setdefault("state", {})[CALLER] = caller
         self._admission.require_open()
         if not path.isprintable():
-            # The router's patterns end in `$`, which matches before a newline: it would find a guarded route by a path
-            # that GuardMiddleware does not know.
+            # The router's patterns end in `$`, which matches before a newline: it would find a route by a path that is
+            # not among the working ones, and so has no limits.
             raise errors.ApiError("invalid character in path", status=404)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
@@ -161,12 +161,11 @@ class IngressMiddleware:
                     more = message.get("more_body", False)
 
     def _measure(self, scope: Scope, path: str, body: bytes, permit: Permit) -> None:
-        """Check what the body asks for, take its places, leave it parsed for GuardMiddleware. Raises RequestError."""
+        """Check what the body asks for, take its places, leave it parsed for the routes. Raises RequestError."""
         content = parse(body)
         self._limits.check(path, content)
         permit.widen(self._limits.answers(path, content))
-        if isinstance(content, dict):
-            scope["state"][PARSED] = content
+        scope["state"][PARSED] = content
 
 
 class _Reply:

@@ -2,137 +2,18 @@
 
 from __future__ import annotations
 
-from inspect import Parameter, Signature
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Any, Literal, NotRequired
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from fastapi.routing import APIRoute
-from pydantic import ConfigDict, Field, create_model, with_config
-from starlette.routing import BaseRoute
+from pydantic import TypeAdapter
 from typing_extensions import TypedDict  # typing's own, before 3.12, hides from pydantic what is not required
 
 from app.ingress.middleware import PUBLIC
-from app.protocols.adapters.registry import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from app.protocols.adapters.registry import GUARDED, MESSAGES
 from app.protocols.limits import RISK
-from app.protocols.options import FIELD, GuardOptions
-from app.protocols.risk import RiskItem
-from guard.engine.context import Unscored
-from guard.policy import Action, Mode
-
-_EXACT = ConfigDict(extra="forbid")
-Risk = Annotated[float, Field(ge=0, le=1)]
-Offset = Annotated[int, Field(ge=0)]
-
-
-@with_config(_EXACT)
-class ProbeName(TypedDict):
-    """The probe that was read."""
-
-    id: str
-    revision: str
-
-
-@with_config(_EXACT)
-class Peak(TypedDict):
-    """The worst window: the tokens from ``start`` to before ``end``."""
-
-    start: Offset
-    end: Offset
-    risk: Risk
-
-
-@with_config(_EXACT)
-class TokenRisk(TypedDict):
-    """One token, its place in the text in characters, and its risk; null where it has no score."""
-
-    token: str
-    start: Offset
-    end: Offset
-    risk: Risk | None
-
-
-@with_config(_EXACT)
-class AnswerRisk(TypedDict):
-    """The guard's word on one answer."""
-
-    index: Offset
-    risk: Annotated[Risk | None, Field(description="null where this answer was not scored; then `reason` says why")]
-    flagged: Annotated[bool, Field(description="whether the risk reached the threshold")]
-    action: Action
-    threshold: Annotated[float, Field(ge=0)]
-    scored_tokens: Offset
-    prompt_risk: NotRequired[Annotated[Risk, Field(description="the risk before any text existed")]]
-    prompt_refused: NotRequired[Annotated[Literal[True], Field(description="nothing was generated")]]
-    first_risk: NotRequired[Annotated[Risk, Field(description="that of the first try; `risk` is the second one's")]]
-    beyond_calibration: NotRequired[
-        Annotated[Literal[True], Field(description="longer than any answer that stands behind the probe's thresholds")]
-    ]
-    reason: NotRequired[Unscored]
-    peak: NotRequired[Peak]
-    tokens: NotRequired[list[TokenRisk]]
-
-
-@with_config(_EXACT)
-class HallucinationResults(TypedDict):
-    """What the guard found, answer by answer."""
-
-    type: Literal["hallucination_results"]
-    probe: ProbeName
-    mode: Mode
-    results: Annotated[list[AnswerRisk], Field(min_length=1)]
-
-
-@with_config(_EXACT)
-class NotScored(TypedDict):
-    """No answer has a risk. It is never reported as 0."""
-
-    type: Literal["not_scored"]
-    reason: Unscored
-    message: str
-    mode: Mode
-    action: Action
-
-
-@with_config(_EXACT)
-class NoVerdict(TypedDict):
-    """The engine ended before an answer was complete."""
-
-    type: Literal["error"]
-    code: Literal["no_verdict"]
-    message: str
-
-
-Hallucination = Annotated[HallucinationResults | NotScored | NoVerdict, Field(discriminator="type")]
-
-
-@with_config(_EXACT)
-class RiskUsage(TypedDict):
-    """Tokens that went through the model."""
-
-    prompt_tokens: Offset
-    response_tokens: Offset
-
-
-@with_config(_EXACT)
-class RiskReply(TypedDict):
-    """The risk of one given answer."""
-
-    id: str
-    object: Literal["hallucination.risk"]
-    created: int
-    index: Offset
-    model: str
-    hallucination: Hallucination
-    usage: RiskUsage
-
-
-@with_config(_EXACT)
-class RiskReplies(TypedDict):
-    """The risks of a list of given answers, in its order."""
-
-    object: Literal["list"]
-    data: list[RiskReply]
+from app.protocols.risk import body_of
+from app.protocols.wire import Risk
 
 
 class Fault(TypedDict):
@@ -213,92 +94,42 @@ def install(app: FastAPI, authenticated: bool, max_risk_items: int) -> None:
 
 def document(app: FastAPI, authenticated: bool, max_risk_items: int) -> dict[str, Any]:
     """The OpenAPI document of all routes of ``app``."""
-    bodies = _bodies(max_risk_items)
-    routes = [_described(route, *bodies[path]) if (path := _path(route)) in bodies else route for route in app.routes]
     made = get_openapi(
         title=app.title,
         version=app.version,
-        routes=routes,
+        routes=app.routes,
         # One schema for a model, whichever way it travels: replies leave out what they may.
         separate_input_output_schemas=False,
     )
     schemas = made["components"]["schemas"]
     for path, operations in made["paths"].items():
         for method, operation in operations.items():
-            _answer_for(operation, path, method, path in bodies)
+            _answer_for(operation, path, method)
+            if path in RISK:
+                schema = _schema(body_of(max_risk_items), schemas)
+                operation["requestBody"] = {"content": {"application/json": {"schema": schema}}, "required": True}
             if authenticated and not _is_open(path, method):
                 operation["security"] = [{name: []} for name in _SECURITY]
-    schemas["ChatCompletionLogProbsContent"]["properties"]["risk"] = schemas["TokenRisk"]["properties"]["risk"]
-    schemas["RiskItem"]["oneOf"] = [_given("messages"), _given("prompt")]
-    for name, option in schemas["HallucinationOptions"]["properties"].items():
-        schemas["HallucinationOptions"]["properties"][name] = _or_null(option)
-    schemas["HallucinationOptions"]["not"] = {"allOf": [_given("threshold"), _given("target_fpr")]}
+    _schema(FaultReply | AnthropicFaultReply, schemas)
+    schemas["ChatCompletionLogProbsContent"]["properties"]["risk"] = _schema(Risk | None, schemas)
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     made["components"]["securitySchemes"] = _SECURITY
     return made
 
 
-def _bodies(max_risk_items: int) -> dict[str, tuple[Any, Any]]:
-    """By route: what is asked, what is answered."""
-    from vllm.entrypoints.anthropic import protocol as anthropic
-    from vllm.entrypoints.openai.chat_completion import protocol as chat
-    from vllm.entrypoints.openai.completion import protocol as completion
-    from vllm.entrypoints.openai.responses import protocol as responses
-
-    asked: Any = (create_model("HallucinationOptions", __base__=GuardOptions) | None, None)
-    stop = anthropic.AnthropicMessagesResponse.model_fields["stop_reason"].annotation | Literal["refusal"]
-    item: Any = create_model("RiskItem", __base__=RiskItem, hallucination=asked)
-    items = Annotated[list[item], Field(min_length=1, max_length=max_risk_items)]
-    risk = item | items, RiskReply | RiskReplies
-    pairs = {
-        CHAT: (chat.ChatCompletionRequest, chat.ChatCompletionResponse, {}),
-        COMPLETIONS: (completion.CompletionRequest, completion.CompletionResponse, {}),
-        RESPONSES: (responses.ResponsesRequest, responses.ResponsesResponse, {}),
-        MESSAGES: (
-            anthropic.AnthropicMessagesRequest,
-            anthropic.AnthropicMessagesResponse,
-            {"stop_reason": (stop, None), "stop_details": (dict[str, Any] | None, None)},
-        ),
-    }
-    guarded = {
-        path: (_with(request, {FIELD: asked}), _with(reply, {FIELD: (Hallucination, ...), **more}))
-        for path, (request, reply, more) in pairs.items()
-    }
-    return guarded | dict.fromkeys(RISK, risk)
+def _schema(kind: Any, schemas: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a type; those that it names go among the others."""
+    made = TypeAdapter(kind).json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= made.pop("$defs", {})
+    return made
 
 
-def _with(model: Any, fields: dict[str, Any]) -> Any:
-    """A model of vLLM's with further fields, under its own name."""
-    return create_model(model.__name__, __base__=model, **fields)
-
-
-def _described(route: BaseRoute, asked: Any, answered: Any) -> APIRoute:
-    """The route as the document has it; nothing is ever routed to it."""
-    assert isinstance(route, APIRoute)
-
-    async def endpoint() -> None: ...
-
-    parameter = Parameter("body", Parameter.POSITIONAL_OR_KEYWORD, annotation=asked)
-    endpoint.__signature__ = Signature([parameter])  # type: ignore[attr-defined]
-    return APIRoute(
-        route.path,
-        endpoint,
-        methods=route.methods,
-        name=route.name,
-        summary=route.summary,
-        description=route.description,
-        tags=route.tags,
-        response_model=answered,
-        responses={500: {"model": FaultReply | AnthropicFaultReply}},  # both, so that the document has them
-    )
-
-
-def _answer_for(operation: dict[str, Any], path: str, method: str, generates: bool) -> None:
+def _answer_for(operation: dict[str, Any], path: str, method: str) -> None:
     """Write the statuses that an operation has."""
-    replies = operation["responses"]
+    replies, generates = operation["responses"], path in GUARDED | RISK
     replies.pop("422", None)  # vLLM answers 400 to what FastAPI would answer 422
-    if generates and path not in RISK:
+    if path in GUARDED:
         replies["200"]["content"]["text/event-stream"] = _STREAM
     if _is_open(path, method):
         if path in _HEALTH:
@@ -313,21 +144,5 @@ def _answer_for(operation: dict[str, Any], path: str, method: str, generates: bo
         }
 
 
-def _given(field: str) -> dict[str, Any]:
-    return {"required": [field], "properties": {field: {"not": {"type": "null"}}}}
-
-
-def _or_null(option: dict[str, Any]) -> dict[str, Any]:
-    """The schema of an option that may be null, too, which is as good as leaving it out."""
-    if {"type": "null"} in option.get("anyOf", []):
-        return option
-    said: dict[str, Any] = {k: option[k] for k in ("title", "description", "default") if k in option}
-    return {**said, "anyOf": [{k: v for k, v in option.items() if k not in said}, {"type": "null"}]}
-
-
 def _is_open(path: str, method: str) -> bool:
     return path in PUBLIC and method == "get"
-
-
-def _path(route: BaseRoute) -> str:
-    return str(getattr(route, "path", ""))

@@ -21,10 +21,24 @@ STRONGEST = 3.0
 Strength = Annotated[float, Field(ge=0, le=STRONGEST, allow_inf_nan=False, strict=True)]
 
 
+def given(field: str) -> dict[str, Any]:
+    """The JSON schema of an object that has this field; null is as good as leaving it out."""
+    return {"required": [field], "properties": {field: {"not": {"type": "null"}}}}
+
+
+def _documented(schema: dict[str, Any]) -> None:
+    """Add to the schema of the options what their validators say."""
+    for name, option in schema["properties"].items():
+        if {"type": "null"} not in option.get("anyOf", []):
+            said = {key: option.pop(key) for key in ("title", "description", "default") if key in option}
+            schema["properties"][name] = {**said, "anyOf": [option, {"type": "null"}]}
+    schema["not"] = {"allOf": [given("threshold"), given("target_fpr")]}
+
+
 class GuardOptions(BaseModel):
     """What a caller may ask of the guard; every field is optional."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="HallucinationOptions")
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_documented)
 
     mode: Mode | None = Field(None, description="off, score, flag or abstain")
     threshold: Unit | None = Field(None, description="flag at this risk")
@@ -48,11 +62,21 @@ class GuardOptions(BaseModel):
         "which nothing was sent",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _said(cls, raw: Any) -> Any:
+        """What of them was said: null is as good as leaving a key out, whatever its kind."""
+        return {name: value for name, value in raw.items() if value is not None} if isinstance(raw, dict) else raw
+
     @model_validator(mode="after")
     def _one_threshold(self) -> GuardOptions:
         if self.threshold is not None and self.target_fpr is not None:
             raise ValueError("give threshold or target_fpr, not both")
         return self
+
+
+class HallucinationOptions(GuardOptions):
+    """What a caller may ask of the guard; every field is optional."""  # its name in the OpenAPI document
 
 
 _DEFAULTED = set(GuardDefaults.model_fields)
@@ -86,12 +110,12 @@ class PolicyResolver:
         return self._policy(self.settings, self.threshold, self.prompt_threshold)
 
     def resolve(self, raw: Any, token_risk_in_stream: bool = False) -> Policy:
-        """The policy of one request's ``hallucination`` object.
+        """The policy of one request's ``hallucination`` object, read already or not.
 
         Raises RequestError naming the field that is wrong, or looser than is allowed.
         """
         try:
-            options = GuardOptions.model_validate({} if raw is None else said(raw))
+            options = GuardOptions.model_validate({} if raw is None else raw)
         except ValidationError as error:
             raise from_validation(error, FIELD) from None
         chosen = options.model_dump(exclude_none=True, include=_DEFAULTED)
@@ -197,11 +221,6 @@ def _ceilings(settings: GuardSettings, threshold: float) -> ResolvedCeilings:
         limit_text = f"--max-threshold ({found.max_threshold})"
         raise GuardError(f"the default threshold ({threshold:.4f}) is over {limit_text}")
     return found
-
-
-def said(raw: Any) -> Any:
-    """What of the options was said: null is as good as leaving a key out, whatever its kind."""
-    return {name: value for name, value in raw.items() if value is not None} if isinstance(raw, dict) else raw
 
 
 def _require_possible(options: GuardOptions, mode: Mode, bundle: Bundle) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
 import time
 import uuid
 from collections.abc import Sequence
@@ -12,16 +11,17 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from starlette.responses import JSONResponse
+from typing_extensions import TypedDict  # typing's own, before 3.12, hides from pydantic what is not required
 
 from app import errors
-from app.ingress import body
-from app.protocols.middleware import log_line
-from app.protocols.options import PolicyResolver, said
+from app.protocols.options import HallucinationOptions, PolicyResolver, given
+from app.protocols.routes import ParsedRoute
 from app.protocols.tokenizer import Detokenizer
-from app.protocols.wire import Token, Writer
+from app.protocols.wire import Hallucination, Offset, Token, Writer
 from app.telemetry.metrics import Metrics
+from app.telemetry.record import log_line
 from guard.compat import RefusalError
 from guard.engine.client import GuardedEngine
 from guard.engine.context import RequestContext
@@ -65,17 +65,53 @@ class ChatMessage(BaseModel):
 class RiskItem(BaseModel):
     """A response to score, with the messages or the prompt that it answers."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"oneOf": [given("messages"), given("prompt")]})
 
     model: Annotated[str | None, Field(description="the served model's name; the only one, if left out")] = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
     prompt: Annotated[str, Field(min_length=1)] | None = None
     response: Annotated[str, Field(min_length=1, description="the answer to score")]
-    hallucination: dict[str, Any] | None = Field(None, description="options, as for chat; `tokens` defaults to true")
+    hallucination: HallucinationOptions | None = Field(
+        None, description="options, as for chat; `tokens` defaults to true"
+    )
 
 
 _ITEM = TypeAdapter(RiskItem)
 _ITEMS = TypeAdapter(Annotated[list[RiskItem], Field(min_length=1)])
+
+
+def body_of(max_items: int) -> Any:
+    """The type of a request's body."""
+    return RiskItem | Annotated[list[RiskItem], Field(min_length=1, max_length=max_items)]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class RiskUsage(TypedDict):
+    """Tokens that went through the model."""
+
+    prompt_tokens: Offset
+    response_tokens: Offset
+
+
+@with_config(ConfigDict(extra="forbid"))
+class RiskReply(TypedDict):
+    """The risk of one given answer."""
+
+    id: str
+    object: Literal["hallucination.risk"]
+    created: int
+    index: Offset
+    model: str
+    hallucination: Hallucination
+    usage: RiskUsage
+
+
+@with_config(ConfigDict(extra="forbid"))
+class RiskReplies(TypedDict):
+    """The risks of a list of given answers, in its order."""
+
+    object: Literal["list"]
+    data: list[RiskReply]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +135,11 @@ class RiskScorer:
         speller: Detokenizer,
         writer: Writer,
         metrics: Metrics,
-        max_items: int,
         seconds: float,
     ) -> None:
         self._engine, self._model, self._resolver = engine, model, resolver
         self._speller, self._writer, self._metrics = speller, writer, metrics
-        self.max_items, self._seconds = max_items, seconds
+        self._seconds = seconds
         # One thread: a tokenizer may be lent to no other while it works, and texts take their turns.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hguard-risk")
 
@@ -124,7 +159,9 @@ class RiskScorer:
             )
         if (item.messages is None) == (item.prompt is None):
             raise RequestError("give either messages or prompt", param="messages")
-        asked = {"tokens": True, **said(item.hallucination or {})}
+        asked: dict[str, Any] = {"tokens": True}
+        if item.hallucination is not None:
+            asked |= item.hallucination.model_dump(exclude_unset=True)
         if self._resolver.settings.mode is Mode.OFF:
             asked.setdefault("mode", Mode.SCORE)  # who asks here wants a score, whatever chats get by default
         policy = self._resolver.resolve(asked)
@@ -145,7 +182,7 @@ class RiskScorer:
             )
         return Prepared(policy, prompt, response, spelled)
 
-    async def score(self, work: Prepared, index: int) -> dict[str, Any]:
+    async def score(self, work: Prepared, index: int) -> RiskReply:
         """The response object for one item."""
         request_id = f"risk-{uuid.uuid4().hex}"
         call = RequestContext(work.policy, choices=1)
@@ -172,22 +209,27 @@ class RiskScorer:
 
 def router(scorer: RiskScorer) -> APIRouter:
     """The routes ``/risk`` and ``/v1/risk``."""
-    routes = APIRouter(tags=["hallucination"])
+    routes = APIRouter(tags=["hallucination"], route_class=ParsedRoute)
 
-    @routes.post("/risk")
-    @routes.post("/v1/risk")
+    @routes.post("/risk", response_model=RiskReply | RiskReplies)
+    @routes.post("/v1/risk", response_model=RiskReply | RiskReplies)
     async def risk(request: Request) -> JSONResponse:
         """The risk of a given answer, or of each of a list of them."""
-        try:
-            items, single = _parse(await body.read(request.receive), scorer.max_items)
-            # All are checked before the engine sees the first.
-            work = await scorer.prepared(items, single)
-            scored = await asyncio.gather(*(scorer.score(one, i) for i, one in enumerate(work)))
-        except RequestError as error:
-            return errors.of(error)
-        return JSONResponse(scored[0] if single else {"object": "list", "data": scored})
+        content = await request.json()
+        # All are checked before the engine sees the first.
+        work = await scorer.prepared(items_of(content), isinstance(content, dict))
+        scored = await asyncio.gather(*(scorer.score(one, i) for i, one in enumerate(work)))
+        return JSONResponse(scored[0] if isinstance(content, dict) else {"object": "list", "data": scored})
 
     return routes
+
+
+def items_of(content: Any) -> list[RiskItem]:
+    """Those of a body. Raises RequestError naming the field that is wrong."""
+    try:
+        return _ITEMS.validate_python(content) if isinstance(content, list) else [_ITEM.validate_python(content)]
+    except ValidationError as error:
+        raise errors.from_validation(error) from None
 
 
 def _located(scorer: RiskScorer, item: RiskItem, index: int | None) -> Prepared:
@@ -199,16 +241,3 @@ def _located(scorer: RiskScorer, item: RiskItem, index: int | None) -> Prepared:
             raise
         status = errors.status_of(error)
         raise errors.ApiError(f"item {index}: {error}", f"{index}.{error.param}", status) from None
-
-
-def _parse(raw: bytes, max_items: int) -> tuple[list[RiskItem], bool]:
-    raw = raw.removeprefix(codecs.BOM_UTF8)  # which the other routes' parsers take
-    try:
-        if raw.lstrip()[:1] != b"[":
-            return [_ITEM.validate_json(raw)], True
-        items = _ITEMS.validate_json(raw)
-    except ValidationError as error:
-        raise errors.from_validation(error) from None
-    if len(items) > max_items:
-        raise errors.ApiError(f"{len(items)} items, more than the {max_items} allowed in one request", status=413)
-    return items, False

@@ -29,10 +29,9 @@ def fault_of(error: Exception) -> RequestError | None:
 
     vLLM's responses route begins its stream before it has looked at all parameters.
     """
-    cause = error.__cause__ or error  # Starlette wraps what it could have answered, had nothing been sent
-    if isinstance(cause, RefusalError):
-        return errors.ApiError(cause.message, status=int(cause.http_status))
-    return RequestError(str(cause)) if isinstance(cause, (RequestFault, ValueError)) else None
+    if isinstance(error, RefusalError):
+        return errors.ApiError(error.message, status=int(error.http_status))
+    return RequestError(str(error)) if isinstance(error, (RequestFault, ValueError)) else None
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:

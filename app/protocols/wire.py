@@ -1,39 +1,130 @@
-"""What a response says of the guard: the ``hallucination`` object. A missing score is never reported as 0."""
+"""What a response says of the guard: the ``hallucination`` object. A missing score is never reported as 0.
+
+Its shape stands in the types, which the OpenAPI document shows and the type checker holds the writer to.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Literal, NotRequired
 
-from guard.engine.context import Verdict
-from guard.policy import Action
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict  # typing's own, before 3.12, hides from pydantic what is not required
+
+from guard.engine.context import Unscored, Verdict
+from guard.policy import Action, Mode
 from guard.probe.bundle import Bundle
 
 Token = tuple[str, int, int]  # text, start, end: character offsets into the answer
+
+_EXACT = ConfigDict(extra="forbid")
+Risk = Annotated[float, Field(ge=0, le=1)]
+Offset = Annotated[int, Field(ge=0)]
+
+
+@with_config(_EXACT)
+class ProbeName(TypedDict):
+    """The probe that was read."""
+
+    id: str
+    revision: str
+
+
+@with_config(_EXACT)
+class Peak(TypedDict):
+    """The worst window: the tokens from ``start`` to before ``end``."""
+
+    start: Offset
+    end: Offset
+    risk: Risk
+
+
+@with_config(_EXACT)
+class TokenRisk(TypedDict):
+    """One token, its place in the text in characters, and its risk; null where it has no score."""
+
+    token: str
+    start: Offset
+    end: Offset
+    risk: Risk | None
+
+
+@with_config(_EXACT)
+class AnswerRisk(TypedDict):
+    """The guard's word on one answer."""
+
+    index: Offset
+    risk: Annotated[Risk | None, Field(description="null where this answer was not scored; then `reason` says why")]
+    flagged: Annotated[bool, Field(description="whether the risk reached the threshold")]
+    action: Action
+    threshold: Annotated[float, Field(ge=0)]
+    scored_tokens: Offset
+    prompt_risk: NotRequired[Annotated[Risk, Field(description="the risk before any text existed")]]
+    prompt_refused: NotRequired[Annotated[Literal[True], Field(description="nothing was generated")]]
+    first_risk: NotRequired[Annotated[Risk, Field(description="that of the first try; `risk` is the second one's")]]
+    beyond_calibration: NotRequired[
+        Annotated[Literal[True], Field(description="longer than any answer that stands behind the probe's thresholds")]
+    ]
+    reason: NotRequired[Unscored]
+    peak: NotRequired[Peak]
+    tokens: NotRequired[list[TokenRisk]]
+
+
+@with_config(_EXACT)
+class HallucinationResults(TypedDict):
+    """What the guard found, answer by answer."""
+
+    type: Literal["hallucination_results"]
+    probe: ProbeName
+    mode: Mode
+    results: Annotated[list[AnswerRisk], Field(min_length=1)]
+
+
+@with_config(_EXACT)
+class NotScored(TypedDict):
+    """No answer has a risk. It is never reported as 0."""
+
+    type: Literal["not_scored"]
+    reason: Unscored
+    message: str
+    mode: Mode
+    action: Action
+
+
+@with_config(_EXACT)
+class NoVerdict(TypedDict):
+    """The engine ended before an answer was complete."""
+
+    type: Literal["error"]
+    code: Literal["no_verdict"]
+    message: str
+
+
+Hallucination = Annotated[HallucinationResults | NotScored | NoVerdict, Field(discriminator="type")]
 
 
 class Writer:
     """Writes verdicts for one bundle; ``spell`` gives the text and offsets of an answer's tokens."""
 
     def __init__(self, bundle: Bundle, spell: Callable[[Verdict], list[Token]]) -> None:
-        self._probe = {"id": bundle.card.id, "revision": bundle.revision}
+        self._probe: ProbeName = {"id": bundle.card.id, "revision": bundle.revision}
         self._spell = spell
 
-    def write(self, verdicts: Sequence[Verdict], spelled: Sequence[Token] | None = None) -> dict[str, Any]:
+    def write(self, verdicts: Sequence[Verdict], spelled: Sequence[Token] | None = None) -> Hallucination:
         """The ``hallucination`` object for these answers; ``spelled`` replaces the tokens' own text and offsets."""
         if not verdicts:
             return {"type": "error", "code": "no_verdict", "message": "the engine ended before an answer was complete"}
-        mode = verdicts[0].policy.mode.value
+        mode = verdicts[0].policy.mode
         if all(verdict.risk is None for verdict in verdicts):
             first = verdicts[0]
             assert first.reason is not None
             return {
                 "type": "not_scored",
-                "reason": first.reason.value,
+                "reason": first.reason,
                 "message": first.reason.sentence,
                 "mode": mode,
-                "action": first.decision.action.value,
+                "action": first.decision.action,
             }
         return {
             "type": "hallucination_results",
@@ -42,16 +133,18 @@ class Writer:
             "results": [self._result(verdict, spelled) for verdict in verdicts],
         }
 
-    def _result(self, verdict: Verdict, spelled: Sequence[Token] | None) -> dict[str, Any]:
+    def _result(self, verdict: Verdict, spelled: Sequence[Token] | None) -> AnswerRisk:
         # Of a withheld answer, no more than that it is one; a given text its sender has.
         given = spelled is not None
         withheld = verdict.decision.action is Action.ABSTAINED and not given
-        threshold = verdict.policy.prompt_threshold if verdict.prompt_refused else verdict.policy.threshold
-        result: dict[str, Any] = {
+        threshold, risk = verdict.policy.threshold, verdict.risk
+        if verdict.prompt_refused and verdict.policy.prompt_threshold is not None:
+            threshold = verdict.policy.prompt_threshold
+        result: AnswerRisk = {
             "index": verdict.index,
-            "risk": coarse(verdict.risk, threshold) if withheld else verdict.risk,
+            "risk": coarse(risk, threshold) if withheld and risk is not None else risk,
             "flagged": verdict.decision.flagged,
-            "action": verdict.decision.action.value,
+            "action": verdict.decision.action,
             "threshold": threshold,
             "scored_tokens": min(verdict.scored_tokens, 1) * verdict.told if withheld else verdict.scored_tokens,
         }
@@ -65,24 +158,22 @@ class Writer:
         if verdict.beyond_calibration and not withheld:
             result["beyond_calibration"] = True
         if verdict.reason is not None:
-            result["reason"] = verdict.reason.value
-        elif verdict.peak is not None and not withheld:
-            result["peak"] = {"start": verdict.peak.start, "end": verdict.peak.end, "risk": verdict.risk}
+            result["reason"] = verdict.reason
+        elif verdict.peak is not None and risk is not None and not withheld:
+            result["peak"] = {"start": verdict.peak.start, "end": verdict.peak.end, "risk": risk}
         if verdict.policy.tokens and not withheld:
             tokens = self._spell(verdict) if spelled is None else spelled
             result["tokens"] = [
-                {"token": text, "start": start, "end": end, "risk": risk}
-                for (text, start, end), risk in zip(tokens, verdict.token_risks, strict=True)
+                {"token": text, "start": start, "end": end, "risk": one}
+                for (text, start, end), one in zip(tokens, verdict.token_risks, strict=True)
             ]
         return result
 
 
-def coarse(risk: float | None, threshold: float | None) -> float | None:
+def coarse(risk: float, threshold: float | None) -> float:
     """The risk of a withheld answer to two decimals, rounded up where it would else lie below its threshold.
 
     To four it would tell the answer from others, since ``/risk`` gives anyone the risk of a guess.
     """
-    if risk is None:
-        return None
     rounded = round(risk, 2)
     return rounded if threshold is None or rounded >= threshold else min(1.0, math.ceil(threshold * 100) / 100)

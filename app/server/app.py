@@ -24,9 +24,9 @@ from app import errors
 from app.ingress import auth
 from app.ingress.admission import Admission
 from app.ingress.middleware import IngressMiddleware
-from app.protocols import openapi, risk, validation
+from app.protocols import openapi, risk, routes, validation
+from app.protocols.adapters.registry import GUARDED
 from app.protocols.limits import RENDERING, RISK, Limits
-from app.protocols.middleware import GUARDED, GuardMiddleware
 from app.protocols.options import PolicyResolver
 from app.protocols.tokenizer import Detokenizer
 from app.protocols.wire import Writer
@@ -101,9 +101,10 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         OwnRequestsMetrics(engine.own, plan.name)
         tokenizer, template = engine.get_tokenizer(), chat_template(plan.args)
         writer = Writer(bundle, Detokenizer(tokenizer).spell)
-        limits = (settings.max_risk_items, settings.risk_seconds)
         reader = Detokenizer(copy.deepcopy(tokenizer), template)  # works in a thread of its own
-        scorer = risk.RiskScorer(engine, plan.name, plan.resolver, reader, writer, metrics, *limits)
+        scorer = risk.RiskScorer(engine, plan.name, plan.resolver, reader, writer, metrics, settings.risk_seconds)
+        guarded = routes.Guard(plan.resolver, writer, metrics, settings.refusal, settings.fallback_text)
+        app.include_router(routes.router(guarded))
         app.include_router(risk.router(scorer))
         app.include_router(system.router(bundle, _effective(plan, engine, closed)))
         app.include_router(health.router(admission, lambda: engine.errored))
@@ -111,17 +112,8 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         inner: ExceptionMiddleware = innermost(app).app
         inner.add_exception_handler(HTTPException, errors.of_http)
         validation.install(inner)
-        guarding = GuardMiddleware(
-            inner,
-            bundle=bundle,
-            resolver=plan.resolver,
-            writer=writer,
-            metrics=metrics,
-            refusal=settings.refusal,
-            fallback=settings.fallback_text,
-        )
         # Innermost: vLLM's CORS headers are on our errors, and nothing between us and the router changes a path.
-        innermost(app).app = _ingress(Head(guarding), settings, admission)
+        innermost(app).app = _ingress(Head(inner), settings, admission)
         yield app
 
 

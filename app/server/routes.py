@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from app.protocols.middleware import GUARDED
+from app.protocols.adapters.registry import GUARDED
 
 # Routes of vLLM that generate nothing.
 HARMLESS = frozenset(
@@ -30,8 +30,11 @@ OWN = frozenset({"/", "/live", "/ready", "/risk", "/v1/risk", "/v1/probe", "/v1/
 
 
 def close_unguarded(app: FastAPI) -> list[str]:
-    """Remove every route that is not on the list, known or not; returns the paths that were closed."""
-    closed = [route for route in app.router.routes if getattr(route, "path", None) not in ALLOWED]
-    for route in closed:
+    """Remove every route of vLLM's that may generate, known or not; returns the paths that are closed by that.
+
+    The others of them get a guarded route.
+    """
+    removed = [route for route in app.router.routes if getattr(route, "path", None) not in HARMLESS]
+    for route in removed:
         app.router.routes.remove(route)
-    return sorted({str(getattr(route, "path", route)) for route in closed})
+    return sorted({str(getattr(route, "path", route)) for route in removed} - GUARDED)

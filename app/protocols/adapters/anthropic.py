@@ -3,29 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from starlette.responses import JSONResponse
+from vllm.entrypoints.anthropic import api_router, protocol
 
 from app import anthropic_errors
-from app.protocols.adapters.base import BROKEN, ResponseContext, keep_only, recount, refuses, withheld
-from app.protocols.adapters.sse import frame
+from app.protocols.adapters.base import (
+    BROKEN,
+    Adapter,
+    GuardedRequest,
+    ResponseContext,
+    keep_only,
+    recount,
+    refuses,
+    withheld,
+)
+from app.protocols.adapters.sse import FrameStream, frame
 from app.protocols.options import FIELD
+from app.protocols.wire import Hallucination
+from guard.compat import ErrorResponse
 from guard.engine.context import Verdict
 
 # What of a message may stay when its answer is withheld.
 _KEPT = frozenset({"id", "type", "role", "model", "usage"})
 
 
-class Messages:
-    separates_thoughts = True
+class AnthropicMessagesRequest(GuardedRequest, protocol.AnthropicMessagesRequest):
+    """vLLM's, guarded."""
 
-    def prepare(self, body: dict[str, Any]) -> bool:
-        return False
 
-    def wants_token_risk(self, body: dict[str, Any]) -> bool:
-        return False  # this API has no log-probabilities to stand beside
+class AnthropicMessagesResponse(protocol.AnthropicMessagesResponse):
+    """vLLM's, with the verdict, and with how a refusal looks."""
 
-    def shows_nothing(self, body: dict[str, Any]) -> bool:
-        return False
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal"] | None = None
+    stop_details: dict[str, Any] | None = None
+    hallucination: Hallucination
+
+
+class Messages(Adapter):
+    path, serving, method = "/v1/messages", "anthropic_serving_messages", "create_messages"
+    request, response = AnthropicMessagesRequest, AnthropicMessagesResponse
+
+    def content(self, response: BaseModel) -> dict[str, Any]:
+        return response.model_dump(exclude_none=True)
+
+    def error(self, error: ErrorResponse) -> JSONResponse:
+        return api_router.translate_error_response(error)
 
     def write(self, content: dict[str, Any], context: ResponseContext) -> None:
         verdict = context.call.verdicts.get(0)
@@ -50,15 +75,15 @@ def stop(verdict: Verdict, context: ResponseContext) -> dict[str, Any]:
     return {"stop_reason": "refusal", "stop_sequence": None, "stop_details": details}
 
 
-class MessageStream:
+class MessageStream(FrameStream):
     """A stream of events; the verdict stands at the top level of ``message_delta``, which has the stop reason."""
 
     def __init__(self, context: ResponseContext) -> None:
         self._context = context
         self._blocks = 0  # content blocks so far
 
-    def untouched(self, payload: bytes) -> bool:
-        return payload.startswith(b'{"type":"content_block_delta"')
+    def untouched(self, frame: str) -> bool:
+        return frame.startswith("event: content_block_delta\n")
 
     def edit(self, content: dict[str, Any], event: str | None) -> Iterable[bytes]:
         if event == "error":

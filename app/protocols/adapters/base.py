@@ -1,16 +1,51 @@
-"""What every adapter offers, and what it has to tell."""
+"""What every API's adapter is, and what it has to tell."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, ClassVar
 
-from app.protocols.wire import Writer
+from fastapi import Request
+from pydantic import BaseModel, BeforeValidator, ValidationError, model_validator
+from starlette.responses import JSONResponse
+
+from app.errors import from_validation
+from app.ingress.body import as_object
+from app.protocols.adapters.sse import Stream
+from app.protocols.options import FIELD, HallucinationOptions
+from app.protocols.wire import Hallucination, Writer
+from guard.compat import ErrorResponse
 from guard.engine.context import RequestContext, Verdict
+from guard.errors import RequestError
 from guard.policy import Action, Fallback
 
 BROKEN = "engine failed during generation; response is incomplete"
+
+
+def _options(raw: Any) -> HallucinationOptions | None:
+    """The options; what is wrong with them is all that is said of a request, and names the field."""
+    try:
+        return None if raw is None else HallucinationOptions.model_validate(raw)
+    except ValidationError as error:
+        raise from_validation(error, FIELD) from None
+
+
+class GuardedRequest(BaseModel):
+    """A request of vLLM's, with what its caller asks of the guard."""
+
+    hallucination: Annotated[HallucinationOptions | None, BeforeValidator(_options)] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _possible(cls, content: Any) -> dict[str, Any]:
+        """Before vLLM's own checks, which fall over some of it."""
+        asked = as_object(content)
+        if asked.get("use_beam_search"):
+            raise RequestError("beam search is not guarded; use n instead", param="use_beam_search")
+        if asked.get("messages") == [] and "messages" in cls.model_fields:
+            raise RequestError("messages must hold at least one message", param="messages")
+        return asked
 
 
 @dataclass(slots=True)
@@ -27,7 +62,7 @@ class ResponseContext:
         """Those that there are by now, by choice."""
         return [self.call.verdicts[index] for index in sorted(self.call.verdicts)]
 
-    def block(self, verdicts: list[Verdict]) -> dict[str, Any]:
+    def block(self, verdicts: list[Verdict]) -> Hallucination:
         """The ``hallucination`` object."""
         return self.writer.write(verdicts)
 
@@ -68,44 +103,48 @@ def recount(
             usage[name] += uncounted
 
 
-class Stream(Protocol):
-    """Edits the frames of one stream."""
+class Adapter(ABC):
+    """One API: how it asks vLLM, and how a verdict looks in what it answers.
 
-    def edit(self, content: dict[str, Any], event: str | None) -> Iterable[bytes]:
-        """The frames in the place of this one."""
-        ...
+    path: of its route. serving, method: which object in the app's state answers there, and its method that does.
+    request, response: the bodies. separates_thoughts: whether the thoughts of a model that thinks stand apart from its
+    answer.
+    """
 
-    def untouched(self, payload: bytes) -> bool:
-        """Whether a frame with this JSON text passes as it is."""
-        ...
+    path: ClassVar[str]
+    serving: ClassVar[str]
+    method: ClassVar[str]
+    request: ClassVar[type[GuardedRequest]]
+    response: ClassVar[type[BaseModel]]
+    separates_thoughts: ClassVar[bool] = True
 
-    def error(self, message: str, status: int = 500) -> bytes:
-        """Frames that end the stream with an error; ``status`` is what it would have been before the stream began."""
-        ...
+    async def ask(self, asked: GuardedRequest, request: Request) -> Any:
+        """What vLLM answers: a response, an error, or a stream of frames, or of events that become some."""
+        serving = getattr(request.app.state, self.serving)
+        if serving is None:
+            raise NotImplementedError(f"this model cannot be asked by {self.path}")
+        return await getattr(serving, self.method)(asked, request)
 
-
-class Adapter(Protocol):
-    """One API's way to ask and to answer. separates_thoughts: whether the thoughts of a model that thinks stand apart
-    from its answer in it."""
-
-    separates_thoughts: bool
-
-    def prepare(self, body: dict[str, Any]) -> bool:
-        """Mend what vLLM would fall over in a valid request; whether there was anything."""
-        ...
-
-    def wants_token_risk(self, body: dict[str, Any]) -> bool:
+    def wants_token_risk(self, asked: Any) -> bool:
         """Whether a stream is to carry the risk of each token beside it."""
-        ...
+        return False
 
-    def shows_nothing(self, body: dict[str, Any]) -> bool:
+    def shows_nothing(self, asked: Any) -> bool:
         """Whether the response will show the prompt alone: what the engine draws is no answer."""
-        ...
+        return False
 
+    def content(self, response: BaseModel) -> dict[str, Any]:
+        """A response of vLLM's as it is to be written."""
+        return response.model_dump()
+
+    def error(self, error: ErrorResponse) -> JSONResponse:
+        """An error of vLLM's."""
+        return JSONResponse(error.model_dump(), error.error.code)
+
+    @abstractmethod
     def write(self, content: dict[str, Any], context: ResponseContext) -> None:
         """Write the verdict into a whole response."""
-        ...
 
+    @abstractmethod
     def stream(self, context: ResponseContext) -> Stream:
         """What edits the frames of a stream."""
-        ...

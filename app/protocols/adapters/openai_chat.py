@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
+from vllm.entrypoints.openai.chat_completion import protocol as chat
+from vllm.entrypoints.openai.completion import protocol as completion
+
 from app import errors
-from app.protocols.adapters.base import ResponseContext, keep_only, recount, refuses, withheld
-from app.protocols.adapters.sse import DONE, frame
+from app.protocols.adapters.base import (
+    Adapter,
+    GuardedRequest,
+    ResponseContext,
+    keep_only,
+    recount,
+    refuses,
+    withheld,
+)
+from app.protocols.adapters.sse import DONE, FrameStream, frame
 from app.protocols.options import FIELD
+from app.protocols.wire import Hallucination
 from guard.engine.context import RequestContext, Verdict
 
-_RUNNING = b'"finish_reason":null'
+_RUNNING = '"finish_reason":null'
 # What of a choice may stay when its answer is withheld: the caller's own prompt, of which the engine client lets go no
 # more than its own tokens.
 _KEPT = frozenset({"index", "prompt_token_ids", "prompt_logprobs"})
 
 
-class Choices:
+class ChatCompletionRequest(GuardedRequest, chat.ChatCompletionRequest):
+    """vLLM's, guarded."""
+
+
+class ChatCompletionResponse(chat.ChatCompletionResponse):
+    """vLLM's, with the verdict."""
+
+    hallucination: Hallucination
+
+
+class CompletionRequest(GuardedRequest, completion.CompletionRequest):
+    """vLLM's, guarded."""
+
+
+class CompletionResponse(completion.CompletionResponse):
+    """vLLM's, with the verdict."""
+
+    hallucination: Hallucination
+
+
+class Choices(Adapter):
     """What both have in common."""
-
-    separates_thoughts = True
-
-    def prepare(self, body: dict[str, Any]) -> bool:
-        return False
-
-    def wants_token_risk(self, body: dict[str, Any]) -> bool:
-        return False
-
-    def shows_nothing(self, body: dict[str, Any]) -> bool:
-        return False
 
     def write(self, content: dict[str, Any], context: ResponseContext) -> None:
         for choice in content.get("choices", []):
@@ -49,13 +71,17 @@ class Choices:
         choice["finish_reason"] = "content_filter" if refuses(verdict) else "stop"
         self.replace(choice, verdict, context)
 
+    @abstractmethod
     def replace(self, choice: dict[str, Any], verdict: Verdict, context: ResponseContext) -> None:
-        raise NotImplementedError
+        """Put it there."""
 
 
 class ChatCompletions(Choices):
-    def wants_token_risk(self, body: dict[str, Any]) -> bool:
-        return bool(body.get("logprobs"))
+    path, serving, method = "/v1/chat/completions", "openai_serving_chat", "create_chat_completion"
+    request, response = ChatCompletionRequest, ChatCompletionResponse
+
+    def wants_token_risk(self, asked: Any) -> bool:
+        return bool(asked.logprobs)
 
     def replace(self, choice: dict[str, Any], verdict: Verdict, context: ResponseContext) -> None:
         part = "delta" if "delta" in choice else "message"
@@ -66,29 +92,31 @@ class ChatCompletions(Choices):
 
 
 class Completions(Choices):
+    path, serving, method = "/v1/completions", "openai_serving_completion", "create_completion"
+    request, response = CompletionRequest, CompletionResponse
     separates_thoughts = False  # vLLM (0.32) parses nothing on this route: what was drawn is the text
 
-    def shows_nothing(self, body: dict[str, Any]) -> bool:
+    def shows_nothing(self, asked: Any) -> bool:
         """vLLM (0.32) draws a token nevertheless, and leaves it out of the text."""
-        return bool(body.get("echo")) and body.get("max_tokens") == 0
+        return bool(asked.echo) and asked.max_tokens == 0
 
     def replace(self, choice: dict[str, Any], verdict: Verdict, context: ResponseContext) -> None:
         choice["text"] = "" if refuses(verdict) else context.stand_in(verdict)
 
 
-class ChoiceStream:
+class ChoiceStream(FrameStream):
     """A stream of chunks; the verdict stands in the chunk that has the ``finish_reason``, and in the usage."""
 
     def __init__(self, adapter: Choices, context: ResponseContext) -> None:
         self._adapter, self._context = adapter, context
         self._marked: dict[int, int] = {}  # logprobs items sent, by choice
 
-    def untouched(self, payload: bytes) -> bool:
-        # These bytes cannot be part of a string in JSON, where quotes are escaped.
-        if self._context.call.policy.token_risk_in_stream or b'"usage":{' in payload:
+    def untouched(self, frame: str) -> bool:
+        # These characters cannot be part of a string in JSON, where quotes are escaped.
+        if self._context.call.policy.token_risk_in_stream or '"usage":{' in frame:
             return False
-        running = payload.count(_RUNNING)
-        return running > 0 and running == payload.count(b'"finish_reason":')
+        running = frame.count(_RUNNING)
+        return running > 0 and running == frame.count('"finish_reason":')
 
     def edit(self, content: dict[str, Any], event: str | None) -> Iterable[bytes]:
         if "error" in content:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from app.protocols.adapters.base import ResponseContext, keep_only, recount, refuses, withheld
-from app.protocols.adapters.sse import frame
+from pydantic import BaseModel, model_validator
+from vllm.entrypoints.openai.responses import protocol as responses
+
+from app.protocols.adapters.base import (
+    Adapter,
+    GuardedRequest,
+    ResponseContext,
+    keep_only,
+    recount,
+    refuses,
+    withheld,
+)
+from app.protocols.adapters.sse import Stream, frame
 from app.protocols.options import FIELD
+from app.protocols.wire import Hallucination
 from guard.engine.context import Verdict
 
 # What of a response may stay when its answer is withheld: what it says of itself, and what its caller asked.
@@ -40,34 +52,43 @@ _KEPT = frozenset(
 )
 
 
-class Responses:
-    separates_thoughts = True
+_LAST = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
-    def prepare(self, body: dict[str, Any]) -> bool:
-        """Mend the caller's history where vLLM (0.32) answers 500; whether there was something to mend.
+
+class ResponsesRequest(GuardedRequest, responses.ResponsesRequest):
+    """vLLM's, guarded."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mended(cls, content: Any) -> Any:
+        """Mend the caller's history where vLLM (0.32) answers 500.
 
         It takes an assistant's message to begin with a text: refusals, such as ours, become the texts that they are. It
         takes the output of a function for a list of plain dictionaries: of one that says who made it, it makes objects.
         """
-        items = body.get("input")
-        mended = False
+        items = content.get("input") if isinstance(content, dict) else None
         for item in items if isinstance(items, list) else ():
             if not isinstance(item, dict):
                 continue
             if item.get("role") == "assistant" and isinstance(item.get("content"), list):
-                parts = [_as_text(part) for part in item["content"]] or [_text("")]
-                mended = mended or parts != item["content"]
-                item["content"] = parts
-            elif item.get("type") == "function_call_output" and "created_by" in item:
-                del item["created_by"]
-                mended = True
-        return mended
+                item["content"] = [_as_text(part) for part in item["content"]] or [_text("")]
+            elif item.get("type") == "function_call_output":
+                item.pop("created_by", None)
+        return content
 
-    def wants_token_risk(self, body: dict[str, Any]) -> bool:
-        return False  # its logprobs do not say which token of the answer they belong to
 
-    def shows_nothing(self, body: dict[str, Any]) -> bool:
-        return False
+class ResponsesResponse(responses.ResponsesResponse):
+    """vLLM's, with the verdict."""
+
+    hallucination: Hallucination
+
+
+class Responses(Adapter):
+    path, serving, method = "/v1/responses", "openai_serving_responses", "create_responses"
+    request, response = ResponsesRequest, ResponsesResponse
+
+    def content(self, response: BaseModel) -> dict[str, Any]:
+        return response.model_dump(mode="json", by_alias=True)
 
     def write(self, content: dict[str, Any], context: ResponseContext) -> None:
         verdict = context.call.verdicts.get(0)
@@ -109,7 +130,7 @@ def _as_text(part: Any) -> Any:
     return _text(part["refusal"]) if refuses else part
 
 
-class ResponseStream:
+class ResponseStream(Stream):
     """A stream of events; the verdict stands in the ``response`` of the last one."""
 
     def __init__(self, adapter: Responses, context: ResponseContext) -> None:
@@ -117,15 +138,15 @@ class ResponseStream:
         self._sequence = 0  # number of the next event
         self._items = 0  # output items so far
 
-    def untouched(self, payload: bytes) -> bool:
-        return False
-
-    def edit(self, content: dict[str, Any], event: str | None) -> Iterable[bytes]:
-        if event in ("response.completed", "response.incomplete", "response.failed"):
-            return list(self._last(content, event))
-        if event == "response.output_item.added":
+    def feed(self, frame: Any) -> bytes:
+        """What leaves in the place of one event of vLLM's."""
+        if frame.type in _LAST:
+            return b"".join(self._last(frame.model_dump(mode="json", by_alias=True), frame.type))
+        if frame.type == "response.output_item.added":
             self._items += 1
-        return (self._numbered(content, event),)
+        frame.sequence_number = self._sequence
+        self._sequence += 1
+        return f"event: {frame.type}\ndata: {frame.model_dump_json(by_alias=True)}\n\n".encode()
 
     def _numbered(self, content: dict[str, Any], event: str | None) -> bytes:
         content["sequence_number"] = self._sequence

@@ -5,14 +5,10 @@ from app.protocols.adapters.base import Adapter, ResponseContext
 from app.protocols.adapters.openai_chat import ChatCompletions, Completions
 from app.protocols.adapters.openai_responses import Responses
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
-
+CHAT, COMPLETIONS, RESPONSES, MESSAGES = ChatCompletions.path, Completions.path, Responses.path, Messages.path
 ADAPTERS: dict[str, Adapter] = {
-    CHAT: ChatCompletions(),
-    COMPLETIONS: Completions(),
-    RESPONSES: Responses(),
-    MESSAGES: Messages(),
+    adapter.path: adapter for adapter in (ChatCompletions(), Completions(), Responses(), Messages())
 }
+GUARDED = frozenset(ADAPTERS)
 
-__all__ = ["ADAPTERS", "CHAT", "COMPLETIONS", "MESSAGES", "RESPONSES", "Adapter", "ResponseContext"]
+__all__ = ["ADAPTERS", "CHAT", "COMPLETIONS", "GUARDED", "MESSAGES", "RESPONSES", "Adapter", "ResponseContext"]

@@ -3,55 +3,56 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 from app.ingress.body import written
 
-_END = b"\n\n"
-_DATA, _EVENT = b"data: ", b"event: "
 DONE = b"data: [DONE]\n\n"
+_DATA, _EVENT = "data: ", "event: "
 
 
 def frame(content: dict[str, Any], event: str | None = None) -> bytes:
     """One frame with its empty line."""
     name = b"" if event is None else f"event: {event}\n".encode()
-    return name + _DATA + written(content) + _END
+    return name + b"data: " + written(content) + b"\n\n"
 
 
-class FrameEditor:
-    """Splits a byte stream into frames and lets ``edit`` put others in the place of each JSON one.
+class Stream(ABC):
+    """Edits one stream, frame by frame, as vLLM yields them."""
 
-    ``untouched`` is asked first, with the JSON text, and spares frames that are to pass as they are. Comments,
-    ``[DONE]`` and what is not JSON pass too.
-    """
+    @abstractmethod
+    def feed(self, frame: Any) -> str | bytes:
+        """What leaves in the place of one frame."""
 
-    def __init__(
-        self, edit: Callable[[dict[str, Any], str | None], Iterable[bytes]], untouched: Callable[[bytes], bool]
-    ) -> None:
-        self._edit, self._untouched = edit, untouched
-        self._rest = b""
+    @abstractmethod
+    def error(self, message: str, status: int = 500) -> bytes:
+        """Frames that end the stream with an error; ``status`` is what it would have been before the stream began."""
 
-    def feed(self, chunk: bytes) -> bytes:
-        """Every frame completed by ``chunk``, edited."""
-        *frames, self._rest = (self._rest + chunk).split(_END)
-        return b"".join(self._frame(one) for one in frames)
 
-    def flush(self) -> bytes:
-        """What is left when the stream ends: an incomplete frame, unchanged."""
-        rest, self._rest = self._rest, b""
-        return rest
+class FrameStream(Stream):
+    """One whose frames are texts. Comments, ``[DONE]`` and what is not JSON pass as they are."""
 
-    def _frame(self, one: bytes) -> bytes:
-        name, rest = None, one
-        if one.startswith(_EVENT):
-            line, _, rest = one.partition(b"\n")
-            name = line.removeprefix(_EVENT).decode(errors="replace")
-        payload = rest.removeprefix(_DATA)
-        if not rest.startswith(_DATA) or not payload.startswith(b"{") or self._untouched(payload):
-            return one + _END
+    def feed(self, frame: str) -> str | bytes:
+        if self.untouched(frame):
+            return frame
+        event, data = None, frame
+        if frame.startswith(_EVENT):
+            name, _, data = frame.partition("\n")
+            event = name.removeprefix(_EVENT)
+        if not data.startswith(_DATA + "{"):
+            return frame
         try:
-            content = json.loads(payload)
+            content = json.loads(data.removeprefix(_DATA))
         except ValueError:
-            return one + _END
-        return b"".join(self._edit(content, name))
+            return frame
+        return b"".join(self.edit(content, event))
+
+    @abstractmethod
+    def untouched(self, frame: str) -> bool:
+        """Whether a frame passes as it is, found out without reading it."""
+
+    @abstractmethod
+    def edit(self, content: dict[str, Any], event: str | None) -> Iterable[bytes]:
+        """The frames in the place of this one."""

@@ -23,7 +23,7 @@ from app.ingress.auth import Keys
 from app.ingress.body import PARSED
 from app.ingress.middleware import PUBLIC, IngressMiddleware
 from app.ingress.scope import CALLER
-from app.protocols.adapters.registry import CHAT, MESSAGES
+from app.protocols.adapters.registry import CHAT, GUARDED, MESSAGES
 from app.protocols.limits import RISK, Limits
 from app.server import health, system
 from app.server.routes import ALLOWED, OWN
@@ -135,7 +135,7 @@ class Table:
         house = House(keys="right-key,other-key")
         app.include_router(system.router(bundle, {}))
         app.include_router(health.router(house.admission, lambda: False))
-        for path in RISK:
+        for path in GUARDED | RISK:
             app.post(path)(house.answer)
         app.middleware_stack = None
         app.user_middleware.append(Middleware(IngressMiddleware, **house.options))

@@ -11,10 +11,13 @@ import pytest
 import pytest_asyncio
 from fastapi import FastAPI
 from jsonschema import Draft202012Validator, ValidationError
+from starlette.routing import Match
 
 from app.ingress.auth import Keys
 from app.protocols.adapters.registry import ADAPTERS
+from app.protocols.limits import RISK
 from app.protocols.options import GuardOptions
+from app.protocols.routes import ParsedRoute
 from app.server.routes import OWN
 from app.settings import Settings
 from tests.scripted.server import scripted_app
@@ -132,6 +135,14 @@ async def test_the_document_is_valid_and_says_what_is_there(described: Described
         replies = document["paths"][path]["post"]["responses"]
         assert set(replies) >= {"200", "400", "401", "404", "408", "413", "429", "503"}
         assert "422" not in replies
+
+
+@pytest.mark.parametrize("path", [*ADAPTERS, *RISK])
+async def test_each_route_is_there_once(app: FastAPI, path: str) -> None:
+    """And it is ours: none of vLLM's answers in its place."""
+    scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+    found = [route for route in app.router.routes if route.matches(dict(scope))[0] is not Match.NONE]
+    assert [type(route) for route in found] == [ParsedRoute]
 
 
 @pytest.mark.parametrize("path", ASK)

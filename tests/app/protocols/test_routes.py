@@ -1,7 +1,8 @@
-"""The ASGI layer over a scripted engine: what it writes does not depend on a model."""
+"""The guarded routes over a scripted serving object: what they write does not depend on a model."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
@@ -12,12 +13,17 @@ import numpy as np
 import pytest
 from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry
-from starlette.responses import JSONResponse, StreamingResponse
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
 
-from app.protocols.middleware import CHAT, COMPLETIONS, GuardMiddleware
+from app.ingress.admission import Admission
+from app.ingress.auth import Keys
+from app.ingress.middleware import IngressMiddleware
+from app.protocols.adapters.registry import CHAT
+from app.protocols.limits import Limits
 from app.protocols.options import PolicyResolver
+from app.protocols.routes import Guard, router
 from app.protocols.wire import Token, Writer
-from app.settings import GuardSettings
+from app.settings import GuardSettings, RequestLimits
 from app.telemetry.metrics import OUTCOMES, Metrics
 from guard.engine.context import RequestContext, Unscored, Verdict, current_context
 from guard.policy import Mode, decide
@@ -52,43 +58,33 @@ def verdict(call: RequestContext, risk: float | None, index: int = 0) -> Verdict
 
 
 class Scripted:
-    """Plays vLLM's part: answers, and leaves the verdict that the engine client would have left."""
+    """Plays vLLM's serving objects: answers, and leaves the verdict that the engine client would have left."""
 
     def __init__(self, risk: float | None = 0.83) -> None:
         self.risk = risk
-        self.bodies: list[dict[str, Any]] = []
+        self.asked: list[Any] = []
 
-    def app(self) -> FastAPI:
-        app = FastAPI()
-
-        async def complete(request: Request) -> Any:
-            body = await request.json()
-            self.bodies.append(body)
-            call = current_context()
-            assert call is not None
-            count = body.get("n", 1)
-            call.reserve(count)
-            if body.get("stream"):
-                return StreamingResponse(
-                    self._frames(call, count, bool(body.get("logprobs"))), media_type="text/event-stream"
-                )
-            for i in range(count):
-                call.verdicts[i] = verdict(call, self.risk, i)
-                call.token_risks[i] = RISKS if call.policy.token_risk_in_stream else []
-            choices = [
-                {
-                    "index": i,
-                    "message": {"role": "assistant", "content": "".join(TEXT)},
-                    "logprobs": {"content": [{"token": t} for t in TEXT]} if body.get("logprobs") else None,
-                    "finish_reason": "content_filter" if call.verdicts[i].decision.action == "abstained" else "stop",
-                }
-                for i in range(count)
-            ]
-            return JSONResponse({"object": "chat.completion", "choices": choices, "usage": {"completion_tokens": 3}})
-
-        app.post(CHAT)(complete)
-        app.post(COMPLETIONS)(complete)
-        return app
+    async def create_chat_completion(self, asked: Any, request: Request) -> Any:
+        self.asked.append(asked)
+        call = current_context()
+        assert call is not None
+        count = asked.n or 1
+        call.reserve(count)
+        if asked.stream:
+            return self._frames(call, count, bool(asked.logprobs))
+        for i in range(count):
+            call.verdicts[i] = verdict(call, self.risk, i)
+            call.token_risks[i] = RISKS if call.policy.token_risk_in_stream else []
+        choices = [
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": "".join(TEXT)},
+                "logprobs": {"content": [{"token": t} for t in TEXT]} if asked.logprobs else None,
+                "finish_reason": "content_filter" if call.verdicts[i].decision.action == "abstained" else "stop",
+            }
+            for i in range(count)
+        ]
+        return ChatCompletionResponse(model="small", choices=choices, usage={"completion_tokens": 3})
 
     async def _frames(self, call: RequestContext, count: int, logprobs: bool) -> AsyncIterator[str]:
         def frame(content: dict[str, Any]) -> str:
@@ -113,20 +109,33 @@ class Scripted:
 Connect = Callable[[Scripted], tuple[httpx.AsyncClient, CollectorRegistry]]
 
 
+def app_of(bundle: Bundle, scripted: Scripted, registry: CollectorRegistry) -> FastAPI:
+    """The guarded routes before it, behind the ingress, which parses bodies and answers refusals."""
+    app, admission = FastAPI(), Admission(8, 64)
+    app.state.openai_serving_chat, app.state.args = scripted, SimpleNamespace()
+    guarded = Guard(
+        PolicyResolver(SETTINGS, bundle), Writer(bundle, spell), Metrics(bundle, "small", registry), REFUSAL, MESSAGE
+    )
+    app.include_router(router(guarded))
+    app.add_middleware(
+        IngressMiddleware,
+        keys=Keys(),
+        limits=Limits(RequestLimits(), capacity=64),
+        admission=admission,
+        refused=lambda reason: None,
+        working=frozenset({CHAT}),
+        max_body_bytes=1 << 20,
+        body_seconds=5.0,
+    )
+    return app
+
+
 @pytest.fixture
 def connect(bundle: Bundle) -> Connect:
     def make(scripted: Scripted) -> tuple[httpx.AsyncClient, CollectorRegistry]:
         registry = CollectorRegistry()
-        app = GuardMiddleware(
-            scripted.app(),
-            bundle=bundle,
-            resolver=PolicyResolver(SETTINGS, bundle),
-            writer=Writer(bundle, spell),
-            metrics=Metrics(bundle, "small", registry),
-            refusal=REFUSAL,
-            fallback=MESSAGE,
-        )
-        return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test"), registry
+        transport = httpx.ASGITransport(app_of(bundle, scripted, registry))
+        return httpx.AsyncClient(transport=transport, base_url="http://test"), registry
 
     return make
 
@@ -142,7 +151,7 @@ def frames(text: str) -> list[dict[str, Any]]:
 
 
 async def test_score(connect: Connect, bundle: Bundle) -> None:
-    client, _ = connect(scripted := Scripted())
+    client, _ = connect(Scripted())
     reply = (await client.post(CHAT, json=body(hallucination={"tokens": True}))).json()
     assert reply["hallucination"] == {
         "type": "hallucination_results",
@@ -165,23 +174,12 @@ async def test_score(connect: Connect, bundle: Bundle) -> None:
             }
         ],
     }
-    assert "hallucination" not in scripted.bodies[0]
     assert reply["choices"][0]["message"]["content"] == "It is Mars"
 
 
 async def test_a_root_path_does_not_get_around_the_guard(bundle: Bundle) -> None:
-    scripted = Scripted()
-    app = scripted.app()
+    app = app_of(bundle, Scripted(), CollectorRegistry())
     app.root_path = "/models/a"
-    app.add_middleware(
-        GuardMiddleware,
-        bundle=bundle,
-        resolver=PolicyResolver(SETTINGS, bundle),
-        writer=Writer(bundle, spell),
-        metrics=Metrics(bundle, "small", CollectorRegistry()),
-        refusal=REFUSAL,
-        fallback=MESSAGE,
-    )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         for prefix in ("", "/models/a"):
             response = await client.post(prefix + CHAT, json=body(hallucination={"mode": "abstain"}))
@@ -250,6 +248,26 @@ async def test_stream(connect: Connect) -> None:
     assert all("choices" in chunk for chunk in got)
 
 
+class Slow(Scripted):
+    """Thinks before it speaks."""
+
+    async def _frames(self, call: RequestContext, count: int, logprobs: bool) -> AsyncIterator[str]:
+        await asyncio.sleep(0.2)
+        async for frame in super()._frames(call, count, logprobs):
+            yield frame
+
+
+async def test_an_idle_stream_is_kept_alive_where_the_operator_wants_it(bundle: Bundle) -> None:
+    app = app_of(bundle, Slow(), CollectorRegistry())
+    app.state.args.sse_keep_alive_interval = 0.02
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        response = await client.post(CHAT, json=body(stream=True, hallucination={"mode": "abstain"}))
+    idle, comment, spoken = response.text.rpartition(": keep-alive\n\n")
+    assert comment
+    assert set(idle.split("\n\n")) <= {": keep-alive", ""}
+    assert frames(spoken)[2]["hallucination"]["results"][0]["action"] == "abstained"
+
+
 async def test_stream_abstention(connect: Connect) -> None:
     client, _ = connect(Scripted())
     got = frames((await client.post(CHAT, json=body(stream=True, hallucination={"mode": "abstain"}))).text)
@@ -272,12 +290,12 @@ async def test_stream_abstention(connect: Connect) -> None:
 )
 async def test_bad_bodies_never_reach_the_engine(connect: Connect, content: bytes, status: int, param: str) -> None:
     client, registry = connect(scripted := Scripted())
-    response = await client.post(CHAT, content=content)
+    response = await client.post(CHAT, content=content, headers={"content-type": "application/json"})
     assert response.status_code == status
     error = response.json()["error"]
     assert (error["param"], error["code"]) == (param, status)
     assert error["message"]
-    assert scripted.bodies == []
+    assert scripted.asked == []
     outcomes = [
         s.value for m in registry.collect() if m.name == "hguard_requests" for s in m.samples if "total" in s.name
     ]

@@ -1,0 +1,155 @@
+"""The guarded routes: vLLM's serving objects answer, and the verdict is written into what they answer.
+
+The text itself was already let go or withheld by the engine client, which reads the request's context. That is current
+from before vLLM is asked until the last byte has left.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+from vllm.entrypoints.serve.utils.api_utils import load_aware_call, validate_json_request, with_cancellation
+from vllm.entrypoints.serve.utils.orca_metrics import metrics_header
+
+from app import errors
+from app.ingress.body import PARSED
+from app.protocols.adapters.base import BROKEN, Adapter, GuardedRequest, ResponseContext
+from app.protocols.adapters.registry import ADAPTERS
+from app.protocols.options import PolicyResolver
+from app.protocols.validation import fault_of
+from app.protocols.wire import Writer
+from app.telemetry.metrics import Metrics
+from app.telemetry.record import log_line
+from guard.compat import ErrorResponse, with_sse_keep_alive
+from guard.engine.context import RequestContext, use_context
+
+_LOAD_FORMAT = "endpoint-load-metrics-format"  # a header: in which format a load balancer wants the load with an answer
+
+log = logging.getLogger("hguard")
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What all guarded routes share. refusal, fallback: the texts in the place of what is withheld."""
+
+    resolver: PolicyResolver
+    writer: Writer
+    metrics: Metrics
+    refusal: str
+    fallback: str
+
+
+def router(guard: Guard) -> APIRouter:
+    """A route for each API."""
+    routes = APIRouter(route_class=ParsedRoute)
+    for adapter in ADAPTERS.values():
+        routes.add_api_route(
+            adapter.path,
+            _endpoint(guard, adapter),
+            methods=["POST"],
+            name=adapter.method,
+            response_model=adapter.response,
+            dependencies=[Depends(validate_json_request)],
+        )
+    return routes
+
+
+def _endpoint(guard: Guard, adapter: Adapter) -> Callable[..., Awaitable[Response]]:
+    async def endpoint(asked: GuardedRequest, request: Request) -> Response:
+        return GuardedResponse(guard, adapter, asked)
+
+    endpoint.__annotations__["asked"] = adapter.request
+    return endpoint
+
+
+class ParsedRoute(APIRoute):
+    """A route that takes the body as the ingress has parsed it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def parsed(request: Request) -> Response:
+            return await handle(ParsedRequest(request.scope, request.receive))
+
+        return parsed
+
+
+class ParsedRequest(Request):
+    async def json(self) -> Any:
+        return self.scope["state"][PARSED]
+
+
+class GuardedResponse(Response):
+    """One answer. It is made when it is sent, so that one context holds for all of it."""
+
+    def __init__(self, guard: Guard, adapter: Adapter, asked: GuardedRequest) -> None:
+        """Raises RequestError for options that are not allowed."""
+        super().__init__()
+        policy = guard.resolver.resolve(asked.hallucination, adapter.wants_token_risk(asked))
+        self._call = RequestContext(policy, unshown=adapter.shows_nothing(asked), as_one=not adapter.separates_thoughts)
+        self._guard, self._adapter, self._asked = guard, adapter, asked
+        self._context = ResponseContext(self._call, guard.writer, guard.refusal, guard.fallback)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call, began = self._call, time.perf_counter()
+        request = Request(scope, _watched(receive, call))
+        with use_context(call):
+            try:
+                answer = await self._answer(request) or JSONResponse(None)  # to nobody: the caller has hung up
+                await answer(scope, request.receive, send)
+            finally:
+                await call.aclose()
+                self._guard.metrics.observe(call)
+                log_line(self._adapter.path, call, time.perf_counter() - began)
+
+    @with_cancellation
+    @load_aware_call
+    async def _answer(self, request: Request) -> Response:
+        """What vLLM answers, with the verdict."""
+        adapter = self._adapter
+        answer = await adapter.ask(self._asked, request)
+        if isinstance(answer, ErrorResponse):
+            return adapter.error(answer)
+        if isinstance(answer, BaseModel):
+            content = adapter.content(answer)
+            adapter.write(content, self._context)
+            return JSONResponse(content, headers=metrics_header(request.headers.get(_LOAD_FORMAT, "")))
+        interval = getattr(request.app.state.args, "sse_keep_alive_interval", 0)
+        frames = with_sse_keep_alive(self._frames(answer), float(interval))
+        return StreamingResponse(frames, media_type="text/event-stream")
+
+    async def _frames(self, frames: AsyncGenerator[Any, None]) -> AsyncGenerator[str | bytes, None]:
+        """The frames of a stream with the verdict in them; one that breaks ends with an error."""
+        stream = self._adapter.stream(self._context)
+        try:
+            async for frame in frames:
+                yield stream.feed(frame)
+        except Exception as error:
+            log.exception("a stream broke")
+            fault = fault_of(error)
+            yield (
+                stream.error(BROKEN)
+                if fault is None
+                else stream.error(errors.shortened(str(fault)), errors.status_of(fault))
+            )
+
+
+def _watched(receive: Receive, call: RequestContext) -> Receive:
+    """``receive``, which leaves in the call that the caller has hung up."""
+
+    async def watched() -> Message:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            call.hung_up = True
+        return message
+
+    return watched
