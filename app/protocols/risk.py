@@ -20,8 +20,7 @@ from app.protocols.options import HallucinationOptions, PolicyResolver, given
 from app.protocols.routes import ParsedRoute
 from app.protocols.tokenizer import Detokenizer
 from app.protocols.wire import Hallucination, Offset, Token, Writer
-from app.telemetry.metrics import Metrics
-from app.telemetry.record import log_line
+from app.telemetry.record import Exporters, RequestRecord
 from guard.compat import RefusalError
 from guard.engine.client import GuardedEngine
 from guard.engine.context import RequestContext
@@ -134,11 +133,11 @@ class RiskScorer:
         resolver: PolicyResolver,
         speller: Detokenizer,
         writer: Writer,
-        metrics: Metrics,
+        exporters: Exporters,
         seconds: float,
     ) -> None:
         self._engine, self._model, self._resolver = engine, model, resolver
-        self._speller, self._writer, self._metrics = speller, writer, metrics
+        self._speller, self._writer, self._exporters = speller, writer, exporters
         self._seconds = seconds
         # One thread: a tokenizer may be lent to no other while it works, and texts take their turns.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hguard-risk")
@@ -194,8 +193,7 @@ class RiskScorer:
         except RefusalError as refusal:
             raise errors.ApiError(refusal.message, status=int(refusal.http_status)) from None
         call.verdicts[0] = verdict
-        self._metrics.observe(call)
-        log_line("/risk", call, time.perf_counter() - began)
+        self._exporters.observe(RequestRecord("/risk", call, time.perf_counter() - began))
         return {
             "id": request_id,
             "object": "hallucination.risk",

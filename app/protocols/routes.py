@@ -27,8 +27,7 @@ from app.protocols.adapters.registry import ADAPTERS
 from app.protocols.options import PolicyResolver
 from app.protocols.validation import fault_of
 from app.protocols.wire import Writer
-from app.telemetry.metrics import Metrics
-from app.telemetry.record import log_line
+from app.telemetry.record import Exporters, RequestRecord
 from guard.compat import ErrorResponse, with_sse_keep_alive
 from guard.engine.context import RequestContext, use_context
 
@@ -43,7 +42,7 @@ class Guard:
 
     resolver: PolicyResolver
     writer: Writer
-    metrics: Metrics
+    exporters: Exporters
     refusal: str
     fallback: str
 
@@ -108,8 +107,8 @@ class GuardedResponse(Response):
                 await answer(scope, request.receive, send)
             finally:
                 await call.aclose()
-                self._guard.metrics.observe(call)
-                log_line(self._adapter.path, call, time.perf_counter() - began)
+                record = RequestRecord(self._adapter.path, call, time.perf_counter() - began)
+                self._guard.exporters.observe(record)
 
     @with_cancellation
     @load_aware_call

@@ -36,6 +36,7 @@ from app.server.head import Head
 from app.server.routes import close_unguarded
 from app.settings import Settings
 from app.telemetry.metrics import IngressMetrics, Metrics, OwnRequestsMetrics
+from app.telemetry.record import Exporters, LogLine
 from guard.errors import UnsupportedError
 from guard.launch import support
 from guard.launch.engines import chat_template, engine_arguments, guarded_engine, warn
@@ -102,8 +103,9 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         tokenizer, template = engine.get_tokenizer(), chat_template(plan.args)
         writer = Writer(bundle, Detokenizer(tokenizer).spell)
         reader = Detokenizer(copy.deepcopy(tokenizer), template)  # works in a thread of its own
-        scorer = risk.RiskScorer(engine, plan.name, plan.resolver, reader, writer, metrics, settings.risk_seconds)
-        guarded = routes.Guard(plan.resolver, writer, metrics, settings.refusal, settings.fallback_text)
+        exporters = Exporters((metrics, LogLine()))
+        scorer = risk.RiskScorer(engine, plan.name, plan.resolver, reader, writer, exporters, settings.risk_seconds)
+        guarded = routes.Guard(plan.resolver, writer, exporters, settings.refusal, settings.fallback_text)
         app.include_router(routes.router(guarded))
         app.include_router(risk.router(scorer))
         app.include_router(system.router(bundle, _effective(plan, engine, closed)))

@@ -10,7 +10,8 @@ from prometheus_client.registry import Collector
 
 from app.errors import Reason
 from app.ingress.admission import Admission
-from guard.engine.context import RequestContext, Unscored, Verdict
+from app.telemetry.record import RequestRecord
+from guard.engine.context import Unscored, Verdict
 from guard.engine.own import OwnRequests, Purpose
 from guard.policy import Action, Mode
 from guard.probe.bundle import Bundle
@@ -117,8 +118,9 @@ class Metrics:
             share.labels(self._model, f"{band}").set(value)
         return [count.labels(self._model, f"{band}") for band in range(len(expected))]
 
-    def observe(self, call: RequestContext) -> None:
-        """Record a finished request; one that never reached the engine has nothing to record."""
+    def observe(self, record: RequestRecord) -> None:
+        """Count a finished request; one that never reached the engine has nothing to count."""
+        call = record.call
         if call.choices == 0:
             return
         if call.policy.mode is Mode.OFF:

@@ -1,30 +1,71 @@
-"""The log line of a request."""
+"""What is told of a finished request, and to whom: metrics, the log, and whatever else exports it.
+
+An exporter is a class with ``observe``, and a place among those of ``app/server/app.py``.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from guard.engine.context import RequestContext
 
 log = logging.getLogger("hguard")
 
 
-def log_line(route: str, call: RequestContext, seconds: float) -> None:
-    """One structured line for each request, whose caller waited for the answer or left before."""
-    verdicts = [call.verdicts[index] for index in sorted(call.verdicts)]
-    line = {
-        "event": "left" if call.left else "answered",
-        "route": route,
-        "mode": call.policy.mode.value,
-        "scale": call.policy.scale,
-        "risks": [None if v.risk is None else round(v.risk, 4) for v in verdicts],
-        "actions": [v.decision.action.value for v in verdicts],
-        "reasons": sorted({v.reason.value for v in verdicts if v.reason is not None}),
-        "prompt_refused": any(v.prompt_refused for v in verdicts),
-        "retried": any(v.first_risk is not None for v in verdicts),
-        "tokens": sum(len(v.token_ids) for v in verdicts),
-        "seconds": round(seconds, 4),
-        "guard_seconds": round(call.overhead_seconds, 6),
-    }
-    log.info(json.dumps(line))
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """A request that has ended, whether its caller waited for the answer or left before.
+
+    call: its policy and verdicts. seconds: from the first of our work on it to the last byte of the answer.
+    """
+
+    route: str
+    call: RequestContext
+    seconds: float
+
+
+class Exporter(Protocol):
+    """Takes the record of each request, on the event loop: what may wait belongs into a thread or a task."""
+
+    def observe(self, record: RequestRecord) -> None: ...
+
+
+class Exporters:
+    """All of them. One that fails is logged, and neither the answer nor the others miss anything."""
+
+    def __init__(self, exporters: Sequence[Exporter]) -> None:
+        self._exporters = tuple(exporters)
+
+    def observe(self, record: RequestRecord) -> None:
+        for exporter in self._exporters:
+            try:
+                exporter.observe(record)
+            except Exception:
+                log.exception("%s failed on a request to %s", type(exporter).__name__, record.route)
+
+
+class LogLine:
+    """One structured line for each request."""
+
+    def observe(self, record: RequestRecord) -> None:
+        call = record.call
+        verdicts = [call.verdicts[index] for index in sorted(call.verdicts)]
+        line = {
+            "event": "left" if call.left else "answered",
+            "route": record.route,
+            "mode": call.policy.mode.value,
+            "scale": call.policy.scale,
+            "risks": [None if v.risk is None else round(v.risk, 4) for v in verdicts],
+            "actions": [v.decision.action.value for v in verdicts],
+            "reasons": sorted({v.reason.value for v in verdicts if v.reason is not None}),
+            "prompt_refused": any(v.prompt_refused for v in verdicts),
+            "retried": any(v.first_risk is not None for v in verdicts),
+            "tokens": sum(len(v.token_ids) for v in verdicts),
+            "seconds": round(record.seconds, 4),
+            "guard_seconds": round(call.overhead_seconds, 6),
+        }
+        log.info(json.dumps(line))

@@ -25,6 +25,7 @@ from app.protocols.routes import Guard, router
 from app.protocols.wire import Token, Writer
 from app.settings import GuardSettings, RequestLimits
 from app.telemetry.metrics import OUTCOMES, Metrics
+from app.telemetry.record import Exporters, LogLine
 from guard.engine.context import RequestContext, Unscored, Verdict, current_context
 from guard.policy import Mode, decide
 from guard.probe.bundle import Bundle
@@ -113,9 +114,8 @@ def app_of(bundle: Bundle, scripted: Scripted, registry: CollectorRegistry) -> F
     """The guarded routes before it, behind the ingress, which parses bodies and answers refusals."""
     app, admission = FastAPI(), Admission(8, 64)
     app.state.openai_serving_chat, app.state.args = scripted, SimpleNamespace()
-    guarded = Guard(
-        PolicyResolver(SETTINGS, bundle), Writer(bundle, spell), Metrics(bundle, "small", registry), REFUSAL, MESSAGE
-    )
+    exporters = Exporters((Metrics(bundle, "small", registry), LogLine()))
+    guarded = Guard(PolicyResolver(SETTINGS, bundle), Writer(bundle, spell), exporters, REFUSAL, MESSAGE)
     app.include_router(router(guarded))
     app.add_middleware(
         IngressMiddleware,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from app.protocols.adapters.registry import CHAT
 from app.protocols.wire import Writer
 from app.telemetry.metrics import Metrics
+from app.telemetry.record import Exporters, LogLine, RequestRecord
 from guard.engine.context import RequestContext, Verdict
 from guard.policy import Mode, Policy, decide
 from guard.probe.bundle import Bundle
@@ -25,7 +29,8 @@ def observe(bundle: Bundle, policy: Policy, **of_verdict: object) -> list[float]
     registry = CollectorRegistry()
     metrics = Metrics(bundle, "small", registry)
     verdict = Verdict(0, policy, decide(0.95, policy), 0.95, None, [1])
-    metrics.observe(RequestContext(policy, choices=1, verdicts={0: replace(verdict, **of_verdict)}))
+    call = RequestContext(policy, choices=1, verdicts={0: replace(verdict, **of_verdict)})
+    metrics.observe(RequestRecord(CHAT, call, 0.1))
     return [
         sample.value
         for family in registry.collect()
@@ -79,7 +84,8 @@ def test_an_answer_longer_than_those_that_set_the_thresholds_is_marked_and_count
     readout = replace(bundle.readout, calibrated_tokens=longest)
     told = Verdict(0, policy, decide(0.25, policy), 0.25, None, [1, 2, 3], readout=readout)
     registry = CollectorRegistry()
-    Metrics(bundle, "small", registry).observe(RequestContext(policy, choices=1, verdicts={0: told}))
+    call = RequestContext(policy, choices=1, verdicts={0: told})
+    Metrics(bundle, "small", registry).observe(RequestRecord(CHAT, call, 0.1))
     counted = registry.get_sample_value("hguard_answers_beyond_calibration_total", {"model": "small"})
     assert counted == int(beyond)
     written = Writer(bundle, lambda ids: []).write([told])["results"][0]
@@ -87,3 +93,16 @@ def test_an_answer_longer_than_those_that_set_the_thresholds_is_marked_and_count
     # The length of a withheld answer is not told that exactly.
     withheld = replace(told, policy=Policy(Mode.ABSTAIN, 0.2), decision=decide(0.25, Policy(Mode.ABSTAIN, 0.2)))
     assert "beyond_calibration" not in Writer(bundle, lambda ids: []).write([withheld])["results"][0]
+
+
+def test_an_exporter_that_fails_takes_nothing_from_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def observe(self, record: RequestRecord) -> None:
+            raise RuntimeError("no route to the collector")
+
+    record = RequestRecord(CHAT, RequestContext(Policy(Mode.SCORE, 0.5)), 0.1)
+    with caplog.at_level(logging.INFO, "hguard"):
+        Exporters((Broken(), LogLine())).observe(record)
+    failed, line = caplog.records
+    assert failed.getMessage() == f"Broken failed on a request to {CHAT}"
+    assert json.loads(line.getMessage())["route"] == CHAT
