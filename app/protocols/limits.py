@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.errors import Reason, RefusedError
 from app.protocols import sizes
-from app.protocols.adapters.registry import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from app.protocols.adapters.registry import ADAPTERS, COMPLETIONS, RESPONSES
 from app.settings import RequestLimits
 from guard.errors import RequestError
 
@@ -17,24 +17,17 @@ RISK = frozenset({"/risk", "/v1/risk"})
 TOKENIZE, COUNT_TOKENS = "/tokenize", "/v1/messages/count_tokens"
 RENDERING = frozenset({TOKENIZE, "/detokenize", COUNT_TOKENS})  # they generate nothing, and yet are work
 
-# By route: the field that holds the conversation, and those that say how long an answer may get.
+# By route: the field that holds the conversation.
 _TURNS = {
-    CHAT: "messages",
-    RESPONSES: "input",
-    MESSAGES: "messages",
+    **{path: adapter.turns for path, adapter in ADAPTERS.items()},
     TOKENIZE: "messages",
     COUNT_TOKENS: "messages",
 }
 # What is read with a conversation, and what a grammar is made of.
 _BESIDE = ("system", "documents")
 _GRAMMARS = ("structured_outputs", "response_format", "text", "output_config", "tools")
-_LENGTHS = {
-    CHAT: ("max_completion_tokens", "max_tokens"),
-    COMPLETIONS: ("max_tokens",),
-    RESPONSES: ("max_output_tokens",),
-    MESSAGES: ("max_tokens",),
-}
-_COUNTS = {CHAT: ("n",), COMPLETIONS: ("n", "best_of")}
+_LENGTHS = {path: adapter.lengths for path, adapter in ADAPTERS.items()}
+_COUNTS = {path: adapter.counts for path, adapter in ADAPTERS.items()}
 
 _INTEGER = TypeAdapter(int)
 

@@ -45,6 +45,7 @@ class AnthropicMessagesResponse(protocol.AnthropicMessagesResponse):
 class Messages(Adapter):
     path, serving, method = "/v1/messages", "anthropic_serving_messages", "create_messages"
     request, response = AnthropicMessagesRequest, AnthropicMessagesResponse
+    turns, lengths = "messages", ("max_tokens",)
 
     def content(self, response: BaseModel) -> dict[str, Any]:
         return response.model_dump(exclude_none=True)

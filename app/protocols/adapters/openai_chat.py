@@ -79,6 +79,7 @@ class Choices(Adapter):
 class ChatCompletions(Choices):
     path, serving, method = "/v1/chat/completions", "openai_serving_chat", "create_chat_completion"
     request, response = ChatCompletionRequest, ChatCompletionResponse
+    turns, lengths, counts = "messages", ("max_completion_tokens", "max_tokens"), ("n",)
 
     def wants_token_risk(self, asked: Any) -> bool:
         return bool(asked.logprobs)
@@ -94,6 +95,7 @@ class ChatCompletions(Choices):
 class Completions(Choices):
     path, serving, method = "/v1/completions", "openai_serving_completion", "create_completion"
     request, response = CompletionRequest, CompletionResponse
+    turns, lengths, counts = None, ("max_tokens",), ("n", "best_of")
     separates_thoughts = False  # vLLM (0.32) parses nothing on this route: what was drawn is the text
 
     def shows_nothing(self, asked: Any) -> bool:

@@ -86,6 +86,7 @@ class ResponsesResponse(responses.ResponsesResponse):
 class Responses(Adapter):
     path, serving, method = "/v1/responses", "openai_serving_responses", "create_responses"
     request, response = ResponsesRequest, ResponsesResponse
+    turns, lengths = "input", ("max_output_tokens",)
 
     def content(self, response: BaseModel) -> dict[str, Any]:
         return response.model_dump(mode="json", by_alias=True)
