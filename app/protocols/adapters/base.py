@@ -107,9 +107,9 @@ class Adapter(ABC):
     """One API: how it asks vLLM, and how a verdict looks in what it answers.
 
     path: of its route. serving, method: which object in the app's state answers there, and its method that does.
-    request, response: the bodies. turns: the field that holds the conversation, None where there is none. lengths: those
-    that say how long an answer may get. counts: those that say how many there are. separates_thoughts: whether the
-    thoughts of a model that thinks stand apart from its answer.
+    request, response: the bodies. turns: the field that holds the conversation, None where there is none. lengths:
+    those that say how long an answer may get. counts: those that say how many there are. separates_thoughts: whether
+    the thoughts of a model that thinks stand apart from its answer.
     """
 
     path: ClassVar[str]
