@@ -14,6 +14,11 @@ class Mode(StrEnum):
     FLAG = "flag"
     ABSTAIN = "abstain"
 
+    @property
+    def acts(self) -> bool:
+        """Whether something is done about a risk that reaches the threshold, which callers must then not move."""
+        return self not in (Mode.OFF, Mode.SCORE)
+
 
 class Hold(StrEnum):
     """How much of a stream waits for its verdict in abstain mode. Later members are stricter.
@@ -102,6 +107,6 @@ def decide(risk: float | None, policy: Policy) -> Decision:
     if risk is None:
         return Decision(False, Action.ABSTAINED) if policy.fails_closed else PASSED
     flagged = risk >= policy.threshold
-    if not flagged or policy.mode in (Mode.OFF, Mode.SCORE):
+    if not flagged or not policy.mode.acts:
         return Decision(flagged, Action.PASS)
     return Decision(True, Action.ABSTAINED if policy.withholds else Action.FLAGGED)

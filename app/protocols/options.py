@@ -202,10 +202,9 @@ class ResolvedCeilings:
 def _ceilings(settings: GuardSettings, threshold: float) -> ResolvedCeilings:
     mode = settings.loosest_mode or settings.mode
     # Where the operator does nothing at the threshold, a caller may set any, and get round it in any way.
-    acts = mode in (Mode.FLAG, Mode.ABSTAIN)
 
     def given(value: T | None, acting: T, otherwise: T) -> T:
-        return value if value is not None else acting if acts else otherwise
+        return value if value is not None else acting if mode.acts else otherwise
 
     found = ResolvedCeilings(
         mode,

@@ -124,6 +124,8 @@ class GuardedEngine:
         for number, scale in enumerate(tries):
             last = number == len(tries) - 1
             first_tries = {first + index: call.verdicts.pop(first + index) for index in choices if number}
+            for choice in first_tries:
+                call.token_risks.pop(choice, None)  # of tokens that nobody is to see
             # No await since the slots of the first try were given back: the second always finds as many.
             slots = self._claim(len(choices), policy) if policy.mode is not Mode.OFF else []
             gate = self._gate(request, [first + index for index in choices], slots, retry_follows=not last)

@@ -289,6 +289,20 @@ async def test_a_second_try_that_does_not_pass_is_withheld(engine: GuardedEngine
     assert call.verdicts[0].first_risk is not None
 
 
+@pytest.mark.parametrize("hold", list(Hold))
+async def test_token_risks_are_those_of_the_try_that_answers(engine: GuardedEngine, hold: Hold) -> None:
+    """What was withheld leaves nothing beside the answer that took its place."""
+    engine._engine.score = lambda at, sequence, scale: 9.0 if scale and at > len(PROMPT) else -9.0
+    retried = Policy(Mode.ABSTAIN, 0.5, retry_scale=0.0, token_risk_in_stream=True, hold=hold)
+    _, call = await texts(engine, retried, longest=16)
+    _, alone = await texts(engine, Policy(Mode.ABSTAIN, 0.5, scale=0.0, token_risk_in_stream=True), longest=16)
+    if call.verdicts[0].decision.action is Action.PASS:
+        assert call.verdicts[0].first_risk is not None
+        assert call.token_risks == alone.token_risks
+    else:
+        assert hold is Hold.NONE, "some of the first try had left, so there is no second"
+
+
 async def test_only_withheld_answers_are_tried_again(engine: GuardedEngine) -> None:
     engine._engine.score = lambda at, sequence, scale: 9.0 if scale and sequence == 1 else -9.0
     params = SamplingParams(n=2, max_tokens=8, output_kind=RequestOutputKind.FINAL_ONLY)
