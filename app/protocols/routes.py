@@ -1,7 +1,7 @@
 """The guarded routes: vLLM's serving objects answer, and the verdict is written into what they answer.
 
-The text itself was already let go or withheld by the engine client, which reads the request's context. That is current
-from before vLLM is asked until the last byte has left.
+The text itself was already let go or withheld by the engine client, which reads the request's context. The context is
+current from before vLLM is asked until the last byte has left.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """GuardedEngine: the engine client that the API talks to.
 
-It stands where vLLM's own ``AsyncLLM`` stood: everything but ``generate`` is delegated, so tools, templates, logprobs,
+It stands where vLLM's own ``AsyncLLM`` stood: what is not defined here is delegated, so tools, templates, logprobs,
 streaming and n stay vLLM's. ``generate`` claims score slots, tells the worker, lets an ``OutputGate`` decide on outputs
 as they arrive, ends what is withheld, and frees the slots whatever happens. Written against vLLM 0.32
 (``v1/engine/async_llm.py``; the same in 0.26).
@@ -25,7 +25,7 @@ from guard.engine.outputs import with_completions
 from guard.engine.own import OwnRequests, Purpose
 from guard.engine.reading import GivenText
 from guard.engine.salts import Salts
-from guard.engine.stages import STAGES, GuardedRequest
+from guard.engine.stages import STAGES, GenerateCall
 from guard.engine.turn import Reasoning, Turns
 from guard.engine.validation import require_sendable, require_valid
 from guard.errors import CapacityError
@@ -100,17 +100,17 @@ class GuardedEngine:
     ) -> AsyncGenerator[Any, None]:
         """As ``AsyncLLM.generate``, guarded by the current call's policy (or the operator's default).
 
-        Not itself a generator: choice indices are given out in the order of calls, not of first iteration.
+        A plain function: choice indices are reserved when it is called, not when its stream is first read.
         """
         require_sendable(sampling_params, kwargs)
         params = require_valid(sampling_params, self._engine)
         call = current_context() or RequestContext(self.default_policy)
         first = call.reserve(params.n)
-        stream = self._guarded(GuardedRequest(call, first, prompt, params, request_id, kwargs))
+        stream = self._guarded(GenerateCall(call, first, prompt, params, request_id, kwargs))
         call.streams.append(stream)
         return stream
 
-    async def _guarded(self, request: GuardedRequest) -> AsyncGenerator[Any, None]:
+    async def _guarded(self, request: GenerateCall) -> AsyncGenerator[Any, None]:
         call, first, params = request.call, request.first, request.params
         policy = call.policy
         for stage in STAGES:
@@ -147,7 +147,7 @@ class GuardedEngine:
             yield with_completions(output, [whole[index] for index in sorted(whole)], True)
 
     def _gate(
-        self, request: GuardedRequest, choices: Sequence[int], slots: Sequence[Slot], retry_follows: bool
+        self, request: GenerateCall, choices: Sequence[int], slots: Sequence[Slot], retry_follows: bool
     ) -> OutputGate:
         call, params = request.call, request.params
         reason = Unscored.OFF if call.policy.mode is Mode.OFF else Unscored.NO_SLOT
@@ -176,7 +176,7 @@ class GuardedEngine:
         return min(bounds, default=None)
 
     async def _run(
-        self, gate: OutputGate, request: GuardedRequest, slots: list[Slot], scale: float
+        self, gate: OutputGate, request: GenerateCall, slots: list[Slot], scale: float
     ) -> AsyncGenerator[Any, None]:
         """One engine request for the answers of ``gate``: what may leave, as it may."""
         call, prompt, request_id = request.call, request.prompt, request.request_id
@@ -214,7 +214,7 @@ class GuardedEngine:
         finally:
             self.pool.release(slots, finished)
 
-    def _given(self, gate: OutputGate, request: GuardedRequest) -> int | None:
+    def _given(self, gate: OutputGate, request: GenerateCall) -> int | None:
         """Have what the prompt holds of the assistant's turn scored with the answers: the first position to read.
 
         None where there is nothing of it. Of a turn that begins with thoughts what follows them counts.
@@ -245,9 +245,9 @@ class GuardedEngine:
 
     @asynccontextmanager
     async def beside(
-        self, request: GuardedRequest, parameters: Callable[[Slot], SamplingParams], purpose: Purpose
+        self, request: GenerateCall, parameters: Callable[[Slot], SamplingParams], purpose: Purpose
     ) -> AsyncIterator[tuple[Any, Slot] | None]:
-        """For a stage: see there."""
+        """See ``guard.engine.stages.Engine.beside``."""
         policy = request.call.policy
         slots = self._claim(1, policy)
         if not slots:

@@ -1,7 +1,7 @@
 """The gate of one engine request: its answers as they grow, what may leave, and what is to be ended.
 
 An output of the engine goes in, what the policy lets go comes out: where answers can be withheld, no more of it than
-``outputs`` lists. Nothing here waits or talks to the engine.
+``guard.engine.outputs`` copies. Nothing here waits or talks to the engine.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class OutputGate:
         self._retry_follows = retry_follows
         policy = call.policy
         # Where nothing can be withheld or has to wait, outputs pass as they are.
-        self._free = not (policy.withholds or policy.fails_closed or policy.token_risk_in_stream)
+        self._passes_through = not (policy.withholds or policy.fails_closed or policy.token_risk_in_stream)
         self._reasoning, self._request = reasoning, request or {}
         self._held: list[deque[HeldOutput]] = [deque() for _ in answers]
         self._sent = [0] * len(answers)  # tokens that have left
@@ -104,11 +104,11 @@ class OutputGate:
                 self._call.verdicts[answer.index] = answer.verdict
                 if self._call.policy.tokens:
                     answer.verdict.generated = self._generated(answer, output.prompt_token_ids)
-            if self._free:
+            if self._passes_through:
                 continue
             self._note_risks(answer)
             self._held[completion.index].append(HeldOutput(completion, len(answer.token_ids), output))
-        if self._free:
+        if self._passes_through:
             return [output]
         if self._kind is RequestOutputKind.FINAL_ONLY:
             return self._gathered(output)

@@ -1,7 +1,8 @@
 """Stages around a request's answers: what is done before there are any, and what is tried where they would be withheld.
 
-A further method is a class here, a place in ``STAGES``, and its option in ``app/protocols/options.py`` and
-``guard/policy.py``.
+A further technique, such as a third try, is a ``Stage`` here, a place in ``STAGES``, and its option: a field of
+``GuardOptions`` and of ``Policy``, and how the one becomes the other (``app/protocols/options.py`` and
+``guard/policy.py``).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from guard.probe.readout import Readout
 
 
 @dataclass(frozen=True, slots=True)
-class GuardedRequest:
+class GenerateCall:
     """One call of ``generate``, and the request that it belongs to. first: the choice index of its first answer."""
 
     call: RequestContext
@@ -43,7 +44,7 @@ class Engine(Protocol):
     placeholder: int
 
     def beside(
-        self, request: GuardedRequest, parameters: Callable[[Slot], SamplingParams], purpose: Purpose
+        self, request: GenerateCall, parameters: Callable[[Slot], SamplingParams], purpose: Purpose
     ) -> AbstractAsyncContextManager[tuple[Any, Slot] | None]:
         """A request of the guard's own on the same prompt: its last output, and the slot that holds what it measured.
 
@@ -53,9 +54,9 @@ class Engine(Protocol):
 
 
 class Stage:
-    """One method; what it leaves out does nothing."""
+    """One technique; what it leaves out does nothing."""
 
-    async def before(self, request: GuardedRequest, engine: Engine) -> Any | None:
+    async def before(self, request: GenerateCall, engine: Engine) -> Any | None:
         """Before anything is generated: the output in place of all answers, or None to go on."""
 
     def again(self, policy: Policy) -> float | None:
@@ -68,7 +69,7 @@ class PromptCheck(Stage):
     One token is drawn and thrown away; the answer, if there is to be one, finds its prompt in the prefix cache.
     """
 
-    async def before(self, request: GuardedRequest, engine: Engine) -> Any | None:
+    async def before(self, request: GenerateCall, engine: Engine) -> Any | None:
         call, policy = request.call, request.call.policy
         if policy.prompt_threshold is None or call.unshown:
             return None
@@ -102,7 +103,7 @@ class PromptCheck(Stage):
 
 
 def _refusal(output: Any, request_id: str, count: int, placeholder: int) -> Any:
-    """The looking request's output as that of the request that asked: ``count`` answers, none of which exists."""
+    """The prompt check's output as that of the request that asked: ``count`` answers, none of which exists."""
     completions = []
     for index in range(count):
         completion = emptied(output.outputs[0], 1, placeholder)

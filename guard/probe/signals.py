@@ -18,8 +18,12 @@ Array = NDArray[np.float32]
 
 
 class Source(StrEnum):
-    """FORWARD: the forward pass at a position, so the last prompt token has one, and an answer that stops at a length
-    limit never gets its last token's. DRAW: the distribution that a token was drawn from, before sampling options."""
+    """What a signal is read of.
+
+    FORWARD: the forward pass at a position, so the last prompt token has one; the answer's last token has one where the
+    model itself ended the sequence, and is left out otherwise, since it is a matter of scheduling. DRAW: the
+    distribution that a token was drawn from, before sampling options.
+    """
 
     FORWARD = "forward"
     DRAW = "draw"
@@ -37,7 +41,7 @@ class Signal:
     """One number for each token.
 
     sign: 1 where higher is riskier, -1 where lower is. pooling: over a window, in the stack. alone: over a whole
-    answer, where it is evaluated by itself.
+    answer, where evaluation takes this signal as a baseline.
     """
 
     name: str
@@ -108,7 +112,7 @@ class TokenSignals:
         return {"last_prompt": dict(self.last_prompt), "values": values}
 
     def fault(self, draws: bool = True) -> SignalFault | None:
-        """Why these signals cannot be scored, or None; without ``draws``, those of draws may lack."""
+        """Why these signals cannot be scored, or None; without ``draws``, signals of draws may be missing."""
         if len(self) == 0:
             return SignalFault.EMPTY
         return _fault_in(
@@ -118,14 +122,14 @@ class TokenSignals:
         )
 
     def fault_within(self, draws: bool = True) -> SignalFault | None:
-        """The same of tokens in the middle of an answer: each must have a score, and the prompt's does not count."""
+        """As ``fault``, of tokens amid an answer: each must have a score, and the prompt's does not count."""
         return _fault_in(*(self.values[name] for name in names(Source.FORWARD)), *self._draws(draws))
 
     def _draws(self, wanted: bool) -> tuple[Array, ...]:
         return tuple(self.values[name] for name in names(Source.DRAW)) if wanted else ()
 
     def part(self, first: int, last: int) -> TokenSignals:
-        """Those of tokens first..last-1; the last prompt token stays with the first token of all."""
+        """Those of tokens first..last-1; ``last_prompt`` is kept where ``first`` is 0."""
         before = self.last_prompt if first == 0 else unmeasured_prompt()
         return TokenSignals(before, {name: values[first:last] for name, values in self.values.items()})
 
