@@ -13,7 +13,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from app.ingress.auth import Keys
+from app.ingress.auth import ApiKeys
 from guard.errors import GuardError
 from guard.policy import Fail, Fallback, Hold, Mode
 
@@ -162,12 +162,12 @@ class Settings(GuardSettings, RequestLimits, BaseSettings):
         bool, Field(description="accept a chat template, dtype or cache that the probe was not fit on")
     ] = False
     api_keys: Annotated[
-        Keys,
+        ApiKeys,
         Field(
             description="API keys, separated by commas or whitespace; better given as "
             "HGUARD_API_KEYS than as a flag, which others on the machine can read"
         ),
-    ] = Keys()
+    ] = ApiKeys()
     api_keys_file: Annotated[
         Path | None, Field(description="file that holds the keys instead: a secret of Docker or Kubernetes")
     ] = None
@@ -223,7 +223,7 @@ class Settings(GuardSettings, RequestLimits, BaseSettings):
             return {name: value for name, value in values.items() if name != "api_keys_file"}
         if values.get("api_keys"):
             raise ValueError("keys are given twice, as api_keys and in api_keys_file; leave one of them out")
-        return {**values, "api_keys": Keys.read(Path(file))}
+        return {**values, "api_keys": ApiKeys.read(Path(file))}
 
     @classmethod
     def settings_customise_sources(

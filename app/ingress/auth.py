@@ -20,7 +20,7 @@ REMEDY = (
 )
 
 
-class Keys:
+class ApiKeys:
     """The digests of the operator's keys; false when there are none, and then everyone is let in."""
 
     __slots__ = ("_digests",)
@@ -29,7 +29,7 @@ class Keys:
         self._digests = tuple(_digest(key.encode()) for key in keys)
 
     @classmethod
-    def parse(cls, given: Any) -> Keys:
+    def parse(cls, given: Any) -> ApiKeys:
         """Keys from a text with commas or whitespace between them, or from a list. Raises ValueError, showing none."""
         if isinstance(given, cls):
             return given
@@ -43,7 +43,7 @@ class Keys:
         return cls(keys)
 
     @classmethod
-    def read(cls, file: Path) -> Keys:
+    def read(cls, file: Path) -> ApiKeys:
         """Keys from a file, which must hold one at least. Raises ValueError, which names the file and no key."""
         try:
             keys = cls.parse(file.read_text(encoding="utf-8"))

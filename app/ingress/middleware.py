@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import errors
 from app.errors import Reason, RefusedError
 from app.ingress.admission import Admission, Pacer, Permit
-from app.ingress.auth import Keys
+from app.ingress.auth import ApiKeys
 from app.ingress.body import PARSED, parse, replay
 from app.ingress.outgoing import ErrorResponses
 from app.ingress.scope import CALLER, route_path
@@ -50,7 +50,7 @@ class IngressMiddleware:
         self,
         app: ASGIApp,
         *,
-        keys: Keys,
+        keys: ApiKeys,
         limits: RequestLimits,
         admission: Admission,
         refused: Callable[[Reason], None],

@@ -140,13 +140,16 @@ class Writer:
         threshold, risk = verdict.policy.threshold, verdict.risk
         if verdict.prompt_refused and verdict.policy.prompt_threshold is not None:
             threshold = verdict.policy.prompt_threshold
+        scored = verdict.scored_tokens
+        if withheld and scored:
+            scored = verdict.counted_tokens
         result: AnswerRisk = {
             "index": verdict.index,
             "risk": coarse(risk, threshold) if withheld and risk is not None else risk,
             "flagged": verdict.decision.flagged,
             "action": verdict.decision.action,
             "threshold": threshold,
-            "scored_tokens": min(verdict.scored_tokens, 1) * verdict.told if withheld else verdict.scored_tokens,
+            "scored_tokens": scored,
         }
         if verdict.prompt_risk is not None:
             floor = threshold if verdict.prompt_refused else None  # else it may lie anywhere

@@ -139,7 +139,7 @@ class GuardedEngine:
                     else:
                         yield output
             _remember(call, first_tries)
-            call.uncounted.update(gate.retryable_tokens)
+            call.usage_adjustment.update(gate.retryable_tokens)
             choices = [choices[answer.sequence] for answer in gate.retryable]
             if not choices:
                 break

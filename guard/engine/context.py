@@ -71,7 +71,8 @@ class Verdict:
     token_ids: those of the answer, without thinking before it and the end-of-sequence token after it.
     prompt_risk: the risk before any text existed, where the probe gives one. prompt_refused: nothing was generated, and
     ``risk`` is what was prompt_risk. first_risk: that of the first try, where this is the verdict on a second one.
-    shown: how many tokens had left before the decision. told: of a withheld answer, how many usage counts.
+    sent_tokens: how many tokens had left before the decision. counted_tokens: of a withheld answer, how many usage
+    counts.
     generated: what the text of its tokens is worked out from, where the policy wants them.
     """
 
@@ -87,8 +88,8 @@ class Verdict:
     prompt_risk: float | None = None
     prompt_refused: bool = False
     first_risk: float | None = None
-    shown: int = 0
-    told: int = 0
+    sent_tokens: int = 0
+    counted_tokens: int = 0
     generated: Generated | None = None
 
     @property
@@ -115,8 +116,8 @@ class RequestContext:
     """Filled by the engine client while an answer is produced, read by the API layer when it writes the response.
 
     verdicts: by choice index, once decided. token_risks: by choice index, one for each generated token (thinking has
-    None), as far as known, for streams. uncounted: by choice index, tokens that were generated but that the outputs
-    do not show (a first try), less those shown that were not generated (what stands in for a refused answer).
+    None), as far as known, for streams. usage_adjustment: by choice index, tokens that were generated but that the
+    outputs do not show (a first try), less those shown that were not generated (what stands in for a refused answer).
     unshown: the response shows nothing of what is generated, since its caller wants to see the prompt alone.
     as_one: the response shows thoughts and answer as one text, so all of it is scored.
     streams: what the engine client was asked for. hung_up: the caller did not wait for the end of the response.
@@ -126,7 +127,7 @@ class RequestContext:
     choices: int = 0
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     token_risks: dict[int, list[float | None]] = field(default_factory=dict)
-    uncounted: Counter[int] = field(default_factory=Counter)
+    usage_adjustment: Counter[int] = field(default_factory=Counter)
     overhead_seconds: float = 0.0
     unshown: bool = False
     as_one: bool = False

@@ -16,7 +16,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from guard.engine.answer import Answer, risks_so_far, unscored
 from guard.engine.context import Generated, RequestContext, Unscored, Verdict
-from guard.engine.outputs import blank, emptied, own, own_output, told_length, with_completions
+from guard.engine.outputs import blank, counted_length, emptied, own, own_output, with_completions
 from guard.engine.turn import Reasoning
 from guard.ipc.score_table import ScoreTable
 from guard.policy import Action, Hold, Mode
@@ -80,7 +80,7 @@ class OutputGate:
     @property
     def retryable_tokens(self) -> dict[int, int]:
         """How many tokens usage is to count of each, by choice index."""
-        return {answer.index: told_length(len(answer.token_ids), self._longest) for answer in self.retryable}
+        return {answer.index: counted_length(len(answer.token_ids), self._longest) for answer in self.retryable}
 
     def _retryable(self, answer: Answer) -> bool:
         if not self._retry_follows or answer.verdict is None or answer.verdict.risk is None:
@@ -191,14 +191,14 @@ class OutputGate:
         """What is said of an answer that is withheld from here on."""
         assert answer.verdict is not None
         if not self._retryable(answer):
-            sent = answer.verdict.shown = self._sent[answer.sequence]
+            sent = answer.verdict.sent_tokens = self._sent[answer.sequence]
             repeated = self._kind is RequestOutputKind.CUMULATIVE
             yield self._withheld(answer, last, 0 if repeated else sent)
 
     def _withheld(self, answer: Answer, last: Any, sent: int) -> Any:
         """The stand-in for a withheld answer, of which ``sent`` tokens have been counted."""
         assert answer.verdict is not None
-        told = answer.verdict.told = told_length(len(answer.token_ids), self._longest)
+        told = answer.verdict.counted_tokens = counted_length(len(answer.token_ids), self._longest)
         return emptied(last, told - sent, self._placeholder)
 
     def _may_go(self, answer: Answer, piece: HeldOutput) -> bool:

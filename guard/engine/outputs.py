@@ -81,7 +81,7 @@ def emptied(completion: Any, count: int, token: int) -> Any:
     return empty
 
 
-def told_length(generated: int, longest: int | None) -> int:
+def counted_length(generated: int, longest: int | None) -> int:
     """How long a withheld answer is said to be: its tokens rounded up to a multiple of STEP, but never more than the
     request allowed (``longest``), which its caller knows."""
     rounded = -(-generated // STEP) * STEP

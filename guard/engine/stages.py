@@ -93,12 +93,12 @@ class PromptCheck(Stage):
             answer = Answer(0, slot, prompt_length=len(output.prompt_token_ids))
             risk = engine.readout.prompt_risk(answer.signals(engine.table, 0, 0).prompt_score)
         first, count = request.first, request.params.n
-        call.uncounted[first] += 1
+        call.usage_adjustment[first] += 1
         if risk is None or risk < policy.prompt_threshold:
             return None
         for index in range(first, first + count):
             call.verdicts[index] = refused(index, policy, risk)
-        call.uncounted.subtract(range(first, first + count))  # each answer's stand-in counts as a token
+        call.usage_adjustment.subtract(range(first, first + count))  # each answer's stand-in counts as a token
         return _refusal(output, request.request_id, count, engine.placeholder)
 
 

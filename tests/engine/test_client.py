@@ -249,7 +249,7 @@ async def test_a_risky_prompt_is_refused_before_generation(looking: GuardedEngin
         assert verdict.risk == verdict.prompt_risk == pytest.approx(RISK)
         assert verdict.scored_tokens == 0
     assert looking.pool.in_use == 0
-    assert call.uncounted.total() == 1 - 3, "usage shows a token for each answer, and one was drawn"
+    assert call.usage_adjustment.total() == 1 - 3, "usage shows a token for each answer, and one was drawn"
 
 
 async def test_a_prompt_that_is_not_risky_is_answered(looking: GuardedEngine) -> None:
@@ -277,7 +277,7 @@ async def test_a_second_try_answers_when_its_risk_passes(engine: GuardedEngine) 
     verdict = call.verdicts[0]
     assert verdict.decision.action is Action.PASS
     assert verdict.risk < 0.5 <= verdict.first_risk
-    assert call.uncounted.total() == 8, "of the first try's length no more than was withheld"
+    assert call.usage_adjustment.total() == 8, "of the first try's length no more than was withheld"
     assert engine.pool.in_use == 0
 
 

@@ -108,7 +108,7 @@ def test_without_a_hold_text_flows_until_a_window_ends_the_answer(stage: Stage) 
     last = played.out[-1][1].outputs[0]
     assert (last.finish_reason, last.token_ids) == ("content_filter", [EOS] * (16 - 11))
     assert played.verdicts[0].decision.action is Action.ABSTAINED
-    assert played.verdicts[0].shown == 11
+    assert played.verdicts[0].sent_tokens == 11
     assert (played.verdicts[0].peak.start, played.verdicts[0].peak.end) == (7, 11)
     assert played.gate.done
     assert [answer.sequence for answer in played.gate.to_abort] == [0], "the engine is told at once"
@@ -117,7 +117,7 @@ def test_without_a_hold_text_flows_until_a_window_ends_the_answer(stage: Stage) 
 def test_with_windows_held_no_token_of_a_risky_window_leaves(stage: Stage) -> None:
     played = stage.play(policy(Hold.WINDOW), LONG)
     assert texts(played) == [*(f"w{k} " for k in range(7)), ""]
-    assert played.verdicts[0].shown == 7 == played.verdicts[0].peak.start
+    assert played.verdicts[0].sent_tokens == 7 == played.verdicts[0].peak.start
     assert len(played.out[-1][1].outputs[0].token_ids) == 16 - 7, "usage counts twelve tokens as sixteen"
     # Each token leaves as soon as the last window that it lies in has been scored: its three successors' scores.
     assert [step for step, _ in played.out[:-1]] == [k + 4 for k in range(7)]
@@ -218,7 +218,7 @@ def test_an_answer_without_a_score_is_never_of_low_risk(stage: Stage, play: Play
 def test_failing_closed_in_score_mode_withholds_what_is_left(stage: Stage) -> None:
     played = stage.play(Policy(Mode.SCORE, 0.5, fail=Fail.CLOSED), HOLE)
     assert played.out[-1][1].outputs[0].finish_reason == "content_filter"
-    assert played.verdicts[0].shown == 17
+    assert played.verdicts[0].sent_tokens == 17
     whole = stage.play(Policy(Mode.SCORE, 0.5, fail=Fail.CLOSED), HOLE, kind=FINAL)
     assert texts(whole) == [""]
 
@@ -286,7 +286,7 @@ def test_a_later_window_keeps_the_thoughts_back(stage: Stage) -> None:
     late = Play([SAFE] * 12 + [RISKY] * 4 + [SAFE] * 8)
     played = stage.play(policy(Hold.WINDOW), late, reasoning=Reasoning())
     assert texts(played) == [""]
-    assert played.verdicts[0].shown == 0
+    assert played.verdicts[0].sent_tokens == 0
 
 
 def test_what_was_given_of_a_turn_is_scored_with_it(stage: Stage) -> None:

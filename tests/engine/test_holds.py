@@ -113,9 +113,9 @@ def test_what_left_before_an_abstention_lies_in_no_window_that_was_risky(
         assert verdict.peak.start >= rises[0]
         assert risks[verdict.peak.start] >= threshold
         # Thoughts wait for the whole answer, and it stands behind them.
-        assert verdict.shown <= (0 if thinking else rises[0])
-        exact += verdict.shown == (0 if thinking else rises[0])
-        assert left[0][: verdict.shown] == plain[0][: verdict.shown]
+        assert verdict.sent_tokens <= (0 if thinking else rises[0])
+        exact += verdict.sent_tokens == (0 if thinking else rises[0])
+        assert left[0][: verdict.sent_tokens] == plain[0][: verdict.sent_tokens]
     assert seen >= 3
     assert exact >= 2
 

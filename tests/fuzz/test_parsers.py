@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from app import errors
-from app.ingress.auth import Keys
+from app.ingress.auth import ApiKeys
 from app.ingress.body import as_object
 from app.ingress.body import parse as parse_body
 from app.protocols.adapters.registry import ADAPTERS
@@ -185,20 +185,20 @@ headers = st.lists(
 @many(100)
 @given(headers)
 def test_keys_let_nobody_in_by_chance(sent: list[tuple[bytes, bytes]]) -> None:
-    keys = Keys(["a-key", "another"])
+    keys = ApiKeys(["a-key", "another"])
     given_keys = {value.strip() for name, value in sent if name == b"x-api-key"}
     given_keys |= {value.strip().partition(b" ")[2].strip() for name, value in sent if name == b"authorization"}
     holder = keys.holder(sent)
     assert holder in (None, 0, 1)
     assert (holder is not None) <= bool(given_keys & {b"a-key", b"another"})
-    assert Keys().holder(sent) is None
+    assert ApiKeys().holder(sent) is None
 
 
 @many(100)
 @given(any_json() | texts() | st.lists(texts(max_size=6), max_size=4))
 def test_keys_from_any_setting(given_value: Any) -> None:
     try:
-        keys = Keys.parse(given_value)
+        keys = ApiKeys.parse(given_value)
     except ValueError:
         return
     assert all(len(digest) == 32 for digest in keys._digests)

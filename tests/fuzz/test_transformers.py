@@ -81,14 +81,14 @@ def verdicts(draw: st.DrawFn, policy: Policy, index: int) -> Verdict:
     told.prompt_risk = draw(st.none() | risks)
     told.prompt_refused = policy.prompt_threshold is not None and draw(st.booleans())
     told.first_risk = draw(st.none() | risks)
-    told.shown = draw(st.integers(0, 3))
+    told.sent_tokens = draw(st.integers(0, 3))
     return told
 
 
 @st.composite
 def answers(draw: st.DrawFn, count: int) -> tuple[RequestContext, list[Made]]:
-    uncounted = Counter({index: draw(st.integers(-2, 9)) for index in range(count)})
-    call = RequestContext(draw(policies()), choices=count, uncounted=uncounted)
+    adjustment = Counter({index: draw(st.integers(-2, 9)) for index in range(count)})
+    call = RequestContext(draw(policies()), choices=count, usage_adjustment=adjustment)
     made = []
     for index in range(count):
         verdict = draw(verdicts(call.policy, index)) if draw(st.integers(0, 5)) else None
@@ -192,7 +192,7 @@ def test_a_stream_of_choices(bundle_once: Bundle, data: st.DataObject, path: str
     for was, now in zip(sent, found, strict=True):
         if not was["choices"]:
             require_block(now["usage"])
-            assert now["usage"]["completion_tokens"] == 3 + call.uncounted.total()
+            assert now["usage"]["completion_tokens"] == 3 + call.usage_adjustment.total()
             continue
         (old,), (new,) = was["choices"], now["choices"]
         one = made[old["index"]]
@@ -286,7 +286,7 @@ class Event(BaseModel):
 def test_a_stream_of_responses(bundle_once: Bundle, data: st.DataObject) -> None:
     call, (one,) = data.draw(answers(1))
     item = {"id": "msg_1", "type": "message", "content": [{"type": "output_text", "text": one.said}]}
-    hidden = one.withheld and not (one.verdict and one.verdict.shown)
+    hidden = one.withheld and not (one.verdict and one.verdict.sent_tokens)
     if hidden:
         item["content"] = [{"type": "output_text", "text": SECRET}]
     events: list[tuple[str, dict[str, Any]]] = [("response.created", {"response": {"output": [], **one.extra}})]
@@ -314,7 +314,7 @@ def test_a_stream_of_responses(bundle_once: Bundle, data: st.DataObject) -> None
 @given(st.data(), st.sampled_from([MESSAGES, RESPONSES]))
 def test_a_whole_message(bundle_once: Bundle, data: st.DataObject, path: str) -> None:
     call, (one,) = data.draw(answers(1))
-    hidden = one.withheld and not (one.verdict and one.verdict.shown)
+    hidden = one.withheld and not (one.verdict and one.verdict.sent_tokens)
     text = SECRET if hidden else one.said
     content: dict[str, Any] = {"usage": {"output_tokens": 3}, **one.extra}
     if path == MESSAGES:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.ingress.auth import Keys
+from app.ingress.auth import ApiKeys
 from app.settings import Settings
 from tests.scripted.server import over, scripted_app
 from tests.scripted.test_scripted import CHAT, asking
@@ -70,7 +70,7 @@ async def test_of_a_body_and_of_a_method(http: httpx.AsyncClient, path: str) -> 
 
 
 async def test_at_the_door() -> None:
-    settings = Settings(api_keys=Keys.parse("secret"), max_body_bytes=2000, max_concurrent_requests=1)
+    settings = Settings(api_keys=ApiKeys.parse("secret"), max_body_bytes=2000, max_concurrent_requests=1)
     async with scripted_app(settings) as app, over(app) as http:
         require_error(await http.post(MESSAGES, json=GOOD), 401, "authentication_error")
         key = {"x-api-key": "secret"}

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.ingress.auth import Keys
+from app.ingress.auth import ApiKeys
 from app.settings import Settings
 from tests.scripted.server import listening, over, scripted_app
 
@@ -33,13 +33,13 @@ async def test_head_says_when_the_server_ends(app: FastAPI, http: httpx.AsyncCli
 
 
 async def test_head_needs_a_key_where_get_does() -> None:
-    async with scripted_app(Settings(api_keys=Keys.parse("secret"))) as app, over(app) as http:
+    async with scripted_app(Settings(api_keys=ApiKeys.parse("secret"))) as app, over(app) as http:
         for path in READ:
             assert (await http.head(path)).status_code == (await http.get(path)).status_code, path
 
 
 async def test_a_slash_more_is_no_matter_of_keys() -> None:
-    async with scripted_app(Settings(api_keys=Keys.parse("secret"))) as app, over(app) as http:
+    async with scripted_app(Settings(api_keys=ApiKeys.parse("secret"))) as app, over(app) as http:
         for path in ("/health", "/live", "/ready", "/ping"):
             moved = await http.get(f"{path}/")
             assert (moved.status_code, moved.headers["location"]) == (307, f"http://scripted{path}"), path

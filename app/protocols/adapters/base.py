@@ -68,7 +68,7 @@ class ResponseContext:
 
     def stand_in(self, verdict: Verdict) -> str:
         """The message in place of an answer, apart from what of it had been shown."""
-        return f"\n\n{self.fallback}" if verdict.shown else self.fallback
+        return f"\n\n{self.fallback}" if verdict.sent_tokens else self.fallback
 
 
 def withheld(verdict: Verdict | None) -> bool:
@@ -97,10 +97,10 @@ def recount(
     """Count in ``usage`` what was generated, which is not always what the outputs showed: of all answers, or of one."""
     if usage is None:
         return
-    uncounted = call.uncounted.total() if index is None else call.uncounted[index]
+    more = call.usage_adjustment.total() if index is None else call.usage_adjustment[index]
     for name in (generated, total):
         if name is not None and isinstance(usage.get(name), int):
-            usage[name] += uncounted
+            usage[name] += more
 
 
 class Adapter(ABC):

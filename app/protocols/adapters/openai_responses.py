@@ -94,7 +94,7 @@ class Responses(Adapter):
     def write(self, content: dict[str, Any], context: ResponseContext) -> None:
         verdict = context.call.verdicts.get(0)
         if verdict is not None and withheld(verdict):
-            shown = content["output"] if verdict.shown else []
+            shown = content["output"] if verdict.sent_tokens else []
             keep_only(content, _KEPT)
             content["output"] = [*shown, stand_in(verdict, context)]
             # As OpenAI's own refusals: clients take an incomplete response for a failure, and some show nothing of it.

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from app.cli.main import main, settings_from
-from app.ingress.auth import Keys, is_loopback
+from app.ingress.auth import ApiKeys, is_loopback
 from app.server.app import Plan, bind
 from app.settings import Settings
 from guard.errors import GuardError, UnsupportedError
@@ -34,19 +34,19 @@ def bearer(token: bytes | str, scheme: str = "Bearer") -> list[tuple[bytes, byte
     [("", 0), (" , ", 0), ("a", 1), ("a,b c\n\td,,e", 5), (["a", "b,c"], 3), ([], 0), (("a",), 1)],
 )
 def test_keys_from_text_and_lists(given: Any, count: int) -> None:
-    assert len(Keys.parse(given)) == count
-    assert bool(Keys.parse(given)) == (count > 0)
+    assert len(ApiKeys.parse(given)) == count
+    assert bool(ApiKeys.parse(given)) == (count > 0)
 
 
 @pytest.mark.parametrize("given", [None, 5, {"a": 1}, [1, 2], [None], "schlüssel", "a\x00b", ["ok", "na\u00efve"]])
 def test_what_is_no_key_is_refused_without_being_shown(given: Any) -> None:
     with pytest.raises(ValueError, match="key") as caught:
-        Keys.parse(given)
+        ApiKeys.parse(given)
     assert "schl" not in str(caught.value)
 
 
 def test_either_of_two_keys_lets_in_and_says_which() -> None:
-    keys = Keys.parse("first,second")
+    keys = ApiKeys.parse("first,second")
     assert keys.holder(bearer("first")) == 0
     assert keys.holder(bearer("second")) == 1
     assert keys.holder(bearer("second", "bEaReR")) == 1
@@ -82,8 +82,8 @@ def test_either_of_two_keys_lets_in_and_says_which() -> None:
     ],
 )
 def test_nothing_else_does(headers: list[tuple[bytes, bytes]]) -> None:
-    assert Keys.parse("first,second").holder(headers) is None
-    assert Keys.parse("").holder(headers) is None
+    assert ApiKeys.parse("first,second").holder(headers) is None
+    assert ApiKeys.parse("").holder(headers) is None
 
 
 def test_every_digest_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_every_digest_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
         return one == other
 
     monkeypatch.setattr("app.ingress.auth.hmac.compare_digest", compare)
-    keys = Keys.parse("a,b,c")
+    keys = ApiKeys.parse("a,b,c")
     for offered in ("a", "c", "none"):
         compared.clear()
         keys.holder(bearer(offered))

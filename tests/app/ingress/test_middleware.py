@@ -19,7 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.errors import Reason
 from app.ingress.admission import DRAINING, Admission
-from app.ingress.auth import Keys
+from app.ingress.auth import ApiKeys
 from app.ingress.body import PARSED
 from app.ingress.middleware import PUBLIC, IngressMiddleware
 from app.ingress.scope import CALLER
@@ -46,7 +46,7 @@ class House:
         self.gate = asyncio.Event()
         self.gate.set()
         self.options: dict[str, Any] = {
-            "keys": Keys.parse(keys),
+            "keys": ApiKeys.parse(keys),
             "limits": Limits(
                 RequestLimits(
                     max_messages=4,

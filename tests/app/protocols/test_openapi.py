@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from jsonschema import Draft202012Validator, ValidationError
 from starlette.routing import Match
 
-from app.ingress.auth import Keys
+from app.ingress.auth import ApiKeys
 from app.protocols.adapters.registry import ADAPTERS
 from app.protocols.limits import RISK
 from app.protocols.options import GuardOptions
@@ -244,7 +244,7 @@ async def test_what_generates_nothing(http: httpx.AsyncClient, described: Descri
 
 
 async def test_keys_and_a_full_house() -> None:
-    settings = Settings(api_keys=Keys(["secret"]), max_concurrent_requests=1, max_queue=0)
+    settings = Settings(api_keys=ApiKeys(["secret"]), max_concurrent_requests=1, max_queue=0)
     async with scripted_app(settings, extra=["--max-num-seqs=2"]) as app:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://scripted") as http:

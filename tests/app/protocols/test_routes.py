@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
 
 from app.ingress.admission import Admission
-from app.ingress.auth import Keys
+from app.ingress.auth import ApiKeys
 from app.ingress.middleware import IngressMiddleware
 from app.protocols.adapters.registry import CHAT
 from app.protocols.limits import Limits
@@ -119,7 +119,7 @@ def app_of(bundle: Bundle, scripted: Scripted, registry: CollectorRegistry) -> F
     app.include_router(router(guarded))
     app.add_middleware(
         IngressMiddleware,
-        keys=Keys(),
+        keys=ApiKeys(),
         limits=Limits(RequestLimits(), capacity=64),
         admission=admission,
         refused=lambda reason: None,
