@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.errors import Reason, RefusedError
 from app.protocols import sizes
-from app.protocols.adapters.registry import ADAPTERS, COMPLETIONS, RESPONSES
+from app.protocols.adapters.registry import ADAPTERS, RESPONSES
 from app.settings import RequestLimits
 from guard.errors import RequestError
 
@@ -123,7 +123,8 @@ def _choices(path: str, body: dict[str, Any]) -> tuple[str, int]:
 
 
 def _prompts(path: str, body: dict[str, Any]) -> int:
-    prompt = body.get("prompt") if path == COMPLETIONS else None
+    adapter = ADAPTERS.get(path)
+    prompt = body.get(adapter.prompts) if adapter and adapter.prompts else None
     if not isinstance(prompt, list) or not prompt:
         return 1
     # A list of numbers is one prompt, as tokens.

@@ -322,7 +322,7 @@ def _ends_of(model_config: Any) -> frozenset[int]:
 
 
 def _remember(call: RequestContext, first_tries: Mapping[int, Verdict]) -> None:
-    """Say in the verdicts on second tries what the risks of the first ones were."""
+    """Say in the verdicts on further tries what the risks of the very first ones were."""
     for choice, verdict in first_tries.items():
         if (second := call.verdicts.get(choice)) is not None:
-            second.first_risk = verdict.risk
+            second.first_risk = verdict.risk if verdict.first_risk is None else verdict.first_risk

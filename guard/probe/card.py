@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, field_validator, model_validator
 
 from guard.probe.readout import Readout, Stack
-from guard.probe.signals import COLUMN, NEURONS
+from guard.probe.signals import COLUMN
 
 SCHEMA_VERSION = 2
 
@@ -61,7 +61,7 @@ class StackParameters(_Strict):
         """Those of ``stack``, without what has no weight."""
         columns = zip(COLUMN, stack.mean, stack.scale, stack.weight, strict=True)
         terms = {name: Term(mean=mean, scale=scale, weight=weight) for name, mean, scale, weight in columns if weight}
-        return cls(signals=terms or {NEURONS: Term(mean=0.0, scale=1.0, weight=0.0)}, bias=stack.bias)
+        return cls(signals=terms, bias=stack.bias)
 
     def stack(self) -> Stack:
         terms = [self.signals.get(name, Term(mean=0.0, scale=1.0, weight=0.0)) for name in COLUMN]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,7 @@ SIGNALS = (
 COLUMN = {signal.name: column for column, signal in enumerate(SIGNALS)}  # of a matrix of features
 
 
+@cache
 def names(source: Source) -> tuple[str, ...]:
     """The names of the signals of one source."""
     return tuple(signal.name for signal in SIGNALS if signal.source is source)

@@ -14,8 +14,10 @@ from vllm.exceptions import GracefulHTTPError
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from guard.engine import client
 from guard.engine.client import GuardedEngine
 from guard.engine.context import RequestContext, Unscored, use_context
+from guard.engine.stages import Retry, Stage
 from guard.ipc import capture
 from guard.ipc.score_table import ScoreTable
 from guard.policy import Action, Fail, Hold, Mode, Policy
@@ -301,6 +303,21 @@ async def test_token_risks_are_those_of_the_try_that_answers(engine: GuardedEngi
         assert call.token_risks == alone.token_risks
     else:
         assert hold is Hold.NONE, "some of the first try had left, so there is no second"
+
+
+async def test_a_third_try_tells_the_risk_of_the_very_first(
+    engine: GuardedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Half(Stage):
+        def again(self, policy: Policy) -> float | None:
+            return 0.5
+
+    monkeypatch.setattr(client, "STAGES", (Half(), Retry()))
+    engine._engine.score = lambda at, sequence, scale: {1.0: 9.0, 0.5: 5.0, 0.0: -9.0}[scale]
+    seen, call = await texts(engine, Policy(Mode.ABSTAIN, 0.5, retry_scale=0.0))
+    assert seen == WORDS
+    _, alone = await texts(engine, Policy(Mode.SCORE, 0.5))
+    assert call.verdicts[0].first_risk == pytest.approx(alone.verdicts[0].risk)
 
 
 async def test_only_withheld_answers_are_tried_again(engine: GuardedEngine) -> None:

@@ -108,8 +108,9 @@ class Adapter(ABC):
 
     path: of its route. serving, method: which object in the app's state answers there, and its method that does.
     request, response: the bodies. turns: the field that holds the conversation, None where there is none. lengths:
-    those that say how long an answer may get. counts: those that say how many there are. separates_thoughts: whether
-    the thoughts of a model that thinks stand apart from its answer.
+    those that say how long an answer may get. counts: those that say how many there are. prompts: the one that may hold
+    several prompts, each answered. separates_thoughts: whether the thoughts of a model that thinks stand apart from its
+    answer.
     """
 
     path: ClassVar[str]
@@ -120,12 +121,14 @@ class Adapter(ABC):
     turns: ClassVar[str | None]
     lengths: ClassVar[tuple[str, ...]]
     counts: ClassVar[tuple[str, ...]] = ()
+    prompts: ClassVar[str | None] = None
     separates_thoughts: ClassVar[bool] = True
 
     async def ask(self, asked: GuardedRequest, request: Request) -> Any:
         """What vLLM answers: a response, an error, or a stream of frames, or of events that become some."""
         serving = getattr(request.app.state, self.serving)
         if serving is None:
+            # As vLLM's own routes, whose handler answers 501.
             raise NotImplementedError(f"this model cannot be asked by {self.path}")
         return await getattr(serving, self.method)(asked, request)
 

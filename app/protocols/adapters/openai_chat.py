@@ -95,7 +95,7 @@ class ChatCompletions(Choices):
 class Completions(Choices):
     path, serving, method = "/v1/completions", "openai_serving_completion", "create_completion"
     request, response = CompletionRequest, CompletionResponse
-    turns, lengths, counts = None, ("max_tokens",), ("n", "best_of")
+    turns, lengths, counts, prompts = None, ("max_tokens",), ("n", "best_of"), "prompt"
     separates_thoughts = False  # vLLM (0.32) parses nothing on this route: what was drawn is the text
 
     def shows_nothing(self, asked: Any) -> bool:
