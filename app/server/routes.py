@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from app.protocols.adapters.registry import GUARDED
+from app.protocols.limits import RENDERING
+from app.protocols.routes import ParsedRoute
 
 # Routes of vLLM that generate nothing.
 HARMLESS = frozenset(
     {
+        *RENDERING,
         "/v1/models",
-        "/v1/messages/count_tokens",
-        "/tokenize",
-        "/detokenize",
         "/health",
         "/ping",
         "/load",
@@ -34,7 +35,11 @@ def close_unguarded(app: FastAPI) -> list[str]:
 
     The others of them get a guarded route.
     """
-    removed = [route for route in app.router.routes if getattr(route, "path", None) not in HARMLESS]
+    routes = app.router.routes
+    removed = [route for route in routes if getattr(route, "path", None) not in HARMLESS]
     for route in removed:
-        app.router.routes.remove(route)
+        routes.remove(route)
+    for place, route in enumerate(routes):
+        if isinstance(route, APIRoute) and route.path in RENDERING:
+            routes[place] = ParsedRoute.of(route)
     return sorted({str(getattr(route, "path", route)) for route in removed} - GUARDED)
