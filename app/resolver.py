@@ -9,6 +9,7 @@ from guard.errors import BundleError, UnsupportedError
 from guard.probe import hub
 from models.smollm2 import checkpoint as smollm2
 
+SHIPPED = {"atlas": ATLAS / "probe", smollm2.NAME: SMOLLM2 / "probe"}  # by model: its probe
 _PARTS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")  # of a model; not its weights in other formats
 
 
@@ -42,14 +43,14 @@ def find_probe(settings: Settings) -> Path:
     """The folder of the probe bundle. Raises BundleError when there is none."""
     probe = settings.probe
     if probe is None:
-        if settings.model == "atlas":
-            return ATLAS / "probe"
-        if settings.model == smollm2.NAME:
-            return SMOLLM2 / "probe"
+        if settings.model in SHIPPED:
+            return SHIPPED[settings.model]
         raise BundleError(f"no probe for {settings.model!r}: give --probe PATH or --probe hf://owner/name@revision")
     return locate(probe)
 
 
 def locate(probe: str) -> Path:
-    """The folder of a bundle that is named by its path or by hf://owner/name@revision. Raises BundleError."""
+    """The folder of a bundle: of a shipped model, by its path, or hf://owner/name@revision. Raises BundleError."""
+    if probe in SHIPPED and not Path(probe).exists():
+        return SHIPPED[probe]
     return hub.fetch(hub.Address.parse(probe)) if probe.startswith("hf://") else Path(probe)

@@ -25,6 +25,8 @@ BEYOND = "I am not certain enough of the answer to give it."
 class GuardDefaults(BaseModel):
     """What the guard does where a request does not say."""
 
+    model_config = ConfigDict(title="what the guard does where a request does not say")
+
     mode: Annotated[Mode, Field(description="what the guard does when a request does not say")] = Mode.SCORE
     threshold: Annotated[float | None, Field(ge=0, le=1, description="flag at this risk; overrides target-fpr")] = None
     target_fpr: Annotated[
@@ -50,6 +52,8 @@ class GuardDefaults(BaseModel):
 
 class Ceilings(BaseModel):
     """How loose a request may be; None stands for what the defaults make of it."""
+
+    model_config = ConfigDict(title="how loose a request may be")
 
     loosest_mode: Annotated[
         Mode | None, Field(description="loosest mode that a request may ask for; default: the server's own")
@@ -96,6 +100,8 @@ class GuardSettings(GuardDefaults, Ceilings):
 class RequestLimits(BaseModel):
     """What one request may ask for."""
 
+    model_config = ConfigDict(title="what one request may ask for")
+
     max_messages: Annotated[
         int,
         Field(
@@ -139,7 +145,12 @@ class Settings(GuardSettings, RequestLimits, BaseSettings):
     """One source of truth: each field is a flag, an environment variable and a key of the file."""
 
     model_config = SettingsConfigDict(
-        env_prefix="HGUARD_", toml_file="hguard.toml", extra="forbid", frozen=True, hide_input_in_errors=True
+        title="the server",
+        env_prefix="HGUARD_",
+        toml_file="hguard.toml",
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
     )
 
     model: Annotated[str, Field(description="atlas, smollm2, a folder or a Hugging Face id: the model to serve")] = (

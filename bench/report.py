@@ -1,4 +1,7 @@
-"""``docs/benchmarks.md`` and ``docs/operations.md``: their figures, made of ``bench/results`` and of nothing else."""
+"""The figures of ``docs/benchmarks.md`` and ``docs/operations.md``, made of ``bench/results``, and of ``README.md``.
+
+README's are those of the models' reports and of ``bench/results``; none is written by hand.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from guard.templates import template
 
 HERE = Path(__file__).resolve().parent
 RESULTS, TEMPLATES, DOCS = HERE / "results", HERE / "templates", HERE.parent / "docs"
-PAGE, OPERATIONS = DOCS / "benchmarks.md", DOCS / "operations.md"
+PAGE, OPERATIONS, README = DOCS / "benchmarks.md", DOCS / "operations.md", HERE.parent / "README.md"
+ATLAS_CARD = HERE.parent / "models/atlas/probe/probe.json"
 SHOWN = 12  # kernels of a profile
 WIDEST = 3.0  # an interval whose ends differ by more than this factor says nothing
 BEGIN, END = "<!-- made by `make benchmarks` from bench/results -->", "<!-- end of what is made -->"
@@ -32,8 +36,58 @@ def operations(page: str, results: Path) -> str:
     return page
 
 
+def readme(page: str) -> str:
+    """README with its table made anew."""
+    models = [_smollm2(), _atlas()]
+    made = template(TEMPLATES / "readme.md.j2").render(models=models)
+    return _filled(page, "<!-- made by `make benchmarks` of the reports -->", "<!-- end of the figures -->", made)
+
+
+def _smollm2() -> dict[str, str]:
+    report = _read(DOCS / "smollm2-report.json")
+    held, alarms = report["held_out"], report["alarms"]["targets"]["0.05"]
+    return {
+        "name": "SmolLM2-135M-Instruct",
+        "wrong": _share(held["wrong"] / held["n"], held["n"]),
+        "risk": f"**{held['mean']['stack']['value']:.3f}**",
+        "entropy": f"{held['mean']['entropy']['value']:.3f}",
+        "caught": f"{alarms['recall']['value']:.0%}",
+        "alarms": f"{alarms['false_alarms']['value']:.0%}",
+        **_cost("cpu-smollm2"),
+    }
+
+
+def _atlas() -> dict[str, str]:
+    held, alarms = _read(DOCS / "atlas-report.json")["sets"]["all"], _read(ATLAS_CARD)["at_thresholds"]["0.05"]
+    return {
+        "name": "atlas, 4.5 million weights",
+        "wrong": _share(held["wrong"] / held["n"], held["n"]),
+        "risk": f"**{held['auroc']['stack']['value']:.3f}**",
+        "entropy": f"{held['auroc']['entropy']['value']:.3f}",
+        "caught": f"{alarms['caught']:.0%}",
+        "alarms": f"{alarms['false_alarms']:.0%}",
+        **_cost("cpu-atlas"),
+    }
+
+
+def _share(share: float, of: int) -> str:
+    return f"{share:.0%} of {of}"
+
+
+def _cost(name: str) -> dict[str, str]:
+    """Speed by clients, and memory, of a comparison in which every signal is read."""
+    rows = [row for row in _read(RESULTS / f"{name}.json")["rows"] if row["mode"] == "score+entropy"]
+    speed = [f"{row['ratio']:.2f} ({row['concurrency']})" for row in rows if row["metric"] == "tokens/s"]
+    (memory,) = (row for row in rows if row["metric"] == "memory, MB")
+    return {"speed": ", ".join(speed), "memory": f"+{memory['guarded'] - memory['plain']:.0f} MB"}
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def _made(name: str, file: Path, **more: Any) -> str:
-    figures = json.loads(file.read_text(encoding="utf-8"))
+    figures = _read(file)
     return template(TEMPLATES / f"{name}.md.j2").render(figures, name=file.stem, **more)
 
 
@@ -68,3 +122,4 @@ def _number(value: float) -> str:
 if __name__ == "__main__":
     PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8"), RESULTS), encoding="utf-8")
     OPERATIONS.write_text(operations(OPERATIONS.read_text(encoding="utf-8"), RESULTS / "operations"), encoding="utf-8")
+    README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import re
-import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+import guard
 from app.cli import main
 from app.ingress.middleware import PUBLIC
 from app.protocols.options import GuardOptions
 from app.server.routes import ALLOWED
 from app.settings import Settings
+from bench import report
 from guard.launch import overrides, support
 from guard.probe.bundle import FILES, LARGEST
 from tests.documents import DOCUMENTS, ROOT, anchors_of, links_of, prose_of
@@ -23,7 +24,7 @@ from tests.documents import DOCUMENTS, ROOT, anchors_of, links_of, prose_of
 PACKAGES = sorted(path.parent for folder in ("app", "guard") for path in (ROOT / folder).rglob("*/__init__.py"))
 CROWDED = 12  # files of one package
 # In the order in which a newcomer reads them.
-ORDER = ["quickstart", "structure", "api", "calibration", "operations", "benchmarks", "security"]
+ORDER = ["quickstart", "api", "calibration", "operations", "benchmarks", "security", "structure"]
 # Flags of programs that are neither ours nor vLLM's.
 OTHERS = {
     "docker": {"--build-arg", "--cap-drop", "--gpus", "--secret", "--shm-size", "--stop-timeout", "--tmpfs"},
@@ -49,11 +50,26 @@ def test_no_room_is_crowded(package: Path) -> None:
     assert len([path for path in package.glob("*.py") if path.name != "__init__.py"]) <= CROWDED
 
 
-def test_readme_shows_the_three_commands_on_its_first_screen() -> None:
-    first_screen = (ROOT / "README.md").read_text().splitlines()[:25]
-    for command in ("make serve", "make test", "docker compose -f deploy/compose.yaml up"):
-        assert any(line.startswith(command) for line in first_screen)
-    assert any(line.startswith("![") for line in first_screen)
+def test_readme_shows_what_it_is_on_its_first_screen() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 80
+    first_screen = lines[:38]
+    for start in (
+        "![",
+        "| **AUROC",
+        "docker run",
+        "make serve",
+        "make test",
+        "docker compose -f deploy/compose.yaml up",
+    ):
+        assert any(line.startswith(start) for line in first_screen), start
+
+
+def test_readme_s_figures_are_those_of_the_reports() -> None:
+    page = (ROOT / "README.md").read_text()
+    assert report.readme(page) == page
+    outside = page.partition("<!-- end of the figures -->")[2]
+    assert re.findall(r"(?<![\w.])0?\.\d+(?![\d.]*\.\d)\b|\d+ ?%", outside) == []
 
 
 @every_document
@@ -207,5 +223,4 @@ def test_the_changelog_has_its_form() -> None:
     kinds = {line.removeprefix("### ") for line in lines if line.startswith("### ")}
     assert versions[0] == "## [Unreleased]"
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
-    current = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert len(versions) == 1 or versions[1].startswith(f"## [{current}]")
+    assert len(versions) == 1 or versions[1].startswith(f"## [{guard.__version__}]")

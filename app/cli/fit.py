@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import os
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
@@ -105,7 +106,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     norms = norms_of(model, identity.layers, identity.neurons_per_layer)
     fit = Fit(work, questions, identity, norms, config, options.id or f"{Path(name).name}-probe", neurons, judge)
     engines = RealEngines(model, identity.dtype, config.slots, options.compiled, extra)
-    return _finish(fit.run(engines, options.out), work, options.out)
+    return _finish(fit.run(engines, options.out), work, options)
 
 
 def run_calibrate(options: argparse.Namespace, extra: list[str]) -> int:
@@ -139,7 +140,7 @@ def run_calibrate(options: argparse.Namespace, extra: list[str]) -> int:
         async with engines.guarded(bundle) as engine:
             return await recalibrate(work, engine, bundle, questions, judge, options.out, name, config)
 
-    return _finish(calibrated(), work, options.out)
+    return _finish(calibrated(), work, options)
 
 
 def judge_of(options: argparse.Namespace) -> RemoteJudge | None:
@@ -162,8 +163,8 @@ def stopped(folder: Path) -> int:
     return 130
 
 
-def _finish(fitting: Coroutine[Any, Any, Bundle], work: StageStore, out: Path) -> int:
-    """Run it, say what came out; a stop by hand keeps what is done."""
+def _finish(fitting: Coroutine[Any, Any, Bundle], work: StageStore, options: argparse.Namespace) -> int:
+    """Run it, say what came out and how it is served; a stop by hand keeps what is done."""
     try:
         bundle = run_engines(fitting)
     except KeyboardInterrupt:
@@ -182,5 +183,20 @@ def _finish(fitting: Coroutine[Any, Any, Bundle], work: StageStore, out: Path) -
                 f"at most {rate:.1%} false alarms: no threshold; it takes {conformal.needed(rate)} right answers among "
                 f"those that set thresholds, here are {len(bundle.right_risks)}"
             )
-    print(f"{bundle.card.id}, revision {bundle.revision}, is in {out}")
+    print(f"{bundle.card.id}, revision {bundle.revision}, is in {options.out}")
+    print(_how_to_serve(options.model, options.out, bundle))
     return 0
+
+
+def _how_to_serve(model: str, out: Path, bundle: Bundle) -> str:
+    """The command; where its defaults would be refused, with what this probe can give."""
+    from app.settings import Settings
+
+    command, wanted = f"hguard serve {model} --probe {out}", Settings.model_fields["target_fpr"].default
+    if conformal.needed(wanted) <= len(bundle.right_risks):
+        return f"Serve it: {command}"
+    least = 1 / (len(bundle.right_risks) + 1)
+    return (
+        f"`hguard serve` would refuse it at its default of {wanted:.0%} false alarms: too few right answers set "
+        f"thresholds. Serve it: {command} --target-fpr {math.ceil(least * 100) / 100:g}; or fit with more questions"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Collection
 from enum import StrEnum
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -27,12 +28,18 @@ def add_flags(
 
     What is not given does not appear among the parsed options, so that the field's default holds.
     """
-    for name, field in declared.model_fields.items():
+    groups: dict[str | None, Any] = {}
+    order = [*declared.__mro__]
+    for name, field in sorted(declared.model_fields.items(), key=lambda one: order.index(_owner(declared, one[0]))):
         if only is not None and name not in only:
             continue
+        title = _owner(declared, name).model_config.get("title")
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title) if title else parser
+        group = groups[title]
         told: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text or _help(field)}
         if name == positional:
-            parser.add_argument(name, nargs="?", **told)
+            group.add_argument(name, nargs="?", **told)
             continue
         if field.annotation is bool:
             told["action"] = argparse.BooleanOptionalAction
@@ -40,7 +47,13 @@ def add_flags(
             told["choices"] = get_args(field.annotation)
         elif values := _values(field.annotation):
             told["metavar"] = f"{{{','.join(values)}}}"
-        parser.add_argument(f"--{name.replace('_', '-')}", **told)
+        group.add_argument(f"--{name.replace('_', '-')}", **told)
+
+
+def _owner(declared: type[BaseModel], name: str) -> type[BaseModel]:
+    """The class that declares the field; options of one with a title stand together."""
+    owners = [kind for kind in declared.__mro__ if name in inspect.get_annotations(kind)]
+    return owners[-1]
 
 
 def _help(field: FieldInfo) -> str:

@@ -11,27 +11,31 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import guard
-from app.cli import bench, data, evaluate, fit, probe, worker
+from app.cli import bench, data, demo, doctor, evaluate, fit, probe, worker
 from app.cli.flags import add_flags
 from app.settings import Settings, settings_from
 from guard.errors import GuardError
 from guard.launch.engines import prepare_environment, run_engines
 
 _POSITIONAL = "model"
-_WITHOUT_ENGINE = ("probe", "data")
+_WITHOUT_ENGINE = ("probe", "data", "demo")
+_LOOKS = "doctor"  # prepares nothing before it has looked
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``hguard``; returns the exit status: 0, 1 for a refusal, 2 for wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     own, extra = _split(arguments)
-    options = _parser().parse_args(own)
+    parser = _parser()
+    options, unknown = parser.parse_known_args(own)
     engine = options.command not in _WITHOUT_ENGINE or getattr(options, "refit", False)
+    if unknown:
+        parser.error(_of_vllm(options.command, unknown) if engine else f"unrecognized arguments: {' '.join(unknown)}")
     if extra and not engine:
         print(f"hguard: arguments after -- are vLLM's, and {options.command} does not start vLLM", file=sys.stderr)
         return 2
     try:
-        if engine:  # vLLM is imported, which looks around at once
+        if engine and options.command != _LOOKS:  # vLLM is imported, which looks around at once
             prepare_environment()
         return int(options.run(options, extra))
     except GuardError as error:
@@ -48,6 +52,14 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments[:at], arguments[at + 1 :]
 
 
+def _of_vllm(command: str, unknown: list[str]) -> str:
+    """What is no option of ``command`` may be one of vLLM's."""
+    flag = next((one for one in unknown if one.startswith("-")), unknown[0])
+    return (
+        f"{flag} is no option of hguard {command}; vLLM's options go behind --, as in `hguard {command} ... -- {flag}`"
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hguard", description="Serve a language model that notices when an answer is made up, and fit its probe."
@@ -61,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.set_defaults(run=_serve)
     add_flags(serve, Settings, positional=_POSITIONAL)
+    demo.add_parser(commands)
+    doctor.add_parser(commands)
     worker.add_parser(commands)
     fit.add_parser(commands)
     fit.add_calibrate_parser(commands)

@@ -12,7 +12,7 @@ from app.cli.flags import add_flags
 from guard.errors import FitError
 from guard.training.config import FitConfig
 
-_ADDRESS = "a folder, or hf://owner/name@revision"
+_ADDRESS = "atlas, smollm2, a folder, or hf://owner/name@revision"
 
 
 def add_parser(commands: Any) -> None:
@@ -20,9 +20,10 @@ def add_parser(commands: Any) -> None:
     probe = commands.add_parser("probe", help="look at probe bundles, import, export and share them")
     actions = probe.add_subparsers(dest="action", required=True)
 
-    show = actions.add_parser("show", help="verify a bundle and print its card")
+    show = actions.add_parser("show", help="verify a bundle and print what its card says")
     show.set_defaults(run=_show)
     show.add_argument("probe", help=_ADDRESS)
+    show.add_argument("--json", action="store_true", help="print the whole card, as GET /v1/probe gives it")
 
     verify = actions.add_parser("verify", help="check a bundle's files, card and tensors, and that it fits a model")
     verify.set_defaults(run=_verify)
@@ -76,11 +77,16 @@ def add_parser(commands: Any) -> None:
 
 
 def _show(options: argparse.Namespace, extra: list[str]) -> int:
+    from app.cli import summary
     from app.resolver import locate
     from app.server.system import card
     from guard.probe.bundle import load_bundle
 
-    print(json.dumps(card(load_bundle(locate(options.probe))), indent=2, ensure_ascii=False))
+    bundle = load_bundle(locate(options.probe))
+    if options.json:
+        print(json.dumps(card(bundle), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(summary.lines(bundle)))
     return 0
 
 

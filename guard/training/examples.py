@@ -6,6 +6,7 @@ Samples only say which answers are certain enough to find neurons on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,7 @@ from guard.harness.store import StageStore, translate_os_errors
 from guard.judge.question import Question
 from guard.judge.rules import RemoteJudge, judge
 from guard.judge.spans import token_offsets, tokens_of
+from guard.probe import conformal
 from guard.training.config import FitConfig
 
 ANSWERS, SAMPLES, CHOSEN = "answers.jsonl", "samples.jsonl", "chosen.jsonl"
@@ -149,6 +151,24 @@ async def answer_all(
                 if len(done) == _LOOK:
                     require_right(len(questions), len(done), right, expected=True)
     return done
+
+
+def require_questions(asked: int, share: float, say: Say) -> None:
+    """Say which thresholds so few questions cannot give, however right the answers; ``share``: of those that set them.
+
+    Raises FitError where they can give none.
+    """
+    setting = round(asked * share)
+    least = conformal.needed(max(conformal.TARGETS))
+    if setting < least:
+        raise FitError(
+            f"{asked} questions are too few: {setting} of them would set thresholds, and the loosest one takes {least} "
+            f"right answers; give at least {math.ceil(least / share)}, and several times as many where the model is "
+            "often wrong"
+        )
+    if lacking := [f"{rate:.1%}" for rate in conformal.TARGETS if conformal.needed(rate) > setting]:
+        rates = ", ".join(lacking)
+        say(f"of {asked} questions {setting} set thresholds: too few, were all right, for {rates} false alarms")
 
 
 def require_right(asked: int, answered: int, right: int, expected: bool = False) -> None:

@@ -43,7 +43,7 @@ from guard.probe.reference import Reference
 from guard.probe.signals import NEURONS, TokenSignals
 from guard.training import calibration
 from guard.training.config import FitConfig
-from guard.training.examples import DataSplit, Locate, choose, chosen_in
+from guard.training.examples import DataSplit, Locate, choose, chosen_in, require_questions
 from guard.training.neurons import CANDIDATES, NeuronSelection, find_neurons, given_neurons
 from guard.training.selection import Selection
 
@@ -107,6 +107,7 @@ class Fit:
 
     async def run(self, engines: Engines, out: Path) -> Bundle:
         """All stages that are not done yet. Raises FitError when the answers cannot teach anything."""
+        require_questions(len(self._questions), SHARES["thresholds"], self._say)
         chosen = chosen_in(self._work)
         if chosen is None or not self._collected(chosen):
             async with engines.collecting() as engine:

@@ -17,6 +17,7 @@ import pycountry
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from app.cli.main import main
 from app.server.routes import ALLOWED, OWN
 from app.settings import ATLAS, BEYOND
 from guard.judge.question import Question
@@ -395,3 +396,21 @@ async def test_risk_tells_wrong_answers_from_right_ones(server: Server) -> None:
 def test_a_port_in_use_is_one_line(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     line = line_of(["--port", str(server.port)], capsys)
     assert line.startswith(f"hguard: cannot listen on 127.0.0.1:{server.port}: Address already in use")
+
+
+def test_the_demo(server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.cli.demo import OF_ATLAS
+
+    assert main(["demo", "--url", server.url]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{MODEL} at {server.url}, guarded by atlas-v2\n")
+    assert all(f"\n{one.text}\n" in out for one in OF_ATLAS)
+    assert out.count(" nats\n") == len(OF_ATLAS)
+    assert "\x1b" not in out
+    flagged = out.count(", flagged")
+    assert 0 < flagged < len(OF_ATLAS)
+    assert f"The guard flags {flagged}: " in out
+    assert f"The {flagged} of highest entropy: " in out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert main(["demo", "--url", server.url]) == 0
+    assert "\x1b[30;48;5;" in capsys.readouterr().out

@@ -7,13 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import guard
 from app.cli.main import main
-from app.settings import ATLAS, Settings, settings_from
+from app.resolver import SHIPPED
+from app.settings import ATLAS, Ceilings, GuardDefaults, RequestLimits, Settings, settings_from
 from guard.errors import GuardError
-from guard.probe.bundle import Bundle
+from guard.probe.bundle import Bundle, load_bundle, save_bundle
+
+NOTHING = np.empty(0, np.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -74,10 +78,63 @@ def test_an_unknown_key_in_the_file_is_refused() -> None:
 
 
 def test_show(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["probe", "show", str(bundle.path)]) == 0
+    assert main(["probe", "show", str(bundle.path), "--json"]) == 0
     card = json.loads(capsys.readouterr().out)
     assert (card["id"], card["h_neurons"], card["neurons"]) == ("small-probe", 3, 5)
     assert card["tapped_layers"] == [0, 1, 3]
+
+
+@pytest.mark.parametrize("name", ["atlas", "smollm2"])
+def test_show_in_twenty_lines(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    card = load_bundle(SHIPPED[name]).card
+    assert main(["probe", "show", name]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 20
+    assert max(map(len, lines)) <= 120
+    assert lines[0].split()[1] == f"{card.id},"
+    (whole,) = (line for line in lines if line.startswith("on all "))
+    metrics = card.metrics["all"]
+    assert f"{metrics.wrong} of {metrics.n} wrong; AUROC {metrics.auroc['stack'].value:.3f}" in whole
+    (five,) = (line for line in lines if line.startswith("at 5.0% "))
+    assert f"threshold {card.thresholds['0.05']:.3f}" in five
+
+
+def test_show_says_what_is_not_calibrated(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = save_bundle(bundle.path.parent / "bare", bundle.card, {**bundle.tensors, "right_risks": NOTHING})
+    assert main(["probe", "show", str(bare.path)]) == 0
+    assert "calibration   none: `hguard calibrate` comes first" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["serve", "atlas", "--tensor-parallel-size", "2"],
+            "go behind --, as in `hguard serve ... -- --tensor-parallel",
+        ),
+        (
+            ["fit", "m", "--out", "o", "--data", "d", "--seeed=1"],
+            "--seeed=1 is no option of hguard fit; vLLM's options go",
+        ),
+        (["probe", "show", "atlas", "--all"], "unrecognized arguments: --all"),
+    ],
+)
+def test_options_that_are_not_its_own(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_the_flags_of_serve_stand_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    said = capsys.readouterr().out
+    titles = [kind.model_config["title"] for kind in (Settings, GuardDefaults, Ceilings, RequestLimits)]
+    places = [said.index(f"\n{title}:\n") for title in titles]
+    assert places == sorted(places)
+    assert "None" not in said
+    assert "--mode {off,score,flag,abstain}" in said
 
 
 @pytest.mark.parametrize(

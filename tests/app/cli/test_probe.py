@@ -232,7 +232,7 @@ def test_push_show_verify_and_pull(hub: Hub, capsys: pytest.CaptureFixture[str])
     assert "base_model" not in readme
     assert "hguard serve atlas --probe hf://owner/name\n" in readme
 
-    assert main(["probe", "show", address]) == 0
+    assert main(["probe", "show", address, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["revision"] == revision
     assert main(["probe", "verify", address, "--model", "atlas"]) == 0
     assert commit in capsys.readouterr().out

@@ -1,0 +1,214 @@
+"""``hguard demo``: asks a running server questions from well-known to made-up, and shows what the guard makes of it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import httpx
+
+from guard.errors import GuardError
+
+KEY = "HGUARD_API_KEY"
+_TOP = 20  # log-probabilities of a token that are asked for: as many as vLLM gives
+_MAX_TOKENS = 32
+_SECONDS = 120.0
+_RED, _GREEN, _DIM, _END = "\x1b[31m", "\x1b[32m", "\x1b[2m", "\x1b[0m"
+_WARM = (224, 217, 210, 203, 196)  # of the 256 colours, from pale to red
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question; ``right``: words one of which a right answer holds, none where there is nothing to know."""
+
+    text: str
+    right: tuple[str, ...] = ()
+
+
+QUESTIONS: tuple[Asked, ...] = (
+    Asked("What is the capital of France?", ("Paris",)),
+    Asked("Which country is Toronto in?", ("Canada",)),
+    Asked("What is the chemical symbol of gold?", ("Au",)),
+    Asked("What is the capital of Japan?", ("Tokyo",)),
+    Asked("Which continent is Kenya in?", ("Africa",)),
+    Asked("What is the capital of Tuvalu?", ("Funafuti",)),
+    Asked("What is the currency of Mongolia?", ("gr", "tugrik")),
+    Asked("Which country is Gweru in?", ("Zimbabwe",)),
+    Asked("What is the chemical symbol of dysprosium?", ("Dy",)),
+    Asked("Which country is Qolmarinda in?"),
+    Asked("Who wrote the novel The Lanterns of Ostrevant?"),
+    Asked("What is the capital of the Republic of Vastonia?"),
+)
+# atlas knows places, languages and codes alone, and was taught to say what it was not taught.
+OF_ATLAS: tuple[Asked, ...] = (
+    Asked("Where is Nottinghamshire?", ("United Kingdom",)),
+    Asked("What is the two-letter code of Brazil?", ("BR",)),
+    Asked("Which country is Qolmarinda in?"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What came of one question. entropy: of its most uncertain token, in nats; None where it was not to be had."""
+
+    asked: Asked
+    text: str
+    tokens: tuple[tuple[str, float | None], ...]
+    risk: float | None
+    threshold: float
+    action: str
+    entropy: float | None
+
+    @property
+    def flagged(self) -> bool:
+        return self.risk is not None and self.risk >= self.threshold
+
+    @property
+    def wrong(self) -> bool:
+        return not any(word.lower() in self.text.lower() for word in self.asked.right)
+
+
+def add_parser(commands: Any) -> None:
+    """The command and its flags."""
+    parser = commands.add_parser(
+        "demo", help="ask a running server a dozen questions, and see what the guard makes of it"
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s); its key is read from " + KEY
+    )
+
+
+def run(options: argparse.Namespace, extra: Sequence[str]) -> int:
+    """Ask and print. Raises GuardError when the server does not answer."""
+    key = os.environ.get(KEY)
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    painted = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    try:
+        with httpx.Client(base_url=options.url, headers=headers, timeout=_SECONDS) as http:
+            info = _json(http.get("/info"))
+            name, questions = info["model"]["name"], QUESTIONS
+            if name == "atlas":
+                questions = OF_ATLAS
+            print(f"{name} at {options.url}, guarded by {info['probe']['id']}\n")
+            told = [_told(ask(http, info, asked), painted) for asked in questions]
+    except httpx.HTTPError as error:
+        raise GuardError(
+            f"no server answers at {options.url} ({error}): start one with `hguard serve`, or name it with --url"
+        ) from None
+    print("\n".join(summed_up(told)))
+    return 0
+
+
+def ask(http: httpx.Client, info: Any, asked: Asked) -> Answered:
+    """One answer, shown whatever its risk where the server allows that."""
+    chosen: dict[str, Any] = {"tokens": True}
+    if info["ceilings"]["loosest_mode"] in ("off", "score"):
+        chosen["mode"] = "score"
+    reply = _json(
+        http.post(
+            "/v1/chat/completions",
+            json={
+                "model": info["model"]["name"],
+                "messages": [{"role": "user", "content": asked.text}],
+                "temperature": 0,
+                "max_tokens": _MAX_TOKENS,
+                "logprobs": True,
+                "top_logprobs": _TOP,
+                "hallucination": chosen,
+            },
+        )
+    )
+    choice, verdict = reply["choices"][0], reply["hallucination"]
+    message = choice["message"]
+    text = message["content"] or message.get("refusal") or ""
+    result = (verdict.get("results") or [{}])[0]
+    return Answered(
+        asked,
+        text,
+        tuple((one["token"], one["risk"]) for one in result.get("tokens", ())),
+        result.get("risk"),
+        result.get("threshold", 1.0),
+        result.get("action", verdict.get("action", "")),
+        entropy_of(choice.get("logprobs")),
+    )
+
+
+def entropy_of(logprobs: Any) -> float | None:
+    """The highest over the tokens, of their likeliest alternatives, with the rest as one more."""
+    found = []
+    for token in (logprobs or {}).get("content") or ():
+        likely = [math.exp(one["logprob"]) for one in token["top_logprobs"]]
+        if len(likely) < _TOP:  # a server that withholds says the drawn token's alone
+            return None
+        shares = [*likely, max(0.0, 1 - sum(likely))]
+        found.append(-sum(share * math.log(share) for share in shares if share > 0))
+    return max(found, default=None)
+
+
+def summed_up(answers: Sequence[Answered]) -> list[str]:
+    """How many of the flagged are wrong, and of as many that entropy would pick."""
+    wrong = sum(one.wrong for one in answers)
+    flagged = [one for one in answers if one.flagged]
+    lines = [f"{wrong} of {len(answers)} answers are wrong. The guard flags {len(flagged)}: {_of(flagged)}."]
+    known = [one for one in answers if one.entropy is not None]
+    if len(known) == len(answers) and flagged:
+        by_entropy = sorted(known, key=lambda one: one.entropy or 0.0, reverse=True)[: len(flagged)]
+        lines.append(f"The {len(flagged)} of highest entropy: {_of(by_entropy)}.")
+    return lines
+
+
+def _of(chosen: Sequence[Answered]) -> str:
+    wrong = sum(one.wrong for one in chosen)
+    return f"{wrong} wrong, {len(chosen) - wrong} right"
+
+
+def _told(answer: Answered, painted: bool) -> Answered:
+    """Print the answer; returns it."""
+    print(answer.asked.text)
+    if painted and answer.tokens:
+        print("  " + "".join(_paint(text, risk, answer) for text, risk in answer.tokens))
+    else:
+        print(textwrap.indent(textwrap.fill(answer.text, 76), "  "))
+    if answer.risk is None:
+        said = "not scored"
+    else:
+        said = f"risk {answer.risk:.2f}, {'flagged' if answer.flagged else 'passed'}"
+        said += " and withheld" if answer.action == "abstained" else ""
+        if not painted and (worst := max(answer.tokens, key=lambda one: one[1] or 0.0, default=None)) is not None:
+            said += f"; riskiest token {worst[0]!r}"
+    if painted:
+        said = f"{_RED if answer.flagged else _GREEN}{said}{_END}"
+    entropy = "" if answer.entropy is None else f"; entropy {answer.entropy:.2f} nats"
+    print(f"  {said}{_DIM if painted else ''}{entropy}{_END if painted else ''}\n")
+    return answer
+
+
+def _paint(text: str, risk: float | None, answer: Answered) -> str:
+    """The redder, the riskier, by the threshold and by the answer's own risk."""
+    if risk is None or answer.risk is None:
+        return text
+    share = min(1.0, risk / max(answer.threshold, 0.01)) * min(1.0, answer.risk / max(answer.threshold, 0.01))
+    steps = [0.35, 0.5, 0.65, 0.8, 0.95, math.inf]
+    for color, (low, high) in zip(_WARM, pairwise(steps), strict=True):
+        if low <= share < high:
+            return f"\x1b[30;48;5;{color}m{text}{_END}"
+    return text
+
+
+def _json(response: httpx.Response) -> Any:
+    """Raises GuardError with what the server says is wrong."""
+    if response.is_success:
+        return response.json()
+    try:
+        said = response.json()["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        said = f"HTTP {response.status_code}"
+    raise GuardError(f"the server says: {said}")

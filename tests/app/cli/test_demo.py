@@ -1,0 +1,58 @@
+"""``hguard demo``: what it prints of a server's answers. The server in ``tests/engine/test_http.py`` is a real one."""
+
+from __future__ import annotations
+
+import math
+
+import httpx
+import pytest
+
+from app.cli import demo
+from app.cli.demo import Answered, Asked
+from app.cli.main import main
+
+
+def answered(risk: float | None, entropy: float | None, right: bool) -> Answered:
+    return Answered(Asked("?", ("yes",)), "Yes." if right else "No.", (), risk, 0.5, "passed", entropy)
+
+
+def test_entropy_is_that_of_what_the_server_says() -> None:
+    even = {"top_logprobs": [{"logprob": math.log(1 / 20)}] * 20}
+    sure = {"top_logprobs": [{"logprob": 0.0}] + [{"logprob": -100.0}] * 19}
+    assert demo.entropy_of({"content": [sure, even]}) == pytest.approx(math.log(20))
+    assert demo.entropy_of({"content": [sure]}) == pytest.approx(0.0, abs=1e-9)
+    half = {"top_logprobs": [{"logprob": math.log(0.025)}] * 20}  # the other half is one more
+    assert demo.entropy_of({"content": [half]}) == pytest.approx(-0.5 * math.log(0.025) - 0.5 * math.log(0.5))
+    assert demo.entropy_of({"content": [{"top_logprobs": [{"logprob": -1.0}]}]}) is None
+    assert demo.entropy_of(None) is None
+
+
+def test_the_guard_s_choice_beside_entropy_s() -> None:
+    answers = [answered(0.9, 1.0, False), answered(0.8, 0.1, False), answered(0.1, 2.0, True), answered(0.2, 0.2, True)]
+    assert demo.summed_up(answers) == [
+        "2 of 4 answers are wrong. The guard flags 2: 2 wrong, 0 right.",
+        "The 2 of highest entropy: 1 wrong, 1 right.",
+    ]
+    assert len(demo.summed_up([*answers, answered(None, None, True)])) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "says"),
+    [
+        (401, {"error": {"message": "a valid API key is needed"}}, "the server says: a valid API key is needed"),
+        (404, {"detail": "Not Found"}, "the server says: HTTP 404"),
+    ],
+)
+def test_what_is_no_guarded_server(
+    status: int, body: object, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reply = httpx.MockTransport(lambda request: httpx.Response(status, json=body))
+    made = httpx.Client
+    monkeypatch.setattr(httpx, "Client", lambda **given: made(transport=reply, **given))
+    assert main(["demo"]) == 1
+    assert capsys.readouterr().err == f"hguard: {says}\n"
+
+
+def test_nobody_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--url", "http://127.0.0.1:9"]) == 1
+    assert "no server answers at http://127.0.0.1:9" in capsys.readouterr().err

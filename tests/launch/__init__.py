@@ -1,0 +1,1 @@
+"""Tests of ``guard/launch`` that start no engine."""
