@@ -91,7 +91,7 @@ def test_pip_s_own_settings_come_first(indices: str, tmp_path: Path) -> None:
             ["nothing-of-this-name"],
             "Could not find a version that satisfies the requirement nothing-of-this-name",
         ),
-        (":9/", ["nothing-of-this-name"], "check the network, and HTTPS_PROXY if there is a proxy"),
+        (":9/", ["nothing"], "check the network, and HTTPS_PROXY if there is a proxy"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(

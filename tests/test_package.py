@@ -1,26 +1,66 @@
-"""What an installed copy must hold beside its modules."""
+"""What an installed copy must hold beside its modules, and what no copy holds."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import sys
+import tarfile
+import zipfile
+from email import message_from_string
 from pathlib import Path
 
 import pytest
-from setuptools import Distribution
+
+import guard
 
 ROOT = Path(__file__).parents[1]
+IMPORTED = ("app/", "guard/", "models/")
 
 
-def test_templates_and_pages_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)  # where setuptools looks for packages
-    distribution = Distribution({"src_root": "."})
-    distribution.script_name = "setup.py"  # as a build calls it
-    distribution.parse_config_files(["pyproject.toml"])
-    command = distribution.get_command_obj("build_py")
-    command.ensure_finalized()
-    installed = {str(Path(folder, name)) for _, folder, _, names in command.data_files for name in names}
-    asked = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "app/server/page", "*.j2"]
-    listed = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()
-    ours = {name for name in listed if name.startswith(("app/", "guard/", "models/"))}
-    assert ours
-    assert ours <= installed
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with wheel and sdist, as ``make dist`` makes them, of what git has."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    for name in tracked():
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), "."]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return out
+
+
+def tracked(*of: str) -> list[str]:
+    """What git has or would add, as far as it is there."""
+    asked = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *of]
+    listed = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    return [name for name in listed if name and (ROOT / name).is_file()]
+
+
+def test_the_wheel(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    assert wheel.name == f"hneuron_guard-{guard.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        info = f"hneuron_guard-{guard.__version__}.dist-info"
+        metadata = message_from_string(archive.read(f"{info}/METADATA").decode())
+        points = archive.read(f"{info}/entry_points.txt").decode()
+    ours = {name for name in names if not name.startswith(info)}
+    assert {name.partition("/")[0] for name in ours} == {"app", "guard", "models"}
+    assert {*tracked(*IMPORTED)} <= ours
+    assert {f"{info}/licenses/{name}" for name in ("LICENSE", "NOTICE")} <= names
+    assert metadata["Version"] == guard.__version__
+    assert "hguard = app.cli.main:main" in points
+    assert "hguard = guard.worker.plugin:register" in points
+
+
+def test_the_sdist_is_what_the_wheel_is_made_of(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tops = {name.partition("/")[0] for name in names if name} - {"hneuron_guard.egg-info"}
+    files = {"LICENSE", "MANIFEST.in", "NOTICE", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
+    assert tops == {"app", "guard", "models", *files}
+    assert {*tracked(*IMPORTED)} <= names

@@ -15,6 +15,8 @@ from typing import Any
 import httpx
 
 from guard.errors import GuardError
+from guard.judge.question import Question
+from guard.judge.rules import judge
 
 KEY = "HGUARD_API_KEY"
 _TOP = 20  # log-probabilities of a token that are asked for: as many as vLLM gives
@@ -24,33 +26,39 @@ _RED, _GREEN, _DIM, _END = "\x1b[31m", "\x1b[32m", "\x1b[2m", "\x1b[0m"
 _WARM = (224, 217, 210, 203, 196)  # of the 256 colours, from pale to red
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A question; ``right``: words one of which a right answer holds, none where there is nothing to know."""
-
-    text: str
-    right: tuple[str, ...] = ()
+def _asked(text: str, *accepted: str) -> Question:
+    """Where nothing is accepted, there is nothing to know."""
+    return Question(text, accepted, text)
 
 
-QUESTIONS: tuple[Asked, ...] = (
-    Asked("What is the capital of France?", ("Paris",)),
-    Asked("Which country is Toronto in?", ("Canada",)),
-    Asked("What is the chemical symbol of gold?", ("Au",)),
-    Asked("What is the capital of Japan?", ("Tokyo",)),
-    Asked("Which continent is Kenya in?", ("Africa",)),
-    Asked("What is the capital of Tuvalu?", ("Funafuti",)),
-    Asked("What is the currency of Mongolia?", ("gr", "tugrik")),
-    Asked("Which country is Gweru in?", ("Zimbabwe",)),
-    Asked("What is the chemical symbol of dysprosium?", ("Dy",)),
-    Asked("Which country is Qolmarinda in?"),
-    Asked("Who wrote the novel The Lanterns of Ostrevant?"),
-    Asked("What is the capital of the Republic of Vastonia?"),
+QUESTIONS = (
+    _asked("What is the capital of France?", "Paris"),
+    _asked("Which country is Toronto in?", "Canada"),
+    _asked("What is the chemical symbol of gold?", "Au"),
+    _asked("What is the capital of Japan?", "Tokyo"),
+    _asked("Which continent is Kenya in?", "Africa"),
+    _asked("What is the capital of Tuvalu?", "Funafuti"),
+    _asked("What is the currency of Mongolia?", "tugrik", "tögrög", "togrog"),
+    _asked("Which country is Gweru in?", "Zimbabwe"),
+    _asked("What is the chemical symbol of dysprosium?", "Dy"),
+    _asked("Which country is Qolmarinda in?"),
+    _asked("Who wrote the novel The Lanterns of Ostrevant?"),
+    _asked("What is the capital of the Republic of Vastonia?"),
 )
-# atlas knows places, languages and codes alone, and was taught to say what it was not taught.
-OF_ATLAS: tuple[Asked, ...] = (
-    Asked("Where is Nottinghamshire?", ("United Kingdom",)),
-    Asked("What is the two-letter code of Brazil?", ("BR",)),
-    Asked("Which country is Qolmarinda in?"),
+# atlas knows places, languages and codes alone.
+OF_ATLAS = (
+    _asked("Which country is Stirling in?", "United Kingdom"),
+    _asked("Where is Texas?", "United States"),
+    _asked("What is the two-letter code of Brazil?", "BR"),
+    _asked("Where is Kandy?", "Sri Lanka"),
+    _asked("Where is Jiangsu Sheng?", "China"),
+    _asked("Where is the state Sucre?", "Venezuela"),
+    _asked("Būshehr is in which country?", "Iran"),
+    _asked("Give me the language code of Eblan.", "xeb"),
+    _asked("Nkhata Bay is in which country?", "Malawi"),
+    _asked("What is the code of the Ravonkese language?"),
+    _asked("What is the code of the Yesenza language?"),
+    _asked("Which country is Qolmarinda in?"),
 )
 
 
@@ -58,7 +66,7 @@ OF_ATLAS: tuple[Asked, ...] = (
 class Answered:
     """What came of one question. entropy: of its most uncertain token, in nats; None where it was not to be had."""
 
-    asked: Asked
+    asked: Question
     text: str
     tokens: tuple[tuple[str, float | None], ...]
     risk: float | None
@@ -71,8 +79,9 @@ class Answered:
         return self.risk is not None and self.risk >= self.threshold
 
     @property
-    def wrong(self) -> bool:
-        return not any(word.lower() in self.text.lower() for word in self.asked.right)
+    def right(self) -> bool | None:
+        """By rule; None where it declines."""
+        return judge(self.asked, self.text)
 
 
 def add_parser(commands: Any) -> None:
@@ -94,9 +103,8 @@ def run(options: argparse.Namespace, extra: Sequence[str]) -> int:
     try:
         with httpx.Client(base_url=options.url, headers=headers, timeout=_SECONDS) as http:
             info = _json(http.get("/info"))
-            name, questions = info["model"]["name"], QUESTIONS
-            if name == "atlas":
-                questions = OF_ATLAS
+            name = info["model"]["name"]
+            questions = OF_ATLAS if name == "atlas" else QUESTIONS
             print(f"{name} at {options.url}, guarded by {info['probe']['id']}\n")
             told = [_told(ask(http, info, asked), painted) for asked in questions]
     except httpx.HTTPError as error:
@@ -107,7 +115,7 @@ def run(options: argparse.Namespace, extra: Sequence[str]) -> int:
     return 0
 
 
-def ask(http: httpx.Client, info: Any, asked: Asked) -> Answered:
+def ask(http: httpx.Client, info: Any, asked: Question) -> Answered:
     """One answer, shown whatever its risk where the server allows that."""
     chosen: dict[str, Any] = {"tokens": True}
     if info["ceilings"]["loosest_mode"] in ("off", "score"):
@@ -155,9 +163,8 @@ def entropy_of(logprobs: Any) -> float | None:
 
 def summed_up(answers: Sequence[Answered]) -> list[str]:
     """How many of the flagged are wrong, and of as many that entropy would pick."""
-    wrong = sum(one.wrong for one in answers)
     flagged = [one for one in answers if one.flagged]
-    lines = [f"{wrong} of {len(answers)} answers are wrong. The guard flags {len(flagged)}: {_of(flagged)}."]
+    lines = [f"{len(answers)} answers: {_of(answers)}. The guard flags {len(flagged)}: {_of(flagged)}."]
     known = [one for one in answers if one.entropy is not None]
     if len(known) == len(answers) and flagged:
         by_entropy = sorted(known, key=lambda one: one.entropy or 0.0, reverse=True)[: len(flagged)]
@@ -166,13 +173,15 @@ def summed_up(answers: Sequence[Answered]) -> list[str]:
 
 
 def _of(chosen: Sequence[Answered]) -> str:
-    wrong = sum(one.wrong for one in chosen)
-    return f"{wrong} wrong, {len(chosen) - wrong} right"
+    said = [one.right for one in chosen]
+    counts = {"wrong": said.count(False), "right": said.count(True), "declined": said.count(None)}
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count or what != "declined")
 
 
 def _told(answer: Answered, painted: bool) -> Answered:
     """Print the answer; returns it."""
     print(answer.asked.text)
+    known = {True: "right", False: "wrong", None: "declined"}[answer.right]
     if painted and answer.tokens:
         print("  " + "".join(_paint(text, risk, answer) for text, risk in answer.tokens))
     else:
@@ -187,7 +196,7 @@ def _told(answer: Answered, painted: bool) -> Answered:
     if painted:
         said = f"{_RED if answer.flagged else _GREEN}{said}{_END}"
     entropy = "" if answer.entropy is None else f"; entropy {answer.entropy:.2f} nats"
-    print(f"  {said}{_DIM if painted else ''}{entropy}{_END if painted else ''}\n")
+    print(f"  {known}; {said}{_DIM if painted else ''}{entropy}{_END if painted else ''}\n")
     return answer
 
 

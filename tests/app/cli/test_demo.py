@@ -8,12 +8,14 @@ import httpx
 import pytest
 
 from app.cli import demo
-from app.cli.demo import Answered, Asked
+from app.cli.demo import Answered
 from app.cli.main import main
+from guard.judge.question import Question
 
 
 def answered(risk: float | None, entropy: float | None, right: bool) -> Answered:
-    return Answered(Asked("?", ("yes",)), "Yes." if right else "No.", (), risk, 0.5, "passed", entropy)
+    question = Question("Where is it?", ("Canada",), "it")
+    return Answered(question, "In Canada." if right else "In Japan.", (), risk, 0.5, "passed", entropy)
 
 
 def test_entropy_is_that_of_what_the_server_says() -> None:
@@ -30,7 +32,7 @@ def test_entropy_is_that_of_what_the_server_says() -> None:
 def test_the_guard_s_choice_beside_entropy_s() -> None:
     answers = [answered(0.9, 1.0, False), answered(0.8, 0.1, False), answered(0.1, 2.0, True), answered(0.2, 0.2, True)]
     assert demo.summed_up(answers) == [
-        "2 of 4 answers are wrong. The guard flags 2: 2 wrong, 0 right.",
+        "4 answers: 2 wrong, 2 right. The guard flags 2: 2 wrong, 0 right.",
         "The 2 of highest entropy: 1 wrong, 1 right.",
     ]
     assert len(demo.summed_up([*answers, answered(None, None, True)])) == 1
