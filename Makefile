@@ -101,6 +101,9 @@ dist: $(VENV)/.tools ## build wheel and sdist into dist/
 image-test: ## build the CPU image without Docker, start it and ask it a question (root, buildah, debootstrap, crun)
 	$(PYTHON) -m deploy.image
 
+bare-test: ## try `make serve` in a bare Debian (root, buildah, debootstrap; half an hour)
+	$(PYTHON) -m deploy.image.bare
+
 install: $(VENV)/.engine ## install the CPU engine and this project into .venv
 
 $(VENV)/.engine: $(REQUIREMENTS)
@@ -116,4 +119,4 @@ $(VENV)/.tools: $(VENV)/.engine requirements/dev.txt
 	@$(BIN)/python requirements/prometheus.py $(BIN)
 	@touch $@
 
-.PHONY: help serve test test-long check format atlas atlas-report smollm2-report smollm2 benchmarks fuzz soak vllm-tests contract pictures image image-test install dist
+.PHONY: help serve test test-long check format atlas atlas-report smollm2-report smollm2 benchmarks fuzz soak vllm-tests contract pictures image image-test bare-test install dist

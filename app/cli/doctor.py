@@ -27,7 +27,7 @@ from guard.versions import engine_version
 from models.smollm2 import checkpoint as smollm2
 
 _GIB = 2**30
-_PROCESSES = 2.5  # GiB that a server's three processes take besides weights and cache (docs/deployment.md)
+_PROCESSES = 2.5  # GiB that the three processes of a server of atlas take, most of its cache unused
 _WIDTH = 9  # of the longest name
 
 

@@ -57,6 +57,16 @@ class Store:
                 check=True,
             )
 
+    def machine(self, image: str, folders: dict[str, Path]) -> list[str]:
+        """The words before a command that run it in a new container, with ``folders`` and pip's settings."""
+        settings, lent = _pip_settings()
+        (self._work / "pip.conf").write_text(settings, encoding="utf-8")
+        container = self._ask("from", image)
+        seen = {**lent, **folders, "/etc/pip.conf": self._work / "pip.conf"}
+        volumes = [word for target, path in seen.items() for word in ("--volume", f"{path}:{target}")]
+        environment = [f"{name}={self._environment[name]}" for name in ("BUILDAH_ISOLATION", "TMPDIR")]
+        return ["env", *environment, *self._buildah, "run", *volumes, container, "--"]
+
     def mount(self, image: str) -> Path:
         """A folder with the image's files; ``clean`` takes it away."""
         return Path(self._ask("mount", self._ask("from", image)))
