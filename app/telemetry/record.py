@@ -53,9 +53,11 @@ class LogLine:
 
     def observe(self, record: RequestRecord) -> None:
         call = record.call
+        # What vLLM refuses, an unknown model, never reaches the engine.
+        event = "left" if call.left else "answered" if call.choices else "refused"
         verdicts = [call.verdicts[index] for index in sorted(call.verdicts)]
         line = {
-            "event": "left" if call.left else "answered",
+            "event": event,
             "route": record.route,
             "mode": call.policy.mode.value,
             "scale": call.policy.scale,

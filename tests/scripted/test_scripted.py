@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -195,3 +196,14 @@ def test_as_a_server_of_its_own(server: ScriptedServer) -> None:
     assert server.stop(signal.SIGTERM) == 0
     said = [line for line in server.lines if not line.startswith("{")]
     assert [line.split(":")[0] for line in said] == ["hguard", "hguard"], "nothing that looks like a fault"
+
+
+async def test_the_log_tells_what_was_answered_from_what_vllm_refused(
+    http: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, event in (({}, "answered"), ({"model": "another"}, "refused")):
+        with caplog.at_level(logging.INFO, logger="hguard"):
+            caplog.clear()
+            await http.post(CHAT, json=asking("one", **name))
+        (line,) = [json.loads(r.message) for r in caplog.records if r.message.startswith('{"event"')]
+        assert line["event"] == event
