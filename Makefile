@@ -92,6 +92,15 @@ image: ## build the container image with Docker; ENGINE=cpu for machines without
 image-test: ## build the CPU image without Docker, start it and ask it a question (root, buildah, debootstrap, crun)
 	$(PYTHON) -m deploy.image
 
+docs: $(VENV)/.tools ## build the site of the documentation into site/ (REPOSITORY_URL: where links to source files lead)
+	$(BIN)/python requirements/install.py requirements/docs.txt
+	mkdir -p build
+	$(BIN)/python -m tests.scripted.openapi build/openapi.json
+	$(BIN)/python -m mkdocs build --strict
+	$(BIN)/python -m deploy.docs.check site
+
+.PHONY: docs
+
 install: $(VENV)/.engine ## install the CPU engine and this project into .venv
 
 $(VENV)/.engine: $(REQUIREMENTS)
