@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+import guard
 from tests.documents import ROOT
 
 GITHUB = ROOT / ".github"
@@ -63,7 +64,7 @@ def test_names_within_a_workflow_exist(workflow: Path) -> None:
         text = yaml.safe_dump(job)
         assert set(re.findall(r"\bsteps\.(\w+)\.", text)) <= {step.get("id") for step in job.get("steps", [])}, name
         assert set(re.findall(r"\bmatrix\.(\w+)", text)) <= set(job.get("strategy", {}).get("matrix", {})), name
-        assert set(re.findall(r"\$\{\{\s*(\w+)\.", text)) <= {"github", "matrix", "secrets", "steps"}, name
+        assert set(re.findall(r"\$\{\{\s*(\w+)\.", text)) <= {"github", "matrix", "needs", "secrets", "steps"}, name
 
 
 @every_workflow
@@ -131,6 +132,6 @@ def test_security_names_no_address() -> None:
 def test_what_is_cited_is_this_version() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    assert (cited["version"], cited["license"]) == (guard.__version__, project["license"])
     assert (cited["title"], cited["abstract"]) == (project["name"], project["description"])
     assert cited["references"][0]["title"] in " ".join((ROOT / "NOTICE").read_text().split())
