@@ -86,6 +86,15 @@ vllm-tests: $(VENV)/.tools ## run vLLM's own tests of its API against plain vLLM
 contract: $(VENV)/.tools ## run real clients against the server and write what they see into docs/api.md
 	$(BIN)/python -m tests.contract.matrix
 
+docs: $(VENV)/.tools ## build the site of the documentation into site/ (REPOSITORY_URL: where links to source files lead)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt -c requirements/lock.txt
+	mkdir -p build
+	$(BIN)/python -m tests.scripted.openapi build/openapi.json
+	$(BIN)/python -m mkdocs build --strict
+	$(BIN)/python -m deploy.docs.check site
+
+.PHONY: docs
+
 pictures: $(VENV)/.tools ## take docs/page.png anew; needs Chromium
 	$(BIN)/python -m tests.pictures
 

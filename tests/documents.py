@@ -12,7 +12,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
     [
-        *(ROOT / name for name in ("README.md", "CHANGELOG.md", "bench/gpu/README.md", "models/atlas/README.md")),
+        *(
+            ROOT / name
+            for name in (
+                "README.md",
+                "CHANGELOG.md",
+                "CONTRIBUTING.md",
+                "SECURITY.md",
+                "bench/gpu/README.md",
+                "models/atlas/README.md",
+            )
+        ),
         *(ROOT / "docs").glob("*.md"),
         *(ROOT / "deploy").rglob("README.md"),
     ]

@@ -45,6 +45,18 @@ def test_structure_names_files_that_exist() -> None:
         assert (ROOT / named).is_file() if "/" in named else named in names, f"there is no {named}"
 
 
+def test_contributing_names_what_exists() -> None:
+    """Files by their paths; names of the code as they stand in the files that it names."""
+    spans = set(re.findall(r"`([^`\n]+)`", prose_of(ROOT / "CONTRIBUTING.md")))
+    paths = {span for span in spans if re.fullmatch(r"[\w.-]+(/[\w.-]+)+|\w+\.(md|cff|toml)|Dockerfile", span)}
+    assert len(paths) > 30
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+    code = "\n".join((ROOT / path).read_text() for path in paths if path.endswith(".py"))
+    names = {span for span in spans if re.fullmatch(r"[A-Z]\w+(\.\w+)?|[a-z]+_\w+", span)} - {"Dockerfile"}
+    assert len(names) > 20
+    assert [name for name in sorted(names) if not re.search(rf"\b{name.rpartition('.')[2]}\b", code)] == []
+
+
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_room_is_crowded(package: Path) -> None:
     assert len([path for path in package.glob("*.py") if path.name != "__init__.py"]) <= CROWDED

@@ -45,6 +45,7 @@ OTHERS = {
     "kubectl",
     "openssl",
     "promtool",
+    "pre-commit",
     "ray",
     "serve",
     "sleep",
