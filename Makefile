@@ -104,6 +104,7 @@ $(VENV)/.engine: $(REQUIREMENTS)
 
 $(VENV)/.tools: $(VENV)/.engine requirements/dev.txt
 	$(BIN)/python requirements/install.py requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps instructor==1.17.0
 	$(BIN)/python requirements/prometheus.py $(BIN)
 	@touch $@
 
