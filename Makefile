@@ -125,6 +125,7 @@ $(VENV)/.engine: $(REQUIREMENTS)
 
 $(VENV)/.tools: $(VENV)/.engine requirements/dev.txt
 	@$(INSTALL) "tools and tests" -r requirements/dev.txt
+	@$(INSTALL) "instructor" --no-deps instructor==1.17.0
 	@$(BIN)/python requirements/prometheus.py $(BIN)
 	@touch $@
 

@@ -23,6 +23,7 @@ JSON = '{"place": "Kandy"}'
 TOOL_CALL = '<tool_call>\n{"name": "locate", "arguments": {"place": "Kandy"}}\n</tool_call>'
 # Further words of a question, and what is answered then.
 TEXTS = {"json": JSON, "hermes": TOOL_CALL}
+TOKENS = {"": 8, "json": 15, "hermes": 55}  # how many each is, with the end; without such a word it is TEXT
 PARSERS = Path(__file__).with_name("reasoning.py")
 TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 # "?" and "!" are tokens of atlas that no other script of these tests holds: what lies between them is thinking.
@@ -30,9 +31,12 @@ REASONING = ("--reasoning-parser-plugin", str(PARSERS), "--reasoning-parser", "m
 
 
 def choose(asked: Asked) -> Script:
-    """By the words of ``tests.scripted.script``, and those of TEXTS."""
-    script = by_words()(asked)
-    words = asked.text.lower()
+    """By the words of ``tests.scripted.script``, and those of TEXTS.
+
+    A request's id may have them, too: it stays what it is when a client asks again in other words.
+    """
+    words = f"{asked.text} {asked.request_id}".lower()
+    script = by_words()(replace(asked, text=words))
     for word, text in TEXTS.items():
         if word in words:
             script = replace(script, text=text)

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tests.contract.outcomes import (
+    ABSTAINED,
     DEATH,
     FLAGGED,
     INVALID,
@@ -44,9 +45,10 @@ See = Callable[[Caller, Outcome, bool], Seen]
 
 
 def callers() -> list[Caller]:
-    from tests.contract.callers import anthropic, langchain, litellm, openai, pydantic_ai
+    from tests.contract.callers import anthropic, instructor, langchain, litellm, openai, openai_agents, pydantic_ai
 
-    return [*openai.CALLERS, *langchain.CALLERS, *litellm.CALLERS, *pydantic_ai.CALLERS, *anthropic.CALLERS]
+    modules = (openai, openai_agents, langchain, litellm, pydantic_ai, instructor, anthropic)
+    return [caller for module in modules for caller in module.CALLERS]
 
 
 def table(see: See) -> str:
@@ -63,7 +65,9 @@ def table(see: See) -> str:
 def _row(see: See, caller: Caller, stream: bool) -> list[str]:
     seen = {outcome: see(caller, outcome, stream) for outcomes in COLUMNS.values() for outcome in outcomes}
     verdicts = list(dict.fromkeys(one.where for one in seen.values() if one.where))
-    cells = {name: "; or ".join(_facts(seen[one], bool(verdicts)) for one in many) for name, many in COLUMNS.items()}
+    cells = {
+        name: "; or ".join(_facts(seen[one], one, bool(verdicts)) for one in many) for name, many in COLUMNS.items()
+    }
     cells = {name: _once(cell) for name, cell in cells.items()}
     for name in list(COLUMNS)[1:]:
         if cells[name] == cells["pass"]:
@@ -72,14 +76,16 @@ def _row(see: See, caller: Caller, stream: bool) -> list[str]:
     return [f"`{caller.client}`", call, *cells.values(), " or ".join(verdicts) or "dropped by the client"]
 
 
-def _facts(seen: Seen, elsewhere: bool) -> str:
-    """How an answer ended; whether the verdict is missing that other answers have."""
-    told = "; ".join(seen.facts)
+def _facts(seen: Seen, outcome: Outcome, elsewhere: bool) -> str:
+    """How an answer ended; how often it was asked for; whether the verdict is missing that other answers have."""
+    told = [*seen.facts]
     if seen.error is not None:
-        told = f"raises `{type(seen.error).__name__}`"
-        if elsewhere and seen.verdict is None and type(seen.error).__name__ == "ContentFilterFinishReasonError":
-            told += ", without the verdict"
-    return told
+        told = [f"raises `{type(seen.error).__name__}`"]
+        if elsewhere and seen.verdict is None and outcome in ABSTAINED:
+            told[0] += ", without the verdict"
+    if seen.asked > 1:
+        told.append(f"asks {seen.asked} times")
+    return "; ".join(told)
 
 
 def _once(cell: str) -> str:

@@ -116,13 +116,15 @@ class Ask:
 
 @dataclass(frozen=True, eq=False)
 class Caller:
-    """One way to call one client. ``structured``: it wants JSON for an answer."""
+    """One way to call one client. structured: the word of TEXTS for what it wants instead of prose. asks: how often it
+    asks, where that is not once."""
 
     client: str
     call: str
     make: Callable[[Ask, bool, Seen], None]
     streams: tuple[bool, ...] = (False, True)
-    structured: bool = False
+    structured: str = ""
+    asks: dict[Outcome, int] = field(default_factory=dict)
 
 
 def observe(house: House, caller: Caller, outcome: Outcome, stream: bool) -> Seen:
@@ -134,7 +136,7 @@ def observe(house: House, caller: Caller, outcome: Outcome, stream: bool) -> See
 
 
 def _observe(house: House, caller: Caller, outcome: Outcome, stream: bool, retries: int | None = None) -> Seen:
-    question = outcome.question + (" As json." if caller.structured else "")
+    question = outcome.question + (f" As {caller.structured}." if caller.structured else "")
     seen, before = Seen(), house.asked
     try:
         caller.make(Ask(house.url, outcome, question, retries), stream, seen)

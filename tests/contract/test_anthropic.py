@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import anthropic
-
 from tests.contract.callers.anthropic import CALLERS
 from tests.contract.checks import EVERY_OUTCOME, check, every_call
 from tests.contract.conftest import Observed
@@ -46,6 +44,8 @@ def test_how_it_ends(observed: Observed, caller: Caller, stream: bool) -> None:
 
 @every_call(CALLERS)
 def test_errors(observed: Observed, caller: Caller, stream: bool) -> None:
+    import anthropic
+
     invalid: Any = observed(caller, INVALID, stream).error
     assert isinstance(invalid, anthropic.BadRequestError)
     assert invalid.body["error"]["param"] == "hallucination.mode"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import openai
 import pytest
 
 from tests.contract.callers.openai import client
@@ -209,6 +208,8 @@ def test_structured_outputs(chat: Any, stream: bool) -> None:
 
 def test_a_refusal_is_not_tried_again_where_an_error_is(house: House) -> None:
     """So that what is counted elsewhere counts: this client does try again."""
+    import openai
+
     with openai.OpenAI(base_url=f"{house.url}/v1", api_key=KEY, max_retries=1) as own:
         before = house.asked
         with pytest.raises(openai.InternalServerError):

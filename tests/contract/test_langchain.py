@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import openai
 import pytest
 
 from tests.contract.callers.langchain import CALLERS, model
@@ -52,6 +51,8 @@ def test_how_it_ends(observed: Observed, caller: Caller, stream: bool, passed: s
 
 @every_call(CALLERS)
 def test_errors(observed: Observed, caller: Caller, stream: bool) -> None:
+    import openai
+
     assert isinstance(observed(caller, INVALID, stream).error, openai.BadRequestError)
     assert isinstance(observed(caller, STRANGER, stream).error, openai.AuthenticationError)
     died = observed(caller, DEATH, stream).error

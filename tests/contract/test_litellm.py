@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.callers.litellm import CALLERS, litellm
+from tests.contract.callers.litellm import CALLERS, library
 from tests.contract.checks import EVERY_OUTCOME, check, every_call
 from tests.contract.conftest import Observed
 from tests.contract.house import KEY, MODEL, House
@@ -41,6 +41,7 @@ def test_how_it_ends(observed: Observed, caller: Caller, stream: bool) -> None:
 
 @every_call(CALLERS)
 def test_errors(observed: Observed, caller: Caller, stream: bool) -> None:
+    litellm = library()
     assert isinstance(observed(caller, INVALID, stream).error, litellm.BadRequestError)
     assert isinstance(observed(caller, STRANGER, stream).error, litellm.AuthenticationError)
     died = observed(caller, DEATH, stream).error
@@ -49,7 +50,7 @@ def test_errors(observed: Observed, caller: Caller, stream: bool) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_risk_of_tokens_survives(house: House, stream: bool) -> None:
-    reply: Any = litellm.completion(
+    reply: Any = library().completion(
         model=f"openai/{MODEL}",
         api_base=f"{house.url}/v1",
         api_key=KEY,

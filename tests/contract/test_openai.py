@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import openai
 import pydantic
 import pytest
 
@@ -67,6 +66,8 @@ def test_how_it_ends(observed: Observed, caller: Caller, stream: bool, passed: l
 
 @pytest.mark.parametrize(("caller", "stream"), [(HELPER, True), (PARSE, False)])
 def test_structured_calls_raise(observed: Observed, caller: Caller, stream: bool) -> None:
+    import openai
+
     for outcome in (REFUSED, WITHHELD):
         assert isinstance(observed(caller, outcome, stream).error, openai.ContentFilterFinishReasonError)
 
@@ -78,6 +79,8 @@ def test_a_message_is_no_structure(observed: Observed) -> None:
 
 @every_call(CALLERS)
 def test_errors(observed: Observed, caller: Caller, stream: bool) -> None:
+    import openai
+
     invalid: Any = observed(caller, INVALID, stream).error
     assert isinstance(invalid, openai.BadRequestError)
     assert (invalid.param, invalid.type, str(invalid.code)) == ("hallucination.mode", "BadRequestError", "400")

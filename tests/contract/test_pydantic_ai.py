@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pydantic_ai import exceptions
-
 from tests.contract.callers.pydantic_ai import CALLERS
 from tests.contract.checks import EVERY_OUTCOME, check, every_call
 from tests.contract.conftest import Observed
@@ -21,6 +19,8 @@ def test_every_outcome(observed: Observed, caller: Caller, outcome: Outcome, str
 
 @every_call(CALLERS)
 def test_how_it_ends(observed: Observed, caller: Caller, stream: bool) -> None:
+    from pydantic_ai import exceptions
+
     for outcome in (*ANSWERED, REPLACED):
         assert observed(caller, outcome, stream).facts == ["`response.finish_reason` stop"]
     for outcome in (REFUSED, WITHHELD):
@@ -31,6 +31,8 @@ def test_how_it_ends(observed: Observed, caller: Caller, stream: bool) -> None:
 
 @every_call(CALLERS)
 def test_errors(observed: Observed, caller: Caller, stream: bool) -> None:
+    from pydantic_ai import exceptions
+
     invalid = observed(caller, INVALID, stream).error
     assert isinstance(invalid, exceptions.ModelHTTPError)
     assert invalid.status_code == 400

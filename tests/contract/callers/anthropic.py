@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
-
-import anthropic
+from typing import TYPE_CHECKING, Any
 
 from tests.contract.house import MODEL
 from tests.contract.outcomes import Ask, Caller, Seen
 
+if TYPE_CHECKING:
+    import anthropic
+
 
 @cache
 def client(url: str, key: str, retries: int | None = None) -> anthropic.Anthropic:
+    import anthropic
+
     more = {} if retries is None else {"max_retries": retries}
     return anthropic.Anthropic(base_url=url, api_key=key, timeout=30, **more)
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
-
-from langchain_openai import ChatOpenAI
+from typing import TYPE_CHECKING, Any
 
 from tests.contract.house import MODEL
 from tests.contract.outcomes import Ask, Caller, Seen
 
+if TYPE_CHECKING:
+    from langchain_openai import ChatOpenAI
+
 
 @cache
 def model(url: str, key: str, retries: int | None, responses: bool) -> ChatOpenAI:
+    from langchain_openai import ChatOpenAI
+
     more: dict[str, Any] = {} if retries is None else {"max_retries": retries}
     return ChatOpenAI(
         model=MODEL,

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
-
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # read at import, which would ask the net for prices
-
-import litellm
+from functools import cache
+from typing import Any
 
 from tests.contract.house import MODEL
 from tests.contract.outcomes import Ask, Caller, Seen
 
-litellm.suppress_debug_info = True
-litellm.telemetry = False
+
+@cache
+def library() -> Any:
+    """``litellm``, which takes seconds to import, kept from the net."""
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # read at import, which would ask the net for prices
+    import litellm
+
+    litellm.suppress_debug_info = True
+    litellm.telemetry = False
+    return litellm
 
 
 def completion(ask: Ask, stream: bool, seen: Seen) -> None:
-    reply = litellm.completion(
+    reply = library().completion(
         model=f"openai/{MODEL}",
         api_base=f"{ask.url}/v1",
         api_key=ask.outcome.key,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 from pydantic import BaseModel
 
 from tests.contract.house import MODEL
 from tests.contract.outcomes import Ask, Caller, Seen
+
+if TYPE_CHECKING:
+    import openai
 
 IN_EXTRA, IN_CHUNK = "`model_extra`", "`model_extra` of the last chunk"
 
@@ -20,6 +22,8 @@ class Place(BaseModel):
 
 @cache
 def client(url: str, key: str, retries: int | None = None) -> openai.OpenAI:
+    import openai
+
     more = {} if retries is None else {"max_retries": retries}
     return openai.OpenAI(base_url=f"{url}/v1", api_key=key, timeout=30, **more)
 
@@ -158,7 +162,7 @@ def _response(reply: Any, seen: Seen) -> None:
 CALLERS = [
     Caller("openai", "chat.completions.create", chat),
     Caller("openai", "chat.completions.stream", chat_stream, (True,)),
-    Caller("openai", "chat.completions.parse", chat_parse, (False,), structured=True),
+    Caller("openai", "chat.completions.parse", chat_parse, (False,), structured="json"),
     Caller("openai", "completions.create", completions),
     Caller("openai", "responses.create", responses),
     Caller("openai", "responses.stream", responses_stream, (True,)),

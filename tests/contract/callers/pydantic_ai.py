@@ -4,37 +4,44 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
-
-import anthropic
-import openai
-from pydantic_ai import Agent
-from pydantic_ai.models import Model
-from pydantic_ai.models.anthropic import AnthropicModel
-from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
-from pydantic_ai.providers.anthropic import AnthropicProvider
-from pydantic_ai.providers.openai import OpenAIProvider
+from typing import TYPE_CHECKING, Any
 
 from tests.contract.house import MODEL
 from tests.contract.outcomes import Ask, Caller, Seen
 
+if TYPE_CHECKING:
+    import openai
+    from pydantic_ai.models import Model
+
 
 def _openai(ask: Ask) -> openai.AsyncOpenAI:
+    import openai
+
     return openai.AsyncOpenAI(base_url=f"{ask.url}/v1", api_key=ask.outcome.key, timeout=30, **ask.patience)
 
 
 def chat(ask: Ask, stream: bool, seen: Seen) -> None:
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
     _over(
         _openai(ask), lambda own: OpenAIChatModel(MODEL, provider=OpenAIProvider(openai_client=own)), ask, stream, seen
     )
 
 
 def responses(ask: Ask, stream: bool, seen: Seen) -> None:
+    from pydantic_ai.models.openai import OpenAIResponsesModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
     own = _openai(ask)
     _over(own, lambda own: OpenAIResponsesModel(MODEL, provider=OpenAIProvider(openai_client=own)), ask, stream, seen)
 
 
 def messages(ask: Ask, stream: bool, seen: Seen) -> None:
+    import anthropic
+    from pydantic_ai.models.anthropic import AnthropicModel
+    from pydantic_ai.providers.anthropic import AnthropicProvider
+
     own = anthropic.AsyncAnthropic(base_url=ask.url, api_key=ask.outcome.key, timeout=30, **ask.patience)
     _over(own, lambda own: AnthropicModel(MODEL, provider=AnthropicProvider(anthropic_client=own)), ask, stream, seen)
 
@@ -49,6 +56,8 @@ def _over(client: Any, model: Callable[[Any], Model], ask: Ask, stream: bool, se
 
 
 async def _run(model: Model, ask: Ask, stream: bool, seen: Seen) -> None:
+    from pydantic_ai import Agent
+
     agent = Agent(model)
     settings: Any = {"extra_body": ask.body, "max_tokens": 64}
     if stream:
