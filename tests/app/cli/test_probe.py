@@ -260,3 +260,13 @@ def test_what_the_hub_refuses(hub: Hub, capsys: pytest.CaptureFixture[str], monk
     refused(["probe", "verify", "hf://owner/name"], "there is no such repository", capsys)
     monkeypatch.delenv("HF_TOKEN")
     refused(["probe", "push", PROBE, "hf://owner/name"], "run `hf auth login` or set HF_TOKEN", capsys)
+
+
+@pytest.mark.usefixtures("imported")
+def test_a_bundle_is_not_written_over(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    before = Path("imported/probe.json").read_bytes()
+    again = ["probe", "import", "list.csv", "atlas", "--out", "imported"]
+    refused(again, "imported holds a bundle already: give another --out, or remove that one", capsys)
+    assert main(["probe", "push", PROBE, "hf://owner/name"]) == 0
+    refused(["probe", "pull", "hf://owner/name", "--out", "imported"], "imported holds a bundle already", capsys)
+    assert Path("imported/probe.json").read_bytes() == before
