@@ -3,6 +3,7 @@
 ChatOpenAI drops the verdict. What reaches a program is how the answer ended, and each token's risk in ``logprobs``.
 
 HGUARD_URL: the server (default: http://127.0.0.1:8000). HGUARD_API_KEY: a key, where the server wants one.
+HGUARD_MODEL: what it serves (default: atlas).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pydantic import SecretStr
 
 URL = os.environ.get("HGUARD_URL", "http://127.0.0.1:8000")
 model = ChatOpenAI(
-    model="atlas",
+    model=os.environ.get("HGUARD_MODEL", "atlas"),
     base_url=f"{URL}/v1",
     api_key=SecretStr(os.environ.get("HGUARD_API_KEY", "unused")),
     temperature=0,

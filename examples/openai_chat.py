@@ -1,6 +1,7 @@
 """A score, an abstention, a stream with token risks and the risk of a given text, with OpenAI's client.
 
 HGUARD_URL: the server (default: http://127.0.0.1:8000). HGUARD_API_KEY: a key, where the server wants one.
+HGUARD_MODEL: what it serves (default: atlas).
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from typing import Any
 from openai import OpenAI
 
 URL = os.environ.get("HGUARD_URL", "http://127.0.0.1:8000")
+MODEL = os.environ.get("HGUARD_MODEL", "atlas")
 client = OpenAI(base_url=f"{URL}/v1", api_key=os.environ.get("HGUARD_API_KEY", "unused"))
 
 
 def ask(question: str, **options: Any) -> None:
     """Print the answer, or that it was withheld, and its risk. ``options``: the ``hallucination`` object."""
     reply = client.chat.completions.create(
-        model="atlas",
+        model=MODEL,
         messages=[{"role": "user", "content": question}],
         temperature=0,
         extra_body={"hallucination": options},
@@ -38,7 +40,7 @@ def ask(question: str, **options: Any) -> None:
 def stream(question: str) -> None:
     """Print each token with its risk as it comes."""
     chunks = client.chat.completions.create(
-        model="atlas",
+        model=MODEL,
         messages=[{"role": "user", "content": question}],
         temperature=0,
         logprobs=True,
@@ -51,13 +53,15 @@ def stream(question: str) -> None:
                 risk = (token.model_extra or {})["risk"]
                 if risk is not None:  # the token that ends the answer has none
                     print(f"  {risk:5.3f}  {token.token!r}")
+            if choice.finish_reason == "content_filter":
+                print("  withheld")
 
 
 def risk_of(question: str, answer: str) -> None:
     """Print the risk of an answer that somebody else gave."""
     scored: Any = client.post(
         "/risk",
-        body={"model": "atlas", "messages": [{"role": "user", "content": question}], "response": answer},
+        body={"model": MODEL, "messages": [{"role": "user", "content": question}], "response": answer},
         cast_to=object,
     )
     print(f"{question}\n  {answer}\n  risk {scored['hallucination']['results'][0]['risk']:.3f}")

@@ -2,7 +2,7 @@
 # # Which words of an answer are made up?
 # Ask atlas several questions with the risk of each token, and colour the tokens. Run it as a script, or cell by cell in
 # an editor that knows `# %%`. HGUARD_URL: the server (default: http://127.0.0.1:8000). HGUARD_API_KEY: a key, where the
-# server wants one. The picture goes to token_risk.png.
+# server wants one. HGUARD_MODEL: what it serves (default: atlas). The picture goes to token_risk.png.
 
 # %%
 from __future__ import annotations
@@ -17,6 +17,7 @@ from matplotlib.colors import Normalize
 
 URL = os.environ.get("HGUARD_URL", "http://127.0.0.1:8000")
 KEY = os.environ.get("HGUARD_API_KEY")
+MODEL = os.environ.get("HGUARD_MODEL", "atlas")
 QUESTIONS = [
     "Where is Nottinghamshire?",
     "What is the two-letter code of Brazil?",
@@ -32,19 +33,19 @@ server = httpx.Client(base_url=URL, headers={"authorization": f"Bearer {KEY}"} i
 
 
 def answered(question: str) -> dict[str, Any]:
-    """The verdict on what the model answers."""
+    """The verdict on what the model answers; a server that withholds tells no tokens of what it withheld."""
     body = {
-        "model": "atlas",
+        "model": MODEL,
         "messages": [{"role": "user", "content": question}],
         "temperature": 0,
-        "hallucination": {"mode": "score", "tokens": True},
+        "hallucination": {"tokens": True},
     }
     return verdict(server.post("/v1/chat/completions", json=body))
 
 
 def given(question: str, answer: str) -> dict[str, Any]:
     """The verdict on an answer that somebody else gave."""
-    body = {"model": "atlas", "messages": [{"role": "user", "content": question}], "response": answer}
+    body = {"model": MODEL, "messages": [{"role": "user", "content": question}], "response": answer}
     return verdict(server.post("/risk", json=body))
 
 
@@ -65,7 +66,7 @@ axes.axis("off")
 for row, (question, result) in enumerate(rows):
     axes.text(0, row - 0.33, question, fontsize=9, color="dimgray")
     before: Any = axes.text(0, row + 0.12, "", fontsize=13)
-    for token in result["tokens"]:
+    for token in result.get("tokens", [{"token": "(withheld)", "risk": None}]):
         risk = token["risk"]
         box = {"boxstyle": "square,pad=0", "linewidth": 0}
         box["facecolor"] = "white" if risk is None else colours.to_rgba(risk)

@@ -69,6 +69,13 @@ def server() -> Iterator[ScriptedServer]:
     running.stop()
 
 
+@pytest.fixture(scope="module")
+def strict() -> Iterator[ScriptedServer]:
+    running = ForkedScriptedServer(["--mode", "abstain"])
+    yield running
+    running.stop()
+
+
 @pytest.fixture(autouse=True)
 def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder to write to, with the key file that users make."""
@@ -277,6 +284,12 @@ def test_the_notebook_is_made_of_cells() -> None:
     assert len(cells) >= 4
     for cell in cells:
         ast.parse(cell)
+
+
+@pytest.mark.parametrize("name", ["openai_chat.py", "plot_token_risk.py"])
+def test_examples_on_a_server_that_withholds(name: str, strict: ScriptedServer, tmp_path: Path) -> None:
+    """The others ask for a mode of their own, or print what they get."""
+    test_examples(ROOT / "examples" / name, strict, tmp_path)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
