@@ -72,6 +72,7 @@ def server() -> Iterator[ScriptedServer]:
 def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder to write to, with the key file that users make."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # read at import, which would ask the net for prices
     (tmp_path / "deploy").mkdir()
     (tmp_path / "deploy/api_keys").write_text("a-key\n")
 

@@ -19,14 +19,11 @@ HARMLESS = frozenset(
         "/version",
         "/metrics",
         "/openapi.json",
-        "/docs",
-        "/docs/oauth2-redirect",
-        "/redoc",
     }
 )
 ALLOWED = GUARDED | HARMLESS
 # Our own, beside them.
-OWN = frozenset({"/", "/live", "/ready", "/risk", "/v1/risk", "/v1/probe", "/v1/models/{model}", "/info"})
+OWN = frozenset({"/", "/docs", "/live", "/ready", "/risk", "/v1/risk", "/v1/probe", "/v1/models/{model}", "/info"})
 
 
 def close_unguarded(app: FastAPI) -> list[str]:
