@@ -20,7 +20,8 @@ async def take(address: str) -> bytes:
     with tempfile.TemporaryDirectory() as profile:
         async with opened(f"{address}/?{query}", Path(profile)) as page:
             await page.until(f"document.querySelectorAll('article:not([aria-busy])').length === {len(ASKED)}")
-            return await page.picture()
+            await page.run("document.body.style.overflow = 'hidden'")  # no scroll bar
+            return await page.picture(height=780)
 
 
 def main() -> None:
