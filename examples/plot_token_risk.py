@@ -2,7 +2,8 @@
 # # Which words of an answer are made up?
 # Ask atlas several questions with the risk of each token, and colour the tokens. Run it as a script, or cell by cell in
 # an editor that knows `# %%`. HGUARD_URL: the server (default: http://127.0.0.1:8000). HGUARD_API_KEY: a key, where the
-# server wants one. The picture goes to token_risk.png.
+# server wants one; it must allow mode `score`, as it does unless its operator is stricter. The picture goes to
+# token_risk.png.
 
 # %%
 from __future__ import annotations

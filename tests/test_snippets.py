@@ -271,6 +271,24 @@ def test_examples(example: Path, server: ScriptedServer, tmp_path: Path) -> None
     assert "Sri Lanka" in done.stdout or (tmp_path / "token_risk.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.fixture(scope="module")
+def withholding() -> Iterator[ScriptedServer]:
+    """A server that withholds everything, unless it is asked otherwise."""
+    running = ForkedScriptedServer(["--mode", "abstain", "--threshold", "0", "--max-threshold", "1"])
+    yield running
+    running.stop()
+
+
+@pytest.mark.parametrize(("program", "example"), [("bash", "curl.sh"), (sys.executable, "openai_chat.py")])
+def test_examples_say_what_a_server_withholds(program: str, example: str, withholding: ScriptedServer) -> None:
+    environment = {**os.environ, "HGUARD_URL": withholding.url}
+    command = [program, str(ROOT / "examples" / example)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("I am not certain enough") == (2 if example == "curl.sh" else 3)
+    assert "Sri Lanka" in done.stdout, "where a request asks for another threshold"
+
+
 def test_the_notebook_is_made_of_cells() -> None:
     text = (ROOT / "examples/plot_token_risk.py").read_text()
     cells = re.split(r"^# %%.*\n", text, flags=re.MULTILINE)[1:]

@@ -29,9 +29,9 @@ OWN = frozenset({"/", "/docs", "/live", "/ready", "/risk", "/v1/risk", "/v1/prob
 def close_unguarded(app: FastAPI) -> list[str]:
     """Remove every route of vLLM's that may generate, known or not; returns the paths that are closed by that.
 
-    The others of them get a guarded route.
+    The others of them get a route of ours.
     """
     removed = [route for route in app.router.routes if getattr(route, "path", None) not in HARMLESS]
     for route in removed:
         app.router.routes.remove(route)
-    return sorted({str(getattr(route, "path", route)) for route in removed} - GUARDED)
+    return sorted({str(getattr(route, "path", route)) for route in removed} - GUARDED - OWN)

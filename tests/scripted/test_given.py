@@ -1,4 +1,4 @@
-"""``/risk`` on a server that withholds: a text that its sender has is marked, and neither withheld nor let pass."""
+"""``/risk`` on a server that withholds: a given text is marked, neither withheld nor let pass. And what is kept back."""
 
 from __future__ import annotations
 
@@ -46,6 +46,11 @@ async def test_what_has_no_score_is_marked_where_the_guard_fails_closed() -> Non
         assert 'hguard_requests_total{model="atlas",outcome="not_scored"} 1.0' in metrics
         for counter in ("hguard_bypass_total", "hguard_withheld_unscored_total"):
             assert f'{counter}{{model="atlas",reason="not_finite"}} 0.0' in metrics
+
+
+async def test_vllms_option_closes_the_documents() -> None:
+    async with scripted_app(extra=["--disable-fastapi-docs"]) as app, over(app) as http:
+        assert [(await http.get(path)).status_code for path in ("/docs", "/openapi.json", "/redoc")] == [404] * 3
 
 
 async def test_models_do_not_tell_where_they_lie() -> None:
