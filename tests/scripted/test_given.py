@@ -1,4 +1,4 @@
-"""``/risk`` on a server that withholds: a given text is marked, neither withheld nor let pass. And what is kept back."""
+"""What a server that withholds says of given texts, which nobody can withhold; and what it keeps to itself."""
 
 from __future__ import annotations
 
