@@ -17,7 +17,7 @@ ask() { # path, body
   echo
 }
 
-echo '# The answer, and how likely it is wrong'
+echo '# The answer (of a server that withholds, perhaps a refusal), and how likely it is wrong'
 ask /v1/chat/completions '{
   "model": "'"$model"'", "temperature": 0,
   "messages": [{"role": "user", "content": "Which country is Qolmarinda in?"}]}'

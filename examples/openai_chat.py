@@ -38,7 +38,7 @@ def ask(question: str, **options: Any) -> None:
 
 
 def stream(question: str) -> None:
-    """Print each token with its risk as it comes."""
+    """Print each token with its risk as it comes, or that a server which withholds has withheld it."""
     chunks = client.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": question}],
@@ -49,6 +49,8 @@ def stream(question: str) -> None:
     print(question)
     for chunk in chunks:
         for choice in chunk.choices:
+            if choice.delta.refusal:
+                print(f"  withheld: {choice.delta.refusal}")
             for token in (choice.logprobs.content or []) if choice.logprobs else []:
                 risk = (token.model_extra or {})["risk"]
                 if risk is not None:  # the token that ends the answer has none

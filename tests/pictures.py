@@ -1,4 +1,4 @@
-"""Take docs/page.png anew (``make pictures``): the page of a real server that guards atlas; needs Chromium."""
+"""Take docs/page.png anew (``make pictures``): the page of a server that guards a real model; needs Chromium."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.browser import opened
 from tests.engine.server import Server
 
 DOCS = Path(__file__).parents[1] / "docs"
-ASKED = ("Which country is Qolmarinda in?", "Where is Nottinghamshire?", "Why did Nottinghamshire join Japan?")
+MODEL, ASKED = "smollm2", ("What is the capital of Tuvalu?", "Which country is Toronto in?")
 
 
 async def take(address: str) -> bytes:
@@ -19,12 +19,13 @@ async def take(address: str) -> bytes:
     query = "&".join(f"q={quote(question)}" for question in reversed(ASKED))
     with tempfile.TemporaryDirectory() as profile:
         async with opened(f"{address}/?{query}", Path(profile)) as page:
-            await page.until(f"document.querySelectorAll('article').length === {len(ASKED)}")
-            return await page.picture()
+            await page.until(f"document.querySelectorAll('article:not([aria-busy])').length === {len(ASKED)}")
+            await page.run("document.body.style.overflow = 'hidden'")  # no scroll bar
+            return await page.picture(height=780)
 
 
 def main() -> None:
-    server = Server(["atlas"])
+    server = Server([MODEL])
     try:
         picture = asyncio.run(take(server.url))
     finally:

@@ -14,12 +14,13 @@ import guard
 from app.cli import main
 from app.ingress.middleware import PUBLIC
 from app.protocols.options import GuardOptions
-from app.server.routes import ALLOWED
-from app.settings import Settings
+from app.server.routes import ALLOWED, OWN
+from app.settings import Settings, settings_from
 from bench import report
 from guard.launch import overrides, support
 from guard.probe.bundle import FILES, LARGEST
-from tests.documents import DOCUMENTS, ROOT, anchors_of, links_of, prose_of
+from tests import settings_table
+from tests.documents import DOCUMENTS, ROOT, anchors_of, blocks_of, links_of, prose_of
 
 PACKAGES = sorted(path.parent for folder in ("app", "guard") for path in (ROOT / folder).rglob("*/__init__.py"))
 CROWDED = 12  # files of one package
@@ -29,6 +30,9 @@ ORDER = ["quickstart", "api", "calibration", "operations", "benchmarks", "securi
 OTHERS = {
     "docker": {"--build-arg", "--cap-drop", "--gpus", "--secret", "--shm-size", "--stop-timeout", "--tmpfs"},
 }
+
+# Messages of other programs, in docs/troubleshooting.md.
+OTHERS_SAY: set[str] = set()
 
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -169,6 +173,40 @@ def every_flag() -> set[str]:
     return engine.union(*(parser._option_string_actions for _, parser in parsers()), *OTHERS.values())
 
 
+def test_the_tables_of_settings_are_up_to_date() -> None:
+    page = settings_table.PAGE.read_text(encoding="utf-8")
+    assert page == settings_table.filled(page), "run `python -m tests.settings_table`"
+    keys = re.findall(r"^\| `[^`]+` \| `HGUARD_(\w+)` \| `(\w+)` \|", page, re.MULTILINE)
+    assert sorted(key for _, key in keys) == sorted(Settings.model_fields)
+    assert all(variable == key.upper() for variable, key in keys)
+
+
+def test_the_sample_of_a_settings_file_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (sample,) = (block for block in blocks_of(settings_table.PAGE) if block.language == "toml")
+    keys = tmp_path / "hguard_api_keys"
+    keys.write_text("a-key\n")
+    (tmp_path / "hguard.toml").write_text(sample.text.replace("/run/secrets/hguard_api_keys", str(keys)))
+    monkeypatch.chdir(tmp_path)
+    loaded = settings_from({})
+    given = tomllib.loads(sample.text)
+    assert loaded.model_dump(mode="json", include=set(given) - {"api_keys_file"}) == {
+        key: value for key, value in given.items() if key != "api_keys_file"
+    }
+    assert len(loaded.api_keys) == 1
+
+
+def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
+    # Texts over several lines joined, and what is filled in as dots.
+    joined = re.sub(r"[\"']\s*\n\s*f?[\"']", "", sources())
+    said = re.sub(r"\{[^{}]*\}", "...", joined)
+    text = (ROOT / "docs/troubleshooting.md").read_text()
+    symptoms = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
+    quoted = [span for symptom in symptoms for span in re.findall(r"`([^`]+)`", symptom) if " " in span]
+    assert len(quoted) > 30
+    unknown = {span for span in quoted for part in span.split("...") if part.strip() and part.strip() not in said}
+    assert unknown - OTHERS_SAY == set()
+
+
 def test_api_describes_every_option() -> None:
     text = (ROOT / "docs/api.md").read_text()
     missing = [name for name in GuardOptions.model_fields if f"| `{name}` |" not in text]
@@ -177,8 +215,7 @@ def test_api_describes_every_option() -> None:
 
 def test_api_names_every_open_route() -> None:
     text = (ROOT / "docs/api.md").read_text()
-    hidden = {"/openapi.json", "/docs/oauth2-redirect", "/redoc"}
-    assert [path for path in sorted(ALLOWED - hidden) if path not in text] == []
+    assert [path for path in sorted(ALLOWED | OWN) if path not in text] == []
 
 
 def test_api_names_every_metric() -> None:
@@ -191,7 +228,8 @@ def test_api_names_every_metric() -> None:
 @pytest.mark.parametrize("name", ["docs/api.md", "docs/operations.md", "docs/security.md"])
 def test_documents_name_what_needs_no_key(name: str) -> None:
     text = " ".join((ROOT / name).read_text().split())
-    paths = [f"`{path}`" for path in ("/", "/live", "/ready", "/health", "/ping", "/metrics")]
+    pages = ("/", "/docs", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js")
+    paths = [f"`{path}`" for path in (*pages, "/live", "/ready", "/health", "/ping", "/metrics")]
     assert {path.strip("`") for path in paths} == PUBLIC
     assert f"{', '.join(paths[:-1])} and {paths[-1]}" in text
 

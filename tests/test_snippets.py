@@ -80,6 +80,7 @@ def strict() -> Iterator[ScriptedServer]:
 def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder to write to, with the key file that users make."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # read at import, which would ask the net for prices
     (tmp_path / "deploy").mkdir()
     (tmp_path / "deploy/api_keys").write_text("a-key\n")
 
@@ -276,6 +277,24 @@ def test_examples(example: Path, server: ScriptedServer, tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     assert "Sri Lanka" in done.stdout or (tmp_path / "token_risk.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture(scope="module")
+def withholding() -> Iterator[ScriptedServer]:
+    """A server that withholds everything, unless it is asked otherwise."""
+    running = ForkedScriptedServer(["--mode", "abstain", "--threshold", "0", "--max-threshold", "1"])
+    yield running
+    running.stop()
+
+
+@pytest.mark.parametrize(("program", "example"), [("bash", "curl.sh"), (sys.executable, "openai_chat.py")])
+def test_examples_say_what_a_server_withholds(program: str, example: str, withholding: ScriptedServer) -> None:
+    environment = {**os.environ, "HGUARD_URL": withholding.url}
+    command = [program, str(ROOT / "examples" / example)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("I am not certain enough") == (2 if example == "curl.sh" else 3)
+    assert "Sri Lanka" in done.stdout, "where a request asks for another threshold"
 
 
 def test_the_notebook_is_made_of_cells() -> None:

@@ -22,8 +22,9 @@ from app.ingress.outgoing import ErrorResponses
 from app.ingress.scope import CALLER, route_path
 from guard.errors import RequestError
 
-# Reachable without a key, by GET: probes of whoever runs the server, and the page, which holds no secret.
-PUBLIC = frozenset({"/", "/live", "/ready", "/health", "/ping", "/metrics"})
+# Reachable without a key, by GET: probes of whoever runs the server, and pages, which hold no secret and ask for a key.
+_PAGES = frozenset({"/", "/docs", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js"})
+PUBLIC = _PAGES | {"/live", "/ready", "/health", "/ping", "/metrics"}
 
 _READ_OUT_SECONDS = 1.0
 _FOR_LOAD = frozenset({Reason.TOO_MANY_REQUESTS, Reason.QUEUE_FULL})

@@ -25,7 +25,7 @@ from guard.compat import RefusalError
 from guard.engine.client import GuardedEngine
 from guard.engine.context import RequestContext
 from guard.errors import RequestError
-from guard.policy import Mode, Policy
+from guard.policy import Action, Decision, Mode, Policy
 
 
 class Part(BaseModel):
@@ -192,6 +192,8 @@ class RiskScorer:
             )
         except RefusalError as refusal:
             raise errors.ApiError(refusal.message, status=int(refusal.http_status)) from None
+        if verdict.decision.action is Action.ABSTAINED:  # who asks has the text: it is marked, and not withheld
+            verdict.decision = Decision(verdict.decision.flagged, Action.FLAGGED)
         call.verdicts[0] = verdict
         self._exporters.observe(RequestRecord("/risk", call, time.perf_counter() - began))
         return {

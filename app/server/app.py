@@ -31,7 +31,7 @@ from app.protocols.options import PolicyResolver
 from app.protocols.tokenizer import Detokenizer
 from app.protocols.wire import Writer
 from app.resolver import find_model, find_probe
-from app.server import health, lifecycle, system
+from app.server import docs, health, lifecycle, system
 from app.server.head import Head
 from app.server.routes import close_unguarded
 from app.settings import Settings
@@ -93,6 +93,8 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         tasks = await engine.get_supported_tasks()
         app: FastAPI = build_app(plan.args, tasks, engine.model_config)
         await init_app_state(engine, app.state, plan.args, tasks)
+        for served in app.state.openai_serving_models.base_model_paths:
+            served.model_path = plan.name  # what /v1/models calls its root: callers need not know the server's folders
         app.title, app.version = "hneuron-guard", guard.__version__
         closed = close_unguarded(app)
         admission = app.state.admission = _admission(settings, engine.vllm_config.scheduler_config.max_num_seqs)
@@ -110,6 +112,8 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         app.include_router(risk.router(scorer))
         app.include_router(system.router(bundle, _effective(plan, engine, closed)))
         app.include_router(health.router(admission, lambda: engine.errored))
+        if app.openapi_url:  # without `-- --disable-fastapi-docs`
+            app.include_router(docs.router())
         openapi.install(app, bool(settings.api_keys), settings.max_risk_items)
         inner: ExceptionMiddleware = innermost(app).app
         inner.add_exception_handler(HTTPException, errors.of_http)

@@ -20,20 +20,17 @@ HARMLESS = frozenset(
         "/version",
         "/metrics",
         "/openapi.json",
-        "/docs",
-        "/docs/oauth2-redirect",
-        "/redoc",
     }
 )
 ALLOWED = GUARDED | HARMLESS
 # Our own, beside them.
-OWN = frozenset({"/", "/live", "/ready", "/risk", "/v1/risk", "/v1/probe", "/v1/models/{model}", "/info"})
+OWN = frozenset({"/", "/docs", "/live", "/ready", "/risk", "/v1/risk", "/v1/probe", "/v1/models/{model}", "/info"})
 
 
 def close_unguarded(app: FastAPI) -> list[str]:
     """Remove every route of vLLM's that may generate, known or not; returns the paths that are closed by that.
 
-    The others of them get a guarded route.
+    The others of them get a route of ours.
     """
     routes = app.router.routes
     removed = [route for route in routes if getattr(route, "path", None) not in HARMLESS]
@@ -42,4 +39,4 @@ def close_unguarded(app: FastAPI) -> list[str]:
     for place, route in enumerate(routes):
         if isinstance(route, APIRoute) and route.path in RENDERING:
             routes[place] = ParsedRoute.of(route)
-    return sorted({str(getattr(route, "path", route)) for route in removed} - GUARDED)
+    return sorted({str(getattr(route, "path", route)) for route in removed} - GUARDED - OWN)

@@ -76,7 +76,7 @@ class Metrics:
                 self._unscored.labels(model, reason.value)
         self._would_abstain = Counter(
             "hguard_would_abstain_total",
-            "Answers in flag mode that abstain mode would have withheld",
+            "Answers in flag mode, and texts given to /risk, that abstain mode would have withheld",
             ["model"],
             registry=registry,
         )
@@ -147,10 +147,11 @@ class Metrics:
             self._tokens.labels(self._model).inc(verdict.scored_tokens)
         if verdict.beyond_calibration:
             self._beyond.labels(self._model).inc()
-        if verdict.reason is not None and verdict.reason.failed:
+        # What is marked without a score is a text given to /risk: nothing passed, and nothing was withheld.
+        if verdict.reason is not None and verdict.reason.failed and action is not Action.FLAGGED:
             counter = self._unscored if action is Action.ABSTAINED else self._bypass
             counter.labels(self._model, verdict.reason.value).inc()
-        if action is Action.FLAGGED:
+        if verdict.decision.flagged and action is Action.FLAGGED:
             self._would_abstain.labels(self._model).inc()
         if verdict.first_risk is not None:
             outcome = "abstained" if action is Action.ABSTAINED else "pass"

@@ -1,7 +1,10 @@
-"""The page in a real browser: it offers what the server allows, and sends only what a person has touched."""
+"""The pages in a real browser: they offer what the server allows, send only what a person has touched, and load nothing
+from elsewhere."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,13 +20,14 @@ from tests.scripted.server import listening, scripted_app
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
-ANSWERED = "document.querySelectorAll('article').length"
+ANSWERED = "document.querySelectorAll('article:not([aria-busy])').length"
 
 
 @asynccontextmanager
-async def page_of(tmp_path: Path, **settings: Any) -> AsyncIterator[Page]:
+async def page_of(tmp_path: Path, says: str | None = None, **settings: Any) -> AsyncIterator[Page]:
+    """``says``: what the model answers to everything."""
     async with (
-        scripted_app(Settings(**settings)) as app,
+        scripted_app(Settings(**settings), **({} if says is None else {"text": says})) as app,
         listening(app) as address,
         opened(address, tmp_path / "profile") as page,
     ):
@@ -40,9 +44,18 @@ async def ask(page: Page, question: str) -> dict[str, Any]:
     before = await page.run(ANSWERED)
     await page.run(f"ask({question!r})")
     await page.until(f"{ANSWERED} > {before}")
+    return await seen(page)
+
+
+async def seen(page: Page) -> dict[str, Any]:
+    """The same of the last answer."""
     found: dict[str, Any] = await page.run(
         "({asked: sent.at(-1).hallucination, said: document.querySelector('.said').textContent, problem: "
-        "Boolean(document.querySelector('.said.problem')), verdict: document.querySelector('.verdict')?.textContent})"
+        "Boolean(document.querySelector('.said.problem')), verdict: document.querySelector('.verdict')?.textContent,"
+        "classes: document.querySelector('.verdict')?.className, note: document.querySelector('.note')?.textContent,"
+        "command: document.querySelector('pre').textContent, colours: [...document.querySelectorAll("
+        "'article:first-child .token')].map(one => [one.textContent, Number("
+        "getComputedStyle(one).backgroundColor.match(/[\\d.]+(?=\\))/)[0])])})"
     )
     return found
 
@@ -64,11 +77,15 @@ async def test_it_starts_from_what_the_server_allows(
         risky = await ask(page, "risky")
         assert risky["asked"] == {"tokens": True}, "what was not touched is the server's to decide"
         assert not risky["problem"]
-        assert risky["verdict"].startswith(f"flagged, risk {HIGH:.2f}")
-        assert ("withheld" in risky["verdict"]) == withheld
+        assert risky["verdict"] == f"{'withheld' if withheld else 'flagged'}, risk {HIGH:.2f}"
+        assert risky["classes"] == "verdict over"
+        assert "up to 5 % of right answers are" in risky["note"], "a false alarm is explained as one"
+        assert ("never shows" in risky["note"]) == withheld
         safe = await ask(page, "safe")
         assert safe["said"] == "It is in Sri Lanka."
         assert safe["verdict"].startswith("passed")
+        assert safe["note"] == ""
+        assert {colour for _, colour in safe["colours"]} == {0}, "a right answer has no colour"
 
 
 @pytest.mark.parametrize("mode", [Mode.OFF, Mode.SCORE, Mode.ABSTAIN])
@@ -81,6 +98,90 @@ async def test_what_a_person_moves_is_sent_and_is_allowed(mode: Mode, tmp_path: 
                 shown = await ask(page, "safe")
                 assert dial in shown["asked"]
                 assert not shown["problem"], shown["said"]
+
+
+async def test_what_was_withheld_is_shown_where_the_server_allows(tmp_path: Path) -> None:
+    async with page_of(tmp_path, mode=Mode.ABSTAIN, loosest_mode=Mode.FLAG) as page:
+        withheld = await ask(page, "risky")
+        assert withheld["verdict"].startswith("withheld")
+        assert withheld["colours"] == []
+        before = await page.run(ANSWERED)
+        await page.run("document.querySelector('.note button').click()")
+        await page.until(f"{ANSWERED} > {before}")
+        shown = await seen(page)
+        assert shown["asked"] == {"tokens": True, "mode": "flag"}
+        assert (shown["said"], shown["verdict"]) == ("It is in Sri Lanka.", f"flagged, risk {HIGH:.2f}")
+
+
+async def test_the_words_that_claim_something_are_the_reddest(tmp_path: Path) -> None:
+    async with page_of(tmp_path) as page:
+        colours = dict((await ask(page, "risky"))["colours"])
+        claiming = {colours.pop(" Sri"), colours.pop(" Lanka")}
+        assert set(colours) == {"I", "t", " is", " in", "."}
+        assert min(claiming) > 2 * max(colours.values())
+        asked = dict((await ask(page, "Is Lanka risky?"))["colours"])
+        assert asked[" Sri"] > 2 * asked[" Lanka"], "a word of the question"
+
+
+async def test_an_answer_that_declines_is_not_called_passed(tmp_path: Path) -> None:
+    async with page_of(tmp_path, says="I was not taught that.") as page:
+        declined = await ask(page, "safe")
+        assert (declined["verdict"].split(",")[0], declined["classes"]) == ("declined", "verdict declined")
+        assert "does not know" in declined["note"]
+
+
+async def test_risks_are_read_by_keyboard_and_by_touch(tmp_path: Path) -> None:
+    async with page_of(tmp_path) as page:
+        await ask(page, "risky")
+        told = "document.querySelector('.told').textContent"
+        press = "document.querySelector('.said').onkeydown(new KeyboardEvent('keydown', {key: %r}))"
+        assert await page.run(told) == ""
+        assert await page.run("document.querySelector('.said').tabIndex") == 0
+        await page.run(press % "ArrowRight")
+        assert (await page.run(told)).startswith("“I”: risk 0.9")
+        await page.run(press % "ArrowRight")
+        assert (await page.run(told)).startswith("“t”")
+        await page.run(press % "ArrowLeft")
+        assert (await page.run(told)).startswith("“I”")
+        await page.run("document.querySelectorAll('.token')[3].click()")
+        assert await page.run("document.querySelectorAll('.token.at').length") == 1
+        assert await page.run("document.querySelectorAll('.token')[3].classList.contains('at')")
+
+
+async def test_the_same_with_curl(tmp_path: Path) -> None:
+    async with page_of(tmp_path) as page:
+        command = (await ask(page, "Is it 'safe'?"))["command"]
+        address = await page.run("location.origin")
+        done = await asyncio.create_subprocess_exec("bash", "-c", command, stdout=asyncio.subprocess.PIPE)
+        replied, _ = await done.communicate()
+        assert command.startswith(f"curl -s {address}/v1/chat/completions ")
+        assert json.loads(replied)["choices"][0]["message"]["content"] == "It is in Sri Lanka."
+        assert json.loads(replied)["hallucination"]["results"][0]["tokens"]
+
+
+async def test_it_shows_that_it_waits(tmp_path: Path) -> None:
+    async with page_of(tmp_path) as page:
+        await page.run("ask('slow'); undefined")
+        assert await page.run("document.querySelector('article').getAttribute('aria-busy')") == "true"
+        assert (await page.run("document.querySelector('.waiting').textContent")).startswith("answering")
+        await page.until(f"{ANSWERED} === 1")
+        assert await page.run("document.querySelectorAll('.waiting').length") == 0
+
+
+@pytest.mark.parametrize("keys", [[], ["a-key-of-some-length"]], ids=["open", "with keys"])
+async def test_the_api_is_documented_without_another_host(keys: list[str], tmp_path: Path) -> None:
+    async with (
+        scripted_app(Settings(api_keys=keys)) as app,
+        listening(app) as address,
+        opened(f"{address}/docs", tmp_path / "profile") as page,
+    ):
+        if keys:
+            await page.until("document.getElementById('said').textContent.includes('API key')")
+            await page.run(f"sessionStorage.setItem('hguard-key', {keys[0]!r}); location.reload()")
+        await page.until("document.querySelector('[id*=\"risk_risk_post\"]')")
+        fetched = await page.run("performance.getEntriesByType('resource').map(one => one.name)")
+        assert len(fetched) >= 3
+        assert [name for name in fetched if not name.startswith((address, "data:"))] == []
 
 
 async def test_a_server_with_keys_asks_for_one(tmp_path: Path) -> None:
@@ -96,3 +197,4 @@ async def test_a_server_with_keys_asks_for_one(tmp_path: Path) -> None:
         await page.run("ask('safe')")
         await page.until(ANSWERED)
         assert await page.run("document.querySelector('.said').textContent") == "It is in Sri Lanka."
+        assert "Bearer $HGUARD_API_KEY" in await page.run("document.querySelector('pre').textContent")

@@ -25,7 +25,7 @@ from app.ingress.middleware import PUBLIC, IngressMiddleware
 from app.ingress.scope import CALLER
 from app.protocols.adapters.registry import CHAT, GUARDED, MESSAGES
 from app.protocols.limits import RISK, Limits
-from app.server import health, system
+from app.server import docs, health, system
 from app.server.routes import ALLOWED, OWN
 from app.settings import RequestLimits
 from app.telemetry.metrics import IngressMetrics
@@ -135,6 +135,7 @@ class Table:
         house = House(keys="right-key,other-key")
         app.include_router(system.router(bundle, {}))
         app.include_router(health.router(house.admission, lambda: False))
+        app.include_router(docs.router())
         for path in GUARDED | RISK:
             app.post(path)(house.answer)
         app.middleware_stack = None
