@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from guard.engine.activations import CollectingEngine
+from guard.harness.progress import duration, tell
 from guard.launch.engines import collecting_arguments, collecting_engine, engine_arguments, guarded_engine
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 
+T = TypeVar("T")
 _SCORE_SLOTS = 128
 
 
@@ -37,9 +40,20 @@ class RealEngines:
     @asynccontextmanager
     async def collecting(self) -> AsyncIterator[CollectingEngine]:
         args = collecting_arguments(self.model, self.dtype, self.slots, self.compiled, self.extra)
-        async with collecting_engine(args, self.slots) as engine:
+        async with _told(collecting_engine(args, self.slots), "answers and collects") as engine:
             yield engine
 
     def guarded(self, bundle: Bundle) -> AbstractAsyncContextManager[Any]:
         args = engine_arguments(self.model, str(self.model), bundle, self.compiled, self.extra)
-        return guarded_engine(args, bundle, Policy(Mode.SCORE, 0.5), _SCORE_SLOTS)
+        engine = guarded_engine(args, bundle, Policy(Mode.SCORE, 0.5), _SCORE_SLOTS)
+        return _told(engine, f"reads {len(bundle.neuron)} neurons")
+
+
+@asynccontextmanager
+async def _told(starting: AbstractAsyncContextManager[T], does: str) -> AsyncIterator[T]:
+    """Say that it starts, which takes a while, and when it runs."""
+    began = time.monotonic()
+    tell(f"starting the engine that {does} ...")
+    async with starting as engine:
+        tell(f"the engine runs, after {duration(time.monotonic() - began)}")
+        yield engine
