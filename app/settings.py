@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tomllib import TOMLDecodeError
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -252,6 +253,8 @@ def settings_from(values: dict[str, Any]) -> Settings:
     """Settings with these flags on top. Raises GuardError naming each setting that is wrong."""
     try:
         return Settings(**values)
+    except (OSError, UnicodeDecodeError, TOMLDecodeError) as error:
+        raise GuardError(f"hguard.toml cannot be read: {error}") from None
     except ValidationError as error:
         lines = [": ".join((*map(str, e["loc"]), e["msg"].removeprefix("Value error, "))) for e in error.errors()]
         raise GuardError("wrong settings: " + "; ".join(lines)) from None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import sys
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,13 +14,16 @@ from typing import Any
 
 import httpx
 
+from app.cli.terminal import printable, takes_colors
 from guard.errors import GuardError
 from guard.judge.question import Question
 from guard.judge.rules import judge
+from guard.policy import Action
 
 KEY = "HGUARD_API_KEY"
 _TOP = 20  # log-probabilities of a token that are asked for: as many as vLLM gives
 _MAX_TOKENS = 32
+_ALWAYS = ("wrong", "right")  # said even where there are none
 _SECONDS = 120.0
 _RED, _GREEN, _DIM, _END = "\x1b[31m", "\x1b[32m", "\x1b[2m", "\x1b[0m"
 _WARM = (224, 217, 210, 203, 196)  # of the 256 colours, from pale to red
@@ -79,9 +82,11 @@ class Answered:
         return self.risk is not None and self.risk >= self.threshold
 
     @property
-    def right(self) -> bool | None:
-        """By rule; None where it declines."""
-        return judge(self.asked, self.text)
+    def kind(self) -> str:
+        """right or wrong, by rule; declined; or withheld, of which nothing is known."""
+        if self.action == Action.ABSTAINED:
+            return "withheld"
+        return {True: "right", False: "wrong", None: "declined"}[judge(self.asked, self.text)]
 
 
 def add_parser(commands: Any) -> None:
@@ -97,22 +102,37 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace, extra: Sequence[str]) -> int:
     """Ask and print. Raises GuardError when the server does not answer."""
-    key = os.environ.get(KEY)
+    key = os.environ.get(KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise GuardError(f"{KEY} holds characters that no key has")
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    painted = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     try:
-        with httpx.Client(base_url=options.url, headers=headers, timeout=_SECONDS) as http:
-            info = _json(http.get("/info"))
-            name = info["model"]["name"]
-            questions = OF_ATLAS if name == "atlas" else QUESTIONS
-            print(f"{name} at {options.url}, guarded by {info['probe']['id']}\n")
-            told = [_told(ask(http, info, asked), painted) for asked in questions]
+        url = httpx.URL(options.url)
+        shown = url.copy_with(username=None, password=None)
+        with httpx.Client(base_url=url, headers=headers, timeout=_SECONDS) as http:
+            told = _asked_all(http, f"{shown}")
     except httpx.HTTPError as error:
         raise GuardError(
-            f"no server answers at {options.url} ({error}): start one with `hguard serve`, or name it with --url"
+            f"no server answers at {shown} ({error}): start one with `hguard serve`, or name it with --url"
+        ) from None
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise GuardError(f"--url is no address: {error}") from None
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise GuardError(
+            f"what answers at {shown} is no server of hguard's ({type(error).__name__}: {error})"
         ) from None
     print("\n".join(summed_up(told)))
     return 0
+
+
+def _asked_all(http: httpx.Client, url: str) -> list[Answered]:
+    """Ask and print, one by one."""
+    info = _json(http.get("/info"))
+    name, probe = info["model"]["name"], info["probe"]["id"]
+    print(f"{printable(name)} at {url}, guarded by {printable(probe)}\n")
+    questions = OF_ATLAS if probe.startswith("atlas") else QUESTIONS
+    painted = takes_colors()
+    return [_told(ask(http, info, asked), painted) for asked in questions]
 
 
 def ask(http: httpx.Client, info: Any, asked: Question) -> Answered:
@@ -173,30 +193,31 @@ def summed_up(answers: Sequence[Answered]) -> list[str]:
 
 
 def _of(chosen: Sequence[Answered]) -> str:
-    said = [one.right for one in chosen]
-    counts = {"wrong": said.count(False), "right": said.count(True), "declined": said.count(None)}
-    return ", ".join(f"{count} {what}" for what, count in counts.items() if count or what != "declined")
+    counts = Counter(one.kind for one in chosen)
+    return ", ".join(
+        f"{counts[kind]} {kind}"
+        for kind in ("wrong", "right", "declined", "withheld")
+        if counts[kind] or kind in _ALWAYS
+    )
 
 
 def _told(answer: Answered, painted: bool) -> Answered:
     """Print the answer; returns it."""
     print(answer.asked.text)
-    known = {True: "right", False: "wrong", None: "declined"}[answer.right]
     if painted and answer.tokens:
-        print("  " + "".join(_paint(text, risk, answer) for text, risk in answer.tokens))
+        print("  " + "".join(_paint(printable(text), risk, answer) for text, risk in answer.tokens))
     else:
-        print(textwrap.indent(textwrap.fill(answer.text, 76), "  "))
+        print(textwrap.indent(textwrap.fill(printable(answer.text), 76), "  "))
     if answer.risk is None:
         said = "not scored"
     else:
         said = f"risk {answer.risk:.2f}, {'flagged' if answer.flagged else 'passed'}"
-        said += " and withheld" if answer.action == "abstained" else ""
         if not painted and (worst := max(answer.tokens, key=lambda one: one[1] or 0.0, default=None)) is not None:
             said += f"; riskiest token {worst[0]!r}"
     if painted:
         said = f"{_RED if answer.flagged else _GREEN}{said}{_END}"
     entropy = "" if answer.entropy is None else f"; entropy {answer.entropy:.2f} nats"
-    print(f"  {known}; {said}{_DIM if painted else ''}{entropy}{_END if painted else ''}\n")
+    print(f"  {answer.kind}; {said}{_DIM if painted else ''}{entropy}{_END if painted else ''}\n")
     return answer
 
 

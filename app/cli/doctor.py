@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import platform
 import sys
@@ -19,8 +20,9 @@ from app.cli.flags import add_flags
 from app.ingress import auth
 from app.settings import Settings, settings_from
 from guard.errors import GuardError
+from guard.ipc.score_table import require_room
 from guard.launch import machine
-from guard.launch.engines import prepare_environment
+from guard.launch.engines import longest_sequence, prepare_environment
 from guard.probe.bundle import Bundle, load_bundle, require_calibrated, require_model
 from guard.probe.hub import HUB_ID
 from guard.versions import engine_version
@@ -55,12 +57,14 @@ def run(options: argparse.Namespace, extra: Sequence[str]) -> int:
             said, mark = str(error), "--"
         except GuardError as error:
             said, mark = str(error), "NO"
-            wrong += 1
+        except Exception as error:  # what a look falls over is in the way, too
+            said, mark = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", "NO"
+        wrong += mark == "NO"
         print(f"{mark}  {name:<{_WIDTH}} {said}", flush=True)
     if wrong:
         print(f"hguard: {wrong} of these {'is' if wrong == 1 else 'are'} in the way of hguard serve", file=sys.stderr)
         return 1
-    print(f"Nothing is in the way: hguard serve {settings.model}")
+    print("Nothing is in the way of hguard serve with what was given here")
     return 0
 
 
@@ -157,9 +161,18 @@ class Examination:
             raise NotSeenError("not looked at: that takes a model that is here, and its probe")
         from app.server.app import plan
 
-        with contextlib.redirect_stderr(None):  # warnings, which a start repeats
-            resolver_ = plan(self.settings, self.extra).resolver
-        return f"mode {self.settings.mode}, threshold {resolver_.threshold:.3f}; vLLM takes its arguments"
+        said = io.StringIO()  # warnings, which a start repeats; and what vLLM's parser says before it exits
+        try:
+            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+                prepared = plan(self.settings, self.extra)
+                tokens = longest_sequence(prepared.args)
+        except SystemExit:
+            raise GuardError(f"vLLM refuses its arguments: {said.getvalue().strip().splitlines()[-1]}") from None
+        require_room(self.settings.slots, tokens)
+        threshold = prepared.resolver.threshold
+        return (
+            f"mode {self.settings.mode}, threshold {threshold:.3f}; vLLM takes its own; answers up to {tokens} tokens"
+        )
 
     def keys(self) -> str:
         count = len(self.settings.api_keys)
@@ -170,9 +183,10 @@ class Examination:
         raise GuardError(f"none, and --host {self.settings.host} lets other machines in: {auth.REMEDY}")
 
     def port(self) -> str:
+        from app.server.app import host_in_url
         from guard.compat import create_server_socket
 
-        where = f"{self.settings.host}:{self.settings.port}"
+        where = f"{host_in_url(self.settings.host)}:{self.settings.port}"
         try:
             create_server_socket((self.settings.host, self.settings.port), reuse_port=False).close()
         except OSError as error:

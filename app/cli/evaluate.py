@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.cli.extra import require_extra
-from app.cli.fit import add_asking, digest, judge_of, stopped
+from app.cli.fit import add_asking, digest, judge_of, require_extra, stopped
 from app.cli.flags import add_flags, read_flags
 from guard.errors import FitError
 from guard.evaluation.config import EvalConfig
@@ -54,7 +53,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Measure and write. Raises GuardError with what to mend."""
     require_extra("eval")
     from app.resolver import find_model, find_probe
-    from app.settings import Settings
+    from app.settings import settings_from
     from guard.evaluation.baseline_data import SLOTS
     from guard.evaluation.html import render
     from guard.evaluation.run import Evaluation
@@ -67,7 +66,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     if options.show_judged is not None and options.show_judged < 1:
         raise FitError("--show-judged takes how many questions to show, 1 or more")
     questions = load_questions(options.data, options.limit)
-    given = Settings(model=options.model, probe=options.probe)
+    given = settings_from({"model": options.model, "probe": options.probe})
     model, name = find_model(given)
     bundle = load_bundle(find_probe(given))
     require_model(bundle, model)

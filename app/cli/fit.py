@@ -7,12 +7,12 @@ import hashlib
 import math
 import os
 from collections.abc import Coroutine, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from app.cli.extra import require_extra
 from app.cli.flags import add_flags, read_flags
-from guard.errors import FitError
+from guard.errors import BundleError, FitError
 from guard.harness.store import StageStore
 from guard.judge.question import Question
 from guard.judge.rules import RemoteJudge
@@ -21,6 +21,8 @@ from guard.probe import conformal
 from guard.probe.bundle import Bundle
 from guard.probe.identity import DTYPES
 from guard.training.config import CalibrationConfig, FitConfig
+
+_NEEDED = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}  # which `make serve` does not bring
 
 
 def add_parser(commands: Any) -> None:
@@ -77,7 +79,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     """Fit and save. Raises GuardError with what to mend."""
     require_extra("fit")
     from app.resolver import find_model, label_of
-    from app.settings import Settings
+    from app.settings import settings_from
     from guard.harness.engines import RealEngines
     from guard.harness.questions import load_questions
     from guard.probe.cett import norms_of
@@ -86,9 +88,10 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     from guard.training.pipeline import Fit
     from guard.versions import engine_version
 
+    require_free(options.out, unless="work")
     judge, config = judge_of(options), read_flags(options, FitConfig)
     questions = load_questions(options.data, options.limit)
-    model, name = find_model(Settings(model=options.model))
+    model, name = find_model(settings_from({"model": options.model}))
     identity = identify(model, label_of(name), " ".join(engine_version()), options.dtype)
     neurons = None
     if options.neurons is not None:
@@ -113,15 +116,16 @@ def run_calibrate(options: argparse.Namespace, extra: list[str]) -> int:
     """Calibrate and save. Raises GuardError with what to mend."""
     require_extra("calibrate")
     from app.resolver import find_model, find_probe
-    from app.settings import Settings
+    from app.settings import settings_from
     from guard.harness.engines import RealEngines
     from guard.harness.questions import load_questions
     from guard.probe.bundle import load_bundle, require_model
     from guard.training.recalibration import recalibrate
 
+    require_free(options.out, unless="work")
     judge, config = judge_of(options), read_flags(options, CalibrationConfig)
     questions = load_questions(options.data, options.limit)
-    given = Settings(model=options.model, probe=options.probe)
+    given = settings_from({"model": options.model, "probe": options.probe})
     model, _ = find_model(given)
     bundle = load_bundle(find_probe(given))
     require_model(bundle, model)
@@ -141,6 +145,22 @@ def run_calibrate(options: argparse.Namespace, extra: list[str]) -> int:
             return await recalibrate(work, engine, bundle, questions, judge, options.out, name, config)
 
     return _finish(calibrated(), work, options)
+
+
+def require_extra(command: str) -> None:
+    """Raise FitError with the line that installs the extra ``fit``, when what it brings is not there."""
+    missing = [package for module, package in _NEEDED.items() if find_spec(module) is None]
+    if missing:
+        raise FitError(
+            f"hguard {command} needs {' and '.join(missing)}, which the extra fit brings: "
+            ".venv/bin/pip install -e '.[fit]'"
+        )
+
+
+def require_free(folder: Path, unless: str | None = None) -> None:
+    """Raise BundleError for a folder that holds a bundle, unless this lies there, too: nobody asked for its end."""
+    if (folder / "probe.json").exists() and not (unless and (folder / unless).exists()):
+        raise BundleError(f"{folder} holds a bundle already: give another --out, or remove that one")
 
 
 def judge_of(options: argparse.Namespace) -> RemoteJudge | None:

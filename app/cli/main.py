@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import multiprocessing
 import os
 import signal
@@ -24,11 +25,14 @@ _LOOKS = "doctor"  # prepares nothing before it has looked
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``hguard``; returns the exit status: 0, 1 for a refusal, 2 for wrong usage."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # for terminals that cannot show an answer's letters
     arguments = list(sys.argv[1:] if argv is None else argv)
     own, extra = _split(arguments)
     parser = _parser()
     options, unknown = parser.parse_known_args(own)
-    engine = options.command not in _WITHOUT_ENGINE or getattr(options, "refit", False)
+    starts = getattr(options, "refit", False) or getattr(options, "action", None) == "reference"
+    engine = options.command not in _WITHOUT_ENGINE or starts
     if unknown:
         parser.error(_of_vllm(options.command, unknown) if engine else f"unrecognized arguments: {' '.join(unknown)}")
     if extra and not engine:
@@ -37,9 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if engine and options.command != _LOOKS:  # vLLM is imported, which looks around at once
             prepare_environment()
-        return int(options.run(options, extra))
+        status = int(options.run(options, extra))
+        sys.stdout.flush()
+        return status
     except GuardError as error:
         print(f"hguard: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # who read it has had enough: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130

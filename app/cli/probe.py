@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from app.cli.fit import add_asking
+from app.cli.fit import add_asking, require_free
 from app.cli.flags import add_flags
 from guard.errors import FitError
 from guard.training.config import FitConfig
@@ -78,6 +78,7 @@ def add_parser(commands: Any) -> None:
 
 def _show(options: argparse.Namespace, extra: list[str]) -> int:
     from app.cli import summary
+    from app.cli.terminal import printable
     from app.resolver import locate
     from app.server.system import card
     from guard.probe.bundle import load_bundle
@@ -86,14 +87,14 @@ def _show(options: argparse.Namespace, extra: list[str]) -> int:
     if options.json:
         print(json.dumps(card(bundle), indent=2, ensure_ascii=False))
     else:
-        print("\n".join(summary.lines(bundle)))
+        print("\n".join(map(printable, summary.lines(bundle))))
     return 0
 
 
 def _verify(options: argparse.Namespace, extra: list[str]) -> int:
     """Print a line for each thing that holds; what does not is a GuardError."""
     from app.resolver import find_model, locate
-    from app.settings import Settings
+    from app.settings import settings_from
     from guard.probe.bundle import FILES, load_bundle, require_model
 
     folder = locate(options.probe)
@@ -113,7 +114,7 @@ def _verify(options: argparse.Namespace, extra: list[str]) -> int:
         said = f"scores of {len(reference.prompt)} tokens by {reference.engine} in {reference.dtype}, and a config.json"
     print(f"reference    {said}")
     if options.model is not None:
-        model, name = find_model(Settings(model=options.model))
+        model, name = find_model(settings_from({"model": options.model}))
         require_model(bundle, model)
         config = ", config.json" if reference is not None else ""
         print(
@@ -136,40 +137,32 @@ def _export(options: argparse.Namespace, extra: list[str]) -> int:
 
 def _import(options: argparse.Namespace, extra: list[str]) -> int:
     from app.resolver import find_model, label_of
-    from app.settings import Settings
+    from app.settings import settings_from
     from guard.probe.cett import norms_of
     from guard.probe.identity import identify
     from guard.training.imported import listed, save_imported
 
+    require_free(options.out, unless="work" if options.refit else None)  # a refit that was stopped goes on
     if options.refit:
         return _refit(options, extra)
     if options.data is not None:
         raise FitError("--data is for --refit; `hguard calibrate` takes questions for what was imported without it")
-    model, name = find_model(Settings(model=options.model))
+    model, name = find_model(settings_from({"model": options.model}))
     identity = identify(model, label_of(name), "none", options.dtype)  # no engine has measured anything yet
     neurons = listed(options.file, identity)
     norms = norms_of(model, identity.layers, identity.neurons_per_layer)
     chosen = options.id or f"{Path(name).name}-imported"
-    _require_free(options.out)
     bundle = save_imported(options.out, chosen, identity, neurons, norms)
     print(f"{bundle.card.id}, revision {bundle.revision}, is in {options.out}; it is not calibrated yet: run")
     print(f"  hguard calibrate {options.model} --probe {options.out} --data QUESTIONS --out DIR")
     return 0
 
 
-def _require_free(folder: Path) -> None:
-    """Raise BundleError for a folder that holds a bundle: nobody asked for its end."""
-    from guard.errors import BundleError
-
-    if (folder / "probe.json").exists():
-        raise BundleError(f"{folder} holds a bundle already: give another --out, or remove that one")
-
-
 def _refit(options: argparse.Namespace, extra: list[str]) -> int:
     """``hguard fit --neurons``, under the name that an imported bundle has."""
     from app.cli import fit
     from app.resolver import find_model
-    from app.settings import Settings
+    from app.settings import settings_from
 
     if options.data is None:
         raise FitError("--refit fits the neurons to the model's answers: give questions with --data")
@@ -178,20 +171,20 @@ def _refit(options: argparse.Namespace, extra: list[str]) -> int:
     own = vars(parser.parse_args(["fit", options.model, "--out", str(options.out), "--data", options.data]))
     declared = {*own, *FitConfig.model_fields} - {"refit"}  # which here asks for all of this
     given = {name: value for name, value in vars(options).items() if name in declared and value is not None}
-    name = options.id or f"{Path(find_model(Settings(model=options.model))[1]).name}-imported"
+    name = options.id or f"{Path(find_model(settings_from({'model': options.model}))[1]).name}-imported"
     return fit.run(argparse.Namespace(**{**own, **given, "neurons": options.file, "id": name}), extra)
 
 
 def _reference(options: argparse.Namespace, extra: list[str]) -> int:
     from app.resolver import find_model, find_probe
-    from app.settings import Settings
+    from app.settings import settings_from
     from guard.harness.store import translate_os_errors
     from guard.launch.engines import engine_arguments, guarded_engine, run_engines
     from guard.policy import Mode, Policy
     from guard.probe.bundle import load_bundle, require_model
     from guard.probe.reference import FILE, Reference, write_reference
 
-    given = Settings(model=options.model, probe=options.probe)
+    given = settings_from({"model": options.model, "probe": options.probe})
     model, name = find_model(given)
     if options.probe.startswith("hf://"):
         raise FitError("a reference is written into a folder: `hguard probe pull` makes one of what is on the Hub")
@@ -228,7 +221,7 @@ def _pull(options: argparse.Namespace, extra: list[str]) -> int:
     from guard.probe.hub import Address, pull
 
     address = Address.parse(options.address)
-    _require_free(options.out)
+    require_free(options.out)
     bundle, commit = pull(address, options.out)
     print(f"{bundle.card.id}, revision {bundle.revision}, of {Address(address.repo, commit)}, is in {options.out}")
     return 0

@@ -41,6 +41,8 @@ class ErrorResponses:
         await self._send({"type": "http.response.body", "body": body})
 
     def _written(self, status: int) -> bytes:
+        if not self._body:  # of a HEAD
+            return self._body
         if not self._translates and len(self._body) <= errors.LONGEST_TEXT:
             return self._body
         content: Any = errors.shortened(json.loads(self._body))

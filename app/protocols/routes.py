@@ -74,11 +74,11 @@ class ParsedRoute(APIRoute):
     """A route that takes the body as the ingress has parsed it."""
 
     @classmethod
-    def of(cls, route: APIRoute) -> ParsedRoute:
-        """One of vLLM's routes, so that its body is parsed once, too."""
+    def of(cls, route: APIRoute, endpoint: Callable[..., Any] | None = None) -> ParsedRoute:
+        """One of vLLM's routes, so that its body is parsed once, too; ``endpoint`` in the place of its own."""
         return cls(
             route.path,
-            route.endpoint,
+            endpoint or route.endpoint,
             methods=route.methods,
             name=route.name,
             response_model=route.response_model,

@@ -7,11 +7,13 @@ function). What that raises is the request's fault whenever it happens while the
 from __future__ import annotations
 
 from traceback import walk_tb
+from types import CodeType
 
 from fastapi.dependencies.utils import request_body_to_args
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from vllm.entrypoints.anthropic import serving as anthropic
 
 from app import errors
 from guard.compat import RefusalError, RequestFault
@@ -35,6 +37,12 @@ def fault_of(error: Exception) -> RequestError | None:
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:
-    if not any(frame.f_code is request_body_to_args.__code__ for frame, _ in walk_tb(error.__traceback__)):
+    if not any(_reads(frame.f_code) for frame, _ in walk_tb(error.__traceback__)):
         raise error
     return errors.response(400, f"a field has a value of the wrong kind: {error}", "body", request.scope["path"])
+
+
+def _reads(code: CodeType) -> bool:
+    """Whether it is what reads a request: FastAPI its body, vLLM the messages of Anthropic's API."""
+    converts = code.co_filename == anthropic.__file__ and code.co_name.startswith("_convert")
+    return converts or code is request_body_to_args.__code__

@@ -143,7 +143,7 @@ async def serve(plan: Plan, sock: socket.socket) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("hguard").setLevel(logging.INFO)
     os.environ.pop(auth.VARIABLE, None)  # the engine's processes inherit the environment, and need no keys
-    address = f"http://{_host_in_url(plan.settings.host)}:{plan.settings.port}"
+    address = f"http://{host_in_url(plan.settings.host)}:{plan.settings.port}"
     print(f"hguard: starting {plan.name} ...", flush=True)
     async with guarded_app(plan) as app:
         ready = f"hguard: {plan.name} is ready, guarded by {plan.bundle.card.id}: {address}"
@@ -190,7 +190,7 @@ def _admission(settings: Settings, running: int) -> Admission:
     return Admission(settings.max_concurrent_requests, min(running + queue, settings.slots))
 
 
-def _host_in_url(host: str) -> str:
+def host_in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 

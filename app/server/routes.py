@@ -6,7 +6,8 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from app.protocols.adapters.registry import GUARDED
-from app.protocols.limits import RENDERING
+from app.protocols.counting import count_tokens
+from app.protocols.limits import COUNT_TOKENS, RENDERING
 from app.protocols.routes import ParsedRoute
 
 # Routes of vLLM that generate nothing.
@@ -38,5 +39,5 @@ def close_unguarded(app: FastAPI) -> list[str]:
         routes.remove(route)
     for place, route in enumerate(routes):
         if isinstance(route, APIRoute) and route.path in RENDERING:
-            routes[place] = ParsedRoute.of(route)
+            routes[place] = ParsedRoute.of(route, count_tokens if route.path == COUNT_TOKENS else None)
     return sorted({str(getattr(route, "path", route)) for route in removed} - GUARDED - OWN)

@@ -41,6 +41,20 @@ class Slot:
     generation: int
 
 
+def require_room(slots: int, positions: int) -> str:
+    """The folder for a table of this size. Raises UnsupportedError where the table could outgrow its memory."""
+    shared = Path("/dev/shm").is_dir() and os.access("/dev/shm", os.W_OK)
+    folder = "/dev/shm" if shared else tempfile.gettempdir()
+    size, room = slots * positions * _ENTRY_BYTES, shutil.disk_usage(folder)
+    if size > room.free and room.total > 0:  # a tmpfs without a limit says 0
+        raise UnsupportedError(
+            f"the scores of {slots} answers of {positions} tokens may take {size >> 20} MiB, and {folder} has "
+            f"{room.free >> 20} MiB left: give it more (docker run --shm-size), or lower --slots, or "
+            "--max-model-len after --"
+        )
+    return folder
+
+
 class ScoreTable:
     """The memory itself; both sides hold one."""
 
@@ -74,16 +88,7 @@ class ScoreTable:
 
         Raises UnsupportedError where it could outgrow that memory: the kernel would kill the worker that then writes.
         """
-        shared = Path("/dev/shm").is_dir() and os.access("/dev/shm", os.W_OK)
-        folder = "/dev/shm" if shared else tempfile.gettempdir()
-        size, room = slots * positions * _ENTRY_BYTES, shutil.disk_usage(folder)
-        if size > room.free and room.total > 0:  # a tmpfs without a limit says 0
-            raise UnsupportedError(
-                f"the scores of {slots} answers of {positions} tokens may take {size >> 20} MiB, and {folder} has "
-                f"{room.free >> 20} MiB left: give it more (docker run --shm-size), or lower --slots, or "
-                "--max-model-len after --"
-            )
-        handle, name = tempfile.mkstemp(prefix="hguard-table-", dir=folder)
+        handle, name = tempfile.mkstemp(prefix="hguard-table-", dir=require_room(slots, positions))
         os.close(handle)
         return cls(Path(name), (slots, positions))
 

@@ -214,7 +214,7 @@ async def _tapped_engine(args: Namespace, slots: int) -> AsyncIterator[tuple[Any
     """vLLM with our worker, and the table that it writes to. Raises TapError with a worker's own reason to refuse."""
     from vllm.entrypoints.openai.api_server import build_async_engine_client
 
-    table = ScoreTable.create(slots, _positions(args))
+    table = ScoreTable.create(slots, longest_sequence(args))
     os.environ[PATH_VARIABLE] = str(table.path)
     try:
         async with build_async_engine_client(args) as engine:
@@ -255,7 +255,8 @@ async def plain_engine(args: Namespace) -> AsyncIterator[Any]:
         yield engine
 
 
-def _positions(args: Namespace) -> int:
+def longest_sequence(args: Namespace) -> int:
+    """Tokens of the longest. Raises UnsupportedError for what vLLM refuses of the model."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     try:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from guard.probe.readout import Readout, Stack
 from guard.probe.signals import COLUMN
@@ -158,7 +168,7 @@ class SetMetrics(_Strict):
     """Detection on one set of held-out answers: AUROC of each part alone beside the stack."""
 
     n: PositiveInt
-    wrong: int
+    wrong: NonNegativeInt
     auroc: dict[str, Interval]
     ece: FiniteFloat | None = None
     brier: FiniteFloat | None = None
@@ -177,6 +187,14 @@ class ProbeCard(_Strict):
     at_thresholds: dict[str, ThresholdMetrics] | None = None
     metrics: dict[str, SetMetrics]
     tensors_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    @field_validator("thresholds", "at_thresholds")
+    @classmethod
+    def _by_rate(cls, by_rate: dict[str, Any] | None) -> dict[str, Any] | None:
+        for name in by_rate or ():
+            if not re.fullmatch(r"0\.\d+", name):
+                raise ValueError(f"{name!r} is no rate of false alarms, such as 0.05")
+        return by_rate
 
     def as_json(self) -> dict[str, Any]:
         """As ``probe.json`` has it: what is absent is left out."""

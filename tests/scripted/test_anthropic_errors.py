@@ -104,3 +104,17 @@ async def test_answers_and_other_routes_are_left_alone(http: httpx.AsyncClient) 
     assert answer["type"] == "message"
     other = (await http.post(CHAT, json=NAMELESS | {"n": 0})).json()
     assert set(other) == {"error"}
+
+
+@pytest.mark.parametrize("path", [MESSAGES, COUNT])
+@pytest.mark.parametrize("source", [5, "x"])
+async def test_a_block_that_vllm_falls_over(http: httpx.AsyncClient, path: str, source: Any) -> None:
+    block = {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "image", "source": source}]}
+    asked = {**GOOD, "messages": [{"role": "user", "content": [block]}]}
+    require_error(await http.post(path, json=asked), 400, "invalid_request_error", "wrong kind")
+
+
+@pytest.mark.parametrize("path", [MESSAGES, COUNT])
+async def test_head(http: httpx.AsyncClient, path: str) -> None:
+    response = await http.head(path)
+    assert (response.status_code, response.content) == (405, b"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 from app.cli import demo
 from app.cli.demo import Answered
 from app.cli.main import main
+from app.cli.terminal import printable
 from guard.judge.question import Question
 
 
@@ -38,9 +40,44 @@ def test_the_guard_s_choice_beside_entropy_s() -> None:
     assert len(demo.summed_up([*answers, answered(None, None, True)])) == 1
 
 
+def test_what_was_withheld_is_judged_by_nobody() -> None:
+    withheld = dataclasses.replace(answered(0.9, None, False), action="abstained", text="Sorry.")
+    assert withheld.kind == "withheld"
+    assert demo.summed_up([withheld]) == [
+        "1 answers: 0 wrong, 0 right, 1 withheld. The guard flags 1: 0 wrong, 0 right, 1 withheld."
+    ]
+
+
+@pytest.mark.parametrize("key", ["secret\x01key", "gehe\u00efm"])
+def test_no_key_is_printed(key: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv(demo.KEY, key)
+    assert main(["demo", "--url", "http://127.0.0.1:9"]) == 1
+    assert capsys.readouterr().err == f"hguard: {demo.KEY} holds characters that no key has\n"
+
+
+def test_no_password_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv(demo.KEY, "a-key\r\n")
+    assert main(["demo", "--url", "http://user:secret@127.0.0.1:9"]) == 1
+    error = capsys.readouterr().err
+    assert "no server answers at http://127.0.0.1:9 " in error
+    assert "secret" not in error
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://h:abc", "http://a..b:1/"])
+def test_what_is_no_address(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--url", url]) == 1
+    assert capsys.readouterr().err.startswith("hguard: --url is no address: ")
+
+
+def test_control_characters_do_not_reach_the_terminal() -> None:
+    assert printable("It is\x1b]0;pwned\x07 in\nB\u016bshehr.") == "It is ]0;pwned  in B\u016bshehr."
+
+
 @pytest.mark.parametrize(
     ("status", "body", "says"),
     [
+        (200, {}, "what answers at http://127.0.0.1:8000 is no server of hguard's (KeyError: 'model')"),
+        (200, [], "what answers at http://127.0.0.1:8000 is no server of hguard's (TypeError"),
         (401, {"error": {"message": "a valid API key is needed"}}, "the server says: a valid API key is needed"),
         (404, {"detail": "Not Found"}, "the server says: HTTP 404"),
     ],
@@ -52,7 +89,7 @@ def test_what_is_no_guarded_server(
     made = httpx.Client
     monkeypatch.setattr(httpx, "Client", lambda **given: made(transport=reply, **given))
     assert main(["demo"]) == 1
-    assert capsys.readouterr().err == f"hguard: {says}\n"
+    assert capsys.readouterr().err.startswith(f"hguard: {says}")
 
 
 def test_nobody_is_there(capsys: pytest.CaptureFixture[str]) -> None:

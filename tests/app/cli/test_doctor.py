@@ -68,6 +68,36 @@ def test_vllm_s_arguments_are_looked_at(capsys: pytest.CaptureFixture[str]) -> N
     assert said["arguments"] == ("NO", "--enable-lora is not supported: LoRA layers bypass the tapped layer")
 
 
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        (["--bogus"], "vLLM refuses its arguments: "),
+        (["--max-model-len", "99999999"], "vLLM refuses its arguments: User-specified max_model_len"),
+    ],
+)
+def test_what_vllm_refuses_is_one_line_and_the_rest_is_looked_at(
+    extra: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, said = examined(capsys, "--port", str(free_port()), "--", *extra)
+    assert status == 1
+    assert said["arguments"][0] == "NO"
+    assert said["arguments"][1].startswith(says)
+    assert said["port"][0] == "ok"
+
+
+def test_too_little_shared_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    _, said = examined(capsys, "--port", str(free_port()), "--slots", "99999999999999")
+    assert said["arguments"][0] == "NO"
+    assert "give it more (docker run --shm-size)" in said["arguments"][1]
+
+
+def test_a_damaged_model_is_one_more_thing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/config.json").write_text("[")
+    status, said = examined(capsys, "damaged", "--probe", str(ATLAS / "probe"), "--port", str(free_port()))
+    assert (status, said["probe"][0], said["port"][0]) == (1, "NO", "ok")
+
+
 def test_what_is_not_here_yet_is_not_fetched(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

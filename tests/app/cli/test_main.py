@@ -77,6 +77,27 @@ def test_an_unknown_key_in_the_file_is_refused() -> None:
         settings_from({})
 
 
+@pytest.mark.parametrize("text", [b"port = ", b"\xff", b"port = 1\nport = 2\n"])
+def test_a_file_that_cannot_be_read(text: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("hguard.toml").write_bytes(text)
+    assert main(["serve"]) == 1
+    assert capsys.readouterr().err.startswith("hguard: hguard.toml cannot be read: ")
+
+
+def test_a_wrong_variable_is_named_by_any_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HGUARD_PORT", "abc")
+    assert main(["probe", "verify", "atlas", "--model", "atlas"]) == 1
+    assert "wrong settings: port: " in capsys.readouterr().err
+
+
+def test_a_reader_that_has_had_enough() -> None:
+    command = f"{sys.executable} -m app.cli.main probe show atlas --json | head -c 1"
+    done = subprocess.run(["bash", "-c", command], cwd=ATLAS.parents[1], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("{", "")
+
+
 def test_show(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "show", str(bundle.path), "--json"]) == 0
     card = json.loads(capsys.readouterr().out)
