@@ -87,7 +87,7 @@ contract: $(VENV)/.tools ## run real clients against the server and write what t
 	$(BIN)/python -m tests.contract.matrix
 
 docs: $(VENV)/.tools ## build the site of the documentation into site/ (REPOSITORY_URL: where links to source files lead)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt -c requirements/lock.txt
+	@$(INSTALL) "what makes the site" -r requirements/docs.txt
 	mkdir -p build
 	$(BIN)/python -m tests.scripted.openapi build/openapi.json
 	$(BIN)/python -m mkdocs build --strict
