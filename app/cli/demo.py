@@ -188,7 +188,7 @@ def summed_up(answers: Sequence[Answered]) -> list[str]:
     known = [one for one in answers if one.entropy is not None]
     if len(known) == len(answers) and flagged:
         by_entropy = sorted(known, key=lambda one: one.entropy or 0.0, reverse=True)[: len(flagged)]
-        lines.append(f"The {len(flagged)} of highest entropy: {_of(by_entropy)}.")
+        lines.append(f"Flagging {len(flagged)} by entropy instead: {_of(by_entropy)}.")
     return lines
 
 

@@ -179,7 +179,7 @@ class Examination:
         if count:
             return f"{count} API key{'s' if count > 1 else ''}"
         if self.settings.allow_unauthenticated or auth.is_loopback(self.settings.host):
-            return "none: whoever reaches the port may ask"
+            return "none: whoever reaches the port may ask (this machine alone, on the loopback address)"
         raise GuardError(f"none, and --host {self.settings.host} lets other machines in: {auth.REMEDY}")
 
     def port(self) -> str:

@@ -410,7 +410,7 @@ def test_the_demo(server: Server, capsys: pytest.CaptureFixture[str], monkeypatc
     flagged = out.count(", flagged")
     assert 0 < flagged < len(OF_ATLAS)
     assert f"The guard flags {flagged}: " in out
-    assert f"The {flagged} of highest entropy: " in out
+    assert f"Flagging {flagged} by entropy instead: " in out
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert main(["demo", "--url", server.url]) == 0
     assert "\x1b[30;48;5;" in capsys.readouterr().out

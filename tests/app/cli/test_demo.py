@@ -35,7 +35,7 @@ def test_the_guard_s_choice_beside_entropy_s() -> None:
     answers = [answered(0.9, 1.0, False), answered(0.8, 0.1, False), answered(0.1, 2.0, True), answered(0.2, 0.2, True)]
     assert demo.summed_up(answers) == [
         "4 answers: 2 wrong, 2 right. The guard flags 2: 2 wrong, 0 right.",
-        "The 2 of highest entropy: 1 wrong, 1 right.",
+        "Flagging 2 by entropy instead: 1 wrong, 1 right.",
     ]
     assert len(demo.summed_up([*answers, answered(None, None, True)])) == 1
 
