@@ -58,8 +58,9 @@ def _owner(declared: type[BaseModel], name: str) -> type[BaseModel]:
 
 def _help(field: FieldInfo) -> str:
     """With the default, unless there is none or the text names what stands in for it."""
-    said = field.description or ""
-    return said if field.default in (None, PydanticUndefined) else f"{said} (default: {field.default})"
+    said, default = field.description or "", field.default
+    nothing = default in (None, PydanticUndefined) or (isinstance(default, Collection) and not default)
+    return said if nothing else f"{said} (default: {default})"
 
 
 def _values(annotation: Any) -> list[str]:
