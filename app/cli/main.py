@@ -26,7 +26,8 @@ _LOOKS = "doctor"  # prepares nothing before it has looked
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``hguard``; returns the exit status: 0, 1 for a refusal, 2 for wrong usage."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # for terminals that cannot show an answer's letters
+        with contextlib.suppress(OSError):  # what it writes to was exchanged after it was opened
+            sys.stdout.reconfigure(errors="replace")  # for terminals that cannot show an answer's letters
     arguments = list(sys.argv[1:] if argv is None else argv)
     own, extra = _split(arguments)
     parser = _parser()

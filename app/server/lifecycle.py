@@ -102,8 +102,8 @@ async def _drain(admission: Admission, signals: _Signals, engine: Any, seconds: 
     """Wait until nothing is in flight, the time is up, or a second signal says not to."""
     if admission.requests:
         print(
-            f"hguard: draining: up to {seconds:g} s for what is in flight, requests: {admission.requests}; the same signal "
-            "again ends it at once",
+            f"hguard: draining: up to {seconds:g} s for what is in flight, requests: {admission.requests}; the same "
+            "signal again ends it at once",
             flush=True,
         )
     await _until(lambda: admission.requests == 0 or signals.count > 1 or engine.errored, seconds)
