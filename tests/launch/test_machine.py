@@ -62,6 +62,7 @@ def test_other_platforms(system: str, architecture: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(platform, "machine", lambda: architecture)
     (said,) = machine.problems()
     assert f"this is {system} on {architecture}: run the container image there" in said
+    assert ("intel-openmp has none" in said) == (architecture != "AMD64")
 
 
 def test_an_old_python(monkeypatch: pytest.MonkeyPatch) -> None:
