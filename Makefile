@@ -93,8 +93,6 @@ docs: $(VENV)/.tools ## build the site of the documentation into site/ (REPOSITO
 	$(BIN)/python -m mkdocs build --strict
 	$(BIN)/python -m deploy.docs.check site
 
-.PHONY: docs
-
 pictures: $(VENV)/.tools ## take docs/page.png anew; needs Chromium
 	$(BIN)/python -m tests.pictures
 
@@ -129,4 +127,4 @@ $(VENV)/.tools: $(VENV)/.engine requirements/dev.txt
 	@$(BIN)/python requirements/prometheus.py $(BIN)
 	@touch $@
 
-.PHONY: help serve test test-long check format atlas atlas-report smollm2-report smollm2 benchmarks fuzz soak vllm-tests contract pictures image image-test bare-test install dist
+.PHONY: docs help serve test test-long check format atlas atlas-report smollm2-report smollm2 benchmarks fuzz soak vllm-tests contract pictures image image-test bare-test install dist

@@ -17,7 +17,7 @@ from typing import Any
 import guard
 from app import resolver
 from app.cli.flags import add_flags
-from app.ingress import auth
+from app.server import address
 from app.settings import Settings, settings_from
 from guard.errors import GuardError
 from guard.ipc.score_table import require_room
@@ -97,7 +97,7 @@ class Examination:
         yield "port", self.port
 
     def machine(self) -> str:
-        with _unless_missing():
+        with contextlib.suppress(GuardError):  # no engine at all is another line
             if engine_version()[0] == "vllm":
                 return "the CUDA build brings what it compiles with"
         if found := machine.problems():
@@ -178,20 +178,12 @@ class Examination:
         count = len(self.settings.api_keys)
         if count:
             return f"{count} API key{'s' if count > 1 else ''}"
-        if self.settings.allow_unauthenticated or auth.is_loopback(self.settings.host):
-            return "none: whoever reaches the port may ask (this machine alone, on the loopback address)"
-        raise GuardError(f"none, and --host {self.settings.host} lets other machines in: {auth.REMEDY}")
+        address.require_keys(self.settings)
+        return "none: whoever reaches the port may ask (this machine alone, on the loopback address)"
 
     def port(self) -> str:
-        from app.server.app import host_in_url
-        from guard.compat import create_server_socket
-
-        where = f"{host_in_url(self.settings.host)}:{self.settings.port}"
-        try:
-            create_server_socket((self.settings.host, self.settings.port), reuse_port=False).close()
-        except OSError as error:
-            raise GuardError(f"cannot listen on {where}: {error.strerror}; set --port") from None
-        return f"{where} is free"
+        address.listen(self.settings).close()
+        return f"{address.shown(self.settings)} is free"
 
     def _scaled_weights(self) -> float:
         """Bytes in the probe's precision, in which the model is served; a checkpoint's own may be another."""
@@ -202,12 +194,6 @@ class Examination:
         stored = bytes_of.get(str(model_config(self._model).get("dtype", "bfloat16")), 2)
         served = bytes_of[self._bundle.card.model.dtype] if self._bundle else stored
         return _weights(self._model) * served / stored
-
-
-@contextlib.contextmanager
-def _unless_missing() -> Iterator[None]:
-    with contextlib.suppress(GuardError):  # no engine at all is another line
-        yield
 
 
 def _weights(model: Path) -> int:

@@ -102,12 +102,7 @@ def _serve(options: argparse.Namespace, extra: list[str]) -> int:
         from app.server.app import bind, plan, serve
 
         prepared = plan(settings, extra)
-        try:
-            sock = bind(prepared)
-        except OSError as error:
-            where = f"{settings.host}:{settings.port}"
-            raise GuardError(f"cannot listen on {where}: {error.strerror}; set --port") from None
-        with contextlib.closing(sock):
+        with contextlib.closing(bind(prepared)) as sock:
             run_engines(serve(prepared, sock))
     return 0
 

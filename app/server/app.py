@@ -31,7 +31,7 @@ from app.protocols.options import PolicyResolver
 from app.protocols.tokenizer import Detokenizer
 from app.protocols.wire import Writer
 from app.resolver import find_model, find_probe
-from app.server import docs, health, lifecycle, system
+from app.server import address, docs, health, lifecycle, system
 from app.server.head import Head
 from app.server.routes import close_unguarded
 from app.settings import Settings
@@ -124,15 +124,9 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
 
 
 def bind(plan: Plan) -> socket.socket:
-    """Take the port before the engine starts. Raises OSError when it is in use, UnsupportedError without keys."""
-    settings = plan.settings
-    if not (settings.api_keys or settings.allow_unauthenticated or auth.is_loopback(settings.host)):
-        raise UnsupportedError(f"--host {settings.host} lets other machines in, and there are no keys: {auth.REMEDY}")
-    from guard.compat import create_server_socket
-
-    sock: socket.socket = create_server_socket((plan.settings.host, plan.settings.port), reuse_port=False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted connections inherit it: a token must not wait
-    return sock
+    """Take the port before the engine starts. Raises GuardError when it is in use, UnsupportedError without keys."""
+    address.require_keys(plan.settings)
+    return address.listen(plan.settings)
 
 
 async def serve(plan: Plan, sock: socket.socket) -> None:
@@ -143,10 +137,10 @@ async def serve(plan: Plan, sock: socket.socket) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("hguard").setLevel(logging.INFO)
     os.environ.pop(auth.VARIABLE, None)  # the engine's processes inherit the environment, and need no keys
-    address = f"http://{host_in_url(plan.settings.host)}:{plan.settings.port}"
+    url = f"http://{address.shown(plan.settings)}"
     print(f"hguard: starting {plan.name} ...", flush=True)
     async with guarded_app(plan) as app:
-        ready = f"hguard: {plan.name} is ready, guarded by {plan.bundle.card.id}: {address}"
+        ready = f"hguard: {plan.name} is ready, guarded by {plan.bundle.card.id}: {url}"
         await lifecycle.serve(
             app,
             sock,
@@ -188,10 +182,6 @@ def _admission(settings: Settings, running: int) -> Admission:
     """Places for the answers that the engine runs and those that may wait; never more than there are score slots."""
     queue = running if settings.max_queue is None else settings.max_queue
     return Admission(settings.max_concurrent_requests, min(running + queue, settings.slots))
-
-
-def host_in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _effective(plan: Plan, engine: Any, closed: list[str]) -> dict[str, Any]:
