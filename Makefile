@@ -108,8 +108,8 @@ dist: $(VENV)/.tools ## build wheel and sdist into dist/
 image-test: ## build the CPU image without Docker, start it and ask it a question (root, buildah, debootstrap, crun)
 	$(PYTHON) -m deploy.image
 
-bare-test: ## try `make serve` in a bare Debian (root, buildah, debootstrap; half an hour)
-	$(PYTHON) -m deploy.image.bare
+bare-test: ## try `make serve` and `make check` in a bare Debian (root, buildah, debootstrap; half an hour); SUITE=1: `make test`, too
+	$(PYTHON) -m deploy.image.bare $(if $(SUITE),--suite)
 
 install: $(VENV)/.engine ## install the CPU engine and this project into .venv
 
