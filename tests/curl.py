@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.documents import Block, blocks_of
 from tests.excerpt import frames_of, objects_of
 from tests.shell import Command, commands_of
 
 ADDRESS = "http://127.0.0.1:8000"  # what documents call the server
+
+
+def need() -> None:
+    """Skip a test that runs curl where there is none."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
 
 
 @dataclass(frozen=True)

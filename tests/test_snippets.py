@@ -9,7 +9,6 @@ import importlib.util
 import io
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -26,6 +25,7 @@ from app.cli import main
 from app.settings import Settings
 from guard.errors import GuardError
 from tests.curl import ADDRESS, excerpts_after, reply_to
+from tests.curl import need as need_curl
 from tests.documents import DOCUMENTS, ROOT, Block, blocks_of, indented_of
 from tests.excerpt import objects_of, shows
 from tests.scripted.server import ForkedScriptedServer, ScriptedServer
@@ -226,8 +226,7 @@ def require_files(command: Command) -> None:
 
 def ask(command: Command, block: Block, server: ScriptedServer) -> None:
     """Run curl; what the document shows of its answer right after it must be in the answer."""
-    if shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
+    need_curl()
     said = re.search(r"#.*\bstatus (\d{3})\b", block.text)
     reply = reply_to(command, server.url)
     assert reply.status == (int(said[1]) if said else 200), reply.text
@@ -271,6 +270,8 @@ def test_what_is_wrong_fails(text: str, server: ScriptedServer, monkeypatch: pyt
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_examples(example: Path, server: ScriptedServer, tmp_path: Path) -> None:
     program = ["bash"] if example.suffix == ".sh" else [sys.executable]
+    if example.name == "curl.sh":
+        need_curl()
     environment = {**os.environ, "HGUARD_URL": server.url, "MPLBACKEND": "Agg", "MPLCONFIGDIR": str(tmp_path)}
     done = subprocess.run(
         [*program, example], capture_output=True, text=True, timeout=120, cwd=tmp_path, env=environment
@@ -289,6 +290,8 @@ def withholding() -> Iterator[ScriptedServer]:
 
 @pytest.mark.parametrize(("program", "example"), [("bash", "curl.sh"), (sys.executable, "openai_chat.py")])
 def test_examples_say_what_a_server_withholds(program: str, example: str, withholding: ScriptedServer) -> None:
+    if example == "curl.sh":
+        need_curl()
     environment = {**os.environ, "HGUARD_URL": withholding.url}
     command = [program, str(ROOT / "examples" / example)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)

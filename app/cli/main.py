@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace, extra: list[str]) -> int:
     chosen = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     settings = settings_from(chosen)
-    with _ends_at_sigterm():
+    with _ends_when_told():
         from app.server.app import bind, plan, serve
 
         prepared = plan(settings, extra)
@@ -112,8 +112,8 @@ class _ToldToEnd(BaseException):
 
 
 @contextlib.contextmanager
-def _ends_at_sigterm() -> Iterator[None]:
-    """While the engine starts; once it serves, ``serving`` drains. A container's first process would ignore it."""
+def _ends_when_told() -> Iterator[None]:
+    """While the engine starts; once it serves, ``lifecycle`` drains. A container's first process ignores SIGTERM."""
 
     def end(number: int, frame: object) -> None:
         for child in multiprocessing.active_children():
@@ -123,8 +123,9 @@ def _ends_at_sigterm() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
-    except _ToldToEnd:
-        os._exit(128 + signal.SIGTERM)  # an interpreter full of torch takes seconds to take itself apart
+    except (_ToldToEnd, KeyboardInterrupt) as told:
+        number = signal.SIGTERM if isinstance(told, _ToldToEnd) else signal.SIGINT
+        os._exit(128 + number)  # an interpreter full of torch takes seconds to take itself apart
     finally:
         signal.signal(signal.SIGTERM, before)
 

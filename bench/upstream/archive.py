@@ -62,7 +62,12 @@ def unpacked(archive: Path, folder: Path) -> Path:
         for member in tar:
             name = PurePosixPath(member.name)
             inner = "/".join(name.parts[1:])
-            if name.parts[0] == root and member.isfile() and inner.startswith(WANTED):
-                member.name = inner
-                tar.extract(member, folder, filter="data")
+            if name.parts[0] != root or ".." in name.parts or not inner.startswith(WANTED):
+                continue
+            if (
+                content := tar.extractfile(member)
+            ) is not None:  # a file; `extract` has no filter in Debian 12's Python
+                target = folder / inner
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content.read())
     return folder

@@ -77,7 +77,7 @@ def _try(store: Store, suite: bool) -> None:
         _tell(f"printed {[said for said in lines if said.startswith('hguard: ')]}")
     for target in ["check", "test"] if suite else ["check"]:
         began = time.monotonic()
-        last = _run([*machine, "make", "-C", "/clone", target])[-1]
+        last = _run([*machine, "make", "--no-print-directory", "-C", "/clone", target])[-1]
         _tell(f"make {target} passes in {time.monotonic() - began:.0f} s: {last.strip('= ')}")
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +18,7 @@ from guard.errors import GuardError, TapError, UnsupportedError
 from guard.ipc import parent, startup
 from guard.ipc.score_table import PATH_VARIABLE, ScoreTable
 from guard.ipc.taps import COLLECT_KEY, KEY, TapConfig
-from guard.launch import cache_dirs, no_triton, overrides, support
+from guard.launch import cache_dirs, interrupts, no_triton, overrides, support
 from guard.policy import Policy
 from guard.probe.bundle import Bundle
 from guard.probe.identity import model_config
@@ -217,7 +217,7 @@ async def _tapped_engine(args: Namespace, slots: int) -> AsyncIterator[tuple[Any
     table = ScoreTable.create(slots, longest_sequence(args))
     os.environ[PATH_VARIABLE] = str(table.path)
     try:
-        async with build_async_engine_client(args) as engine:
+        async with _started(build_async_engine_client(args)) as engine:
             table.unlink()  # every worker has it open by now: nothing is left behind, even by kill -9
             yield engine, table
     except RuntimeError as error:
@@ -251,7 +251,16 @@ async def plain_engine(args: Namespace) -> AsyncIterator[Any]:
     """vLLM itself, to compare with."""
     from vllm.entrypoints.openai.api_server import build_async_engine_client
 
-    async with build_async_engine_client(args) as engine:
+    async with _started(build_async_engine_client(args)) as engine:
+        yield engine
+
+
+@asynccontextmanager
+async def _started(client: AbstractAsyncContextManager[Any]) -> AsyncIterator[Any]:
+    """vLLM's engine, whose processes see no Ctrl-C."""
+    async with AsyncExitStack() as stack:
+        with interrupts.kept_from_children():
+            engine = await stack.enter_async_context(client)
         yield engine
 
 

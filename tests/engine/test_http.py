@@ -25,6 +25,7 @@ from guard.judge.rules import judge
 from models.atlas.recipe.facts import country_name
 from models.atlas.recipe.questions import load_ledger
 from tests.curl import excerpts_after, reply_to
+from tests.curl import need as need_curl
 from tests.documents import ROOT, blocks_of
 from tests.engine.server import ForkedServer, Server
 from tests.engine.test_shutdown import nothing_is_left
@@ -77,6 +78,7 @@ def result(reply: Any, index: int = 0) -> dict[str, Any]:
 
 
 def test_the_quickstart_shows_what_atlas_answers(server: Server) -> None:
+    need_curl()
     seen = 0
     for block in blocks_of(ROOT / "docs/quickstart.md"):
         for excerpt in excerpts_after(block):

@@ -82,19 +82,35 @@ def nothing_is_left(running: Server) -> None:
     assert running.descendants() == []
 
 
+def environment(process: int) -> bytes:
+    return Path(f"/proc/{process}/environ").read_bytes()
+
+
 def process_of(running: Server, name: str) -> int:
     """The process of the engine that bears this name (the kernel keeps 15 letters)."""
     (found,) = [one for one in running.descendants() if Path(f"/proc/{one}/comm").read_text().strip() == name[:15]]
     return found
 
 
-def test_a_server_that_is_killed_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_is_killed_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Amid what it drains: a terminal's Ctrl-C goes to the engine's processes, too, and takes nothing from anyone."""
     monkeypatch.setenv("HGUARD_API_KEYS", "a-secret-key")
     running = Server()
-    environments = [Path(f"/proc/{one}/environ").read_bytes() for one in running.descendants()]
+    environments = [environment(one) for one in running.descendants()]
     assert environments
     assert not any(b"a-secret-key" in one for one in environments), "the engine needs no keys"
-    assert running.stop(signal.SIGKILL) == -9
+    async with connected(running) as http:
+        http.headers["authorization"] = "Bearer a-secret-key"
+        (long,) = await streams(http, 1)
+        (brief,) = await streams(http, 1, {**LONG, "max_tokens": 60, "min_tokens": 60})
+        os.killpg(running.process.pid, signal.SIGINT)
+        events = await brief
+        assert events[-1] == "[DONE]"
+        assert events[-2]["choices"][0]["finish_reason"] == "length"
+        assert not long.done()
+        assert running.stop(signal.SIGKILL) == -9
+        with pytest.raises(httpx.HTTPError):
+            await long
     nothing_is_left(running)
 
 

@@ -1,0 +1,55 @@
+"""Ctrl-C while an engine starts. What a server does with it that serves: ``tests/engine/test_shutdown.py``."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import zmq
+
+from guard.launch.interrupts import kept_from_children
+
+# Of its own: no test has started multiprocessing's helper yet, which unblocks signals when it starts.
+PROGRAM = """
+import multiprocessing, signal
+
+def told(depth):
+    print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()), flush=True)
+    if depth:
+        further(depth - 1)
+
+def further(depth):
+    process = multiprocessing.get_context("spawn").Process(target=told, args=(depth,))
+    process.start()
+    process.join()
+
+if __name__ == "__main__":
+    from guard.launch.interrupts import kept_from_children
+
+    with kept_from_children():
+        further(1)
+    told(0)
+    further(0)
+"""
+
+
+def test_processes_of_an_engine_never_see_it(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, env=environment, timeout=60)
+    # An engine's first process, and one that it starts; the process that a person started, and what it starts later.
+    assert done.stdout.split() == ["True", "True", "False", "False"], done.stderr
+
+
+def test_a_start_ends_at_once() -> None:
+    from vllm.utils.network_utils import zmq_socket_ctx
+
+    before = signal.getsignal(signal.SIGINT)
+    waiting = zmq_socket_ctx("inproc://interrupted", zmq.ROUTER, bind=True)  # as vLLM waits for its engine
+    with pytest.raises(KeyboardInterrupt), kept_from_children(), waiting as socket, socket:
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
