@@ -21,7 +21,7 @@ from app.server import address
 from app.settings import Settings, settings_from
 from guard.errors import GuardError
 from guard.ipc.score_table import require_room
-from guard.launch import machine
+from guard.launch import machine, support
 from guard.launch.engines import longest_sequence, prepare_environment
 from guard.probe.bundle import Bundle, load_bundle, require_calibrated, require_model
 from guard.probe.hub import HUB_ID
@@ -146,7 +146,7 @@ class Examination:
 
             free, total = torch.cuda.mem_get_info()
             return f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB are free on the first GPU"
-        cache = float(os.environ.get("VLLM_CPU_KVCACHE_SPACE") or 1)
+        cache = support.cache_gibibytes()
         weights = 0.0 if self._model is None else self._scaled_weights() / _GIB
         needed, free = weights + cache + _PROCESSES, psutil.virtual_memory().available / _GIB
         said = (

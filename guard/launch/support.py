@@ -5,10 +5,13 @@ Every refusal happens before or while the engine starts, never while it serves.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 from guard.errors import UnsupportedError
+
+_CACHE_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 
 # Options of vLLM that would generate text past the guard or misplace the taps, each with its reason.
 _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
@@ -92,6 +95,15 @@ def require_device(distribution: str) -> None:
             "vLLM's CUDA build sees no GPU: give the container one (docker run --gpus all), check the driver "
             "(nvidia-smi) and CUDA_VISIBLE_DEVICES, or use the CPU build (the image with ENGINE=cpu)"
         )
+
+
+def cache_gibibytes() -> int:
+    """What the CPU build's KV cache takes. Raises UnsupportedError for what vLLM would stumble over."""
+    said = os.environ.get(_CACHE_SPACE) or "1"
+    try:
+        return int(said)
+    except ValueError:
+        raise UnsupportedError(f"{_CACHE_SPACE} is {said!r}, and vLLM takes whole GiB: set it to 1, 2, ...") from None
 
 
 def require_supported(args: Any, environment: dict[str, str]) -> None:

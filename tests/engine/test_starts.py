@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.cli.main import main
+from app.settings import ATLAS
 from guard.errors import UnsupportedError
 from guard.ipc.score_table import ScoreTable, cause_file
 from guard.ipc.startup import known_cause, reason
@@ -71,6 +72,22 @@ def test_arguments_that_vllm_refuses(capsys: pytest.CaptureFixture[str]) -> None
     line = line_of(["--port", str(free_port()), "--", "--max-model-len=100000"], capsys)
     assert line.startswith("hguard: vLLM refuses its arguments: ")
     assert "max_model_len" in line
+
+
+def test_a_cache_of_no_number(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1.5")
+    assert line_of([], capsys) == (
+        "hguard: VLLM_CPU_KVCACHE_SPACE is '1.5', and vLLM takes whole GiB: set it to 1, 2, ..."
+    )
+
+
+def test_a_checkpoint_without_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in ATLAS.iterdir():
+        if path.is_file() and not path.name.startswith("tokenizer"):
+            (tmp_path / path.name).symlink_to(path)
+    line = line_of([str(tmp_path), "--probe", str(ATLAS / "probe"), "--port", str(free_port())], capsys)
+    assert line.startswith("hguard: vLLM does not start: ")
+    assert "tokenizer" in line
 
 
 @pytest.mark.parametrize(
