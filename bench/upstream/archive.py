@@ -64,9 +64,8 @@ def unpacked(archive: Path, folder: Path) -> Path:
             inner = "/".join(name.parts[1:])
             if name.parts[0] != root or ".." in name.parts or not inner.startswith(WANTED):
                 continue
-            if (
-                content := tar.extractfile(member)
-            ) is not None:  # a file; `extract` has no filter in Debian 12's Python
+            content = tar.extractfile(member)  # `extract` has no filter in Debian 12's Python
+            if content is not None:  # of a file
                 target = folder / inner
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content.read())
