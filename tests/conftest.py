@@ -41,7 +41,6 @@ LONGEST = (
     "engine/test_holds.py",
     "engine/test_reference.py",
     "engine/test_reading.py",
-    "contract/test_matrix.py",
     "fuzz/test_routes.py",
 )
 

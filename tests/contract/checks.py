@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from tests.contract.house import JSON, MESSAGE, TEXT, TOKENS
+from tests.contract.matrix import DOCUMENT, See, current, rows
 from tests.contract.outcomes import ABSTAINED, ANSWERED, ERRORS, REPLACED, Caller, Outcome, Seen
 from tests.scripted.script import HIGH, LOW
 
@@ -40,6 +41,13 @@ def check(seen: Seen, caller: Caller, outcome: Outcome) -> None:
         assert seen.usage[1] == generated, "what was withheld is counted by sixteens"
     if seen.verdict is not None:
         check_verdict(seen, outcome)
+
+
+def check_rows(see: See, callers: Sequence[Caller]) -> None:
+    """docs/api.md says of these calls what they see."""
+    document = current(DOCUMENT.read_text(encoding="utf-8")).splitlines()
+    written = [line for line in document if line.startswith(f"| `{callers[0].client}` |")]
+    assert written == rows(see, callers), "`make contract` writes it anew"
 
 
 def check_verdict(seen: Seen, outcome: Outcome) -> None:

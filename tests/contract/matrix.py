@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -44,22 +45,44 @@ _VERSION = re.compile(r"(?<=` )\d[\w.+]*")
 See = Callable[[Caller, Outcome, bool], Seen]
 
 
-def callers() -> list[Caller]:
-    from tests.contract.callers import anthropic, instructor, langchain, litellm, openai, openai_agents, pydantic_ai
+# In callers/, and each with its tests in test_*.py.
+CLIENTS = ("openai", "openai_agents", "langchain", "litellm", "pydantic_ai", "instructor", "anthropic")
 
-    modules = (openai, openai_agents, langchain, litellm, pydantic_ai, instructor, anthropic)
+
+def callers() -> list[Caller]:
+    modules = [import_module(f"tests.contract.callers.{name}") for name in CLIENTS]
     return [caller for module in modules for caller in module.CALLERS]
 
 
 def table(see: See) -> str:
     """The table, below a line with the clients' versions."""
     made = callers()
-    clients = list(dict.fromkeys(caller.client for caller in made))
+    return "\n".join([*heading(made), *rows(see, made)])
+
+
+def heading(made: Sequence[Caller]) -> list[str]:
+    """What stands above the rows."""
+    versions = ", ".join(f"`{client}` {version(client)}" for client in dict.fromkeys(one.client for one in made))
     head = ["client", "call", *COLUMNS, "the verdict"]
-    rows = [_row(see, caller, stream) for caller in made for stream in caller.streams]
-    lines = [f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows]]
-    versions = ", ".join(f"`{client}` {version(client)}" for client in clients)
-    return "\n".join([f"With {versions}:", "", *lines])
+    return [f"With {versions}:", "", _line(head), _line(["---"] * len(head))]
+
+
+def rows(see: See, made: Sequence[Caller]) -> list[str]:
+    return [_line(_row(see, caller, stream)) for caller in made for stream in caller.streams]
+
+
+def labels(made: Sequence[Caller]) -> list[str]:
+    """How the rows begin."""
+    return [_line(_label(caller, stream)) for caller in made for stream in caller.streams]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _label(caller: Caller, stream: bool) -> list[str]:
+    call = f"`{caller.call}`" + (", streamed" if stream and False in caller.streams else "")
+    return [f"`{caller.client}`", call]
 
 
 def _row(see: See, caller: Caller, stream: bool) -> list[str]:
@@ -72,8 +95,7 @@ def _row(see: See, caller: Caller, stream: bool) -> list[str]:
     for name in list(COLUMNS)[1:]:
         if cells[name] == cells["pass"]:
             cells[name] = "as pass"
-    call = f"`{caller.call}`" + (", streamed" if stream and False in caller.streams else "")
-    return [f"`{caller.client}`", call, *cells.values(), " or ".join(verdicts) or "dropped by the client"]
+    return [*_label(caller, stream), *cells.values(), " or ".join(verdicts) or "dropped by the client"]
 
 
 def _facts(seen: Seen, outcome: Outcome, elsewhere: bool) -> str:

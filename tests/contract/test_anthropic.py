@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.contract.callers.anthropic import CALLERS
-from tests.contract.checks import EVERY_OUTCOME, check, every_call
+from tests.contract.checks import EVERY_OUTCOME, check, check_rows, every_call
 from tests.contract.conftest import Observed
 from tests.contract.house import MESSAGE, REFUSAL
 from tests.contract.outcomes import (
@@ -57,3 +57,7 @@ def test_errors(observed: Observed, caller: Caller, stream: bool) -> None:
             "type": "api_error",
             "message": "engine failed during generation; response is incomplete",
         }
+
+
+def test_the_document_says_what_it_sees(observed: Observed) -> None:
+    check_rows(observed, CALLERS)

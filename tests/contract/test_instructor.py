@@ -8,7 +8,7 @@ import pydantic
 import pytest
 
 from tests.contract.callers.instructor import CALLERS, TRIES
-from tests.contract.checks import EVERY_OUTCOME, check, every_call
+from tests.contract.checks import EVERY_OUTCOME, check, check_rows, every_call
 from tests.contract.conftest import Observed
 from tests.contract.house import REFUSAL
 from tests.contract.outcomes import (
@@ -82,3 +82,7 @@ def test_errors(observed: Observed, caller: Caller, stream: bool) -> None:
     ):
         error: Any = observed(caller, outcome, stream).error
         assert isinstance(error.__cause__, expected)
+
+
+def test_the_document_says_what_it_sees(observed: Observed) -> None:
+    check_rows(observed, CALLERS)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.contract.callers.litellm import CALLERS, library
-from tests.contract.checks import EVERY_OUTCOME, check, every_call
+from tests.contract.checks import EVERY_OUTCOME, check, check_rows, every_call
 from tests.contract.conftest import Observed
 from tests.contract.house import KEY, MODEL, House
 from tests.contract.outcomes import (
@@ -66,3 +66,7 @@ def test_the_risk_of_tokens_survives(house: House, stream: bool) -> None:
     assert len(risks) == 8
     assert min(risks[:-1]) > 0.5
     assert risks[-1] is None
+
+
+def test_the_document_says_what_it_sees(observed: Observed) -> None:
+    check_rows(observed, CALLERS)

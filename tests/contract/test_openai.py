@@ -8,7 +8,7 @@ import pydantic
 import pytest
 
 from tests.contract.callers.openai import CALLERS
-from tests.contract.checks import EVERY_OUTCOME, check, every_call
+from tests.contract.checks import EVERY_OUTCOME, check, check_rows, every_call
 from tests.contract.conftest import Observed
 from tests.contract.house import MESSAGE
 from tests.contract.outcomes import (
@@ -92,3 +92,7 @@ def test_errors(observed: Observed, caller: Caller, stream: bool) -> None:
         assert died.facts == ["`error` event"]  # this client raises nothing for it
     else:
         assert isinstance(died.error, openai.APIError)
+
+
+def test_the_document_says_what_it_sees(observed: Observed) -> None:
+    check_rows(observed, CALLERS)

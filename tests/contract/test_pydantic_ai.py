@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.contract.callers.pydantic_ai import CALLERS
-from tests.contract.checks import EVERY_OUTCOME, check, every_call
+from tests.contract.checks import EVERY_OUTCOME, check, check_rows, every_call
 from tests.contract.conftest import Observed
 from tests.contract.house import REFUSAL
 from tests.contract.outcomes import ANSWERED, DEATH, INVALID, REFUSED, REPLACED, STRANGER, WITHHELD, Caller, Outcome
@@ -40,3 +40,7 @@ def test_errors(observed: Observed, caller: Caller, stream: bool) -> None:
     assert isinstance(stranger, exceptions.ModelHTTPError)
     assert stranger.status_code == 401
     assert isinstance(observed(caller, DEATH, stream).error, exceptions.ModelAPIError)
+
+
+def test_the_document_says_what_it_sees(observed: Observed) -> None:
+    check_rows(observed, CALLERS)
