@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,17 @@ LONGEST = (
     "engine/test_reading.py",
     "fuzz/test_routes.py",
 )
+
+
+def pytest_collection_finish() -> None:
+    """From here on, collections of garbage leave out the million objects that imports and tests are made of."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

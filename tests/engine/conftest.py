@@ -28,6 +28,7 @@ TIGHT = (
 @pytest.fixture(scope="session", autouse=True)
 def forking() -> None:
     forked.install()
+    forked.look_at_models_here()
 
 
 @pytest.fixture(scope="session")

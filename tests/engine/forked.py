@@ -50,6 +50,14 @@ def install() -> None:
     forkserver.connect_to_new_process = _connect
 
 
+def look_at_models_here() -> None:
+    """vLLM asks a process of its own what a model's class can do, which imports everything for it, for sixteen seconds,
+    where its cache does not know the answer: it keeps this one from a GPU that none of these processes touches."""
+    from vllm.model_executor.models import registry
+
+    registry._run_in_subprocess = lambda look: look()
+
+
 def serve_alike(environment: dict[str, str]) -> None:
     """In the fork server: the processes that it forks have theirs forked by it."""
     install()

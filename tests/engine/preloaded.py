@@ -38,4 +38,5 @@ SpinCondition.__init__.__defaults__ = (0.003,)
 gc.collect()
 gc.freeze()  # nor do collections of the forked ones go through all that was imported
 
+forked.look_at_models_here()
 forked.serve_alike(AT_START)
