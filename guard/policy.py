@@ -74,6 +74,7 @@ class Policy:
     hold: Hold = Hold.ANSWER
     retry_scale: float | None = None
     fail: Fail | None = None
+    explain: bool = False
 
     @property
     def withholds(self) -> bool:

@@ -47,6 +47,9 @@ class GuardOptions(BaseModel):
     )
     scale: Strength = Field(1.0, description="scale the H-neurons: 0 switches them off, 1 leaves them alone")
     tokens: Annotated[bool, Field(strict=True)] = Field(False, description="report the risk of each token")
+    explain: Annotated[bool, Field(strict=True)] = Field(
+        False, description="report what each signal adds to the risk of an answer that is not withheld"
+    )
     hold: Hold | None = Field(
         None,
         description="how much of a stream waits for its verdict in abstain mode, the only one that withholds: "
@@ -132,6 +135,7 @@ class PolicyResolver:
             scale=options.scale,
             retry_scale=options.retry_scale,
             tokens=options.tokens,
+            explain=options.explain,
             token_risk_in_stream=token_risk_in_stream,
         )
 

@@ -51,6 +51,15 @@ class TokenRisk(TypedDict):
 
 
 @with_config(_EXACT)
+class RiskExplanation(TypedDict):
+    """What raised the risk, or lowered it: the logit of the worst window is ``base`` and the sum of ``signals``."""
+
+    logit: Annotated[float, Field(description="of the worst window, before calibration makes a risk of it")]
+    base: Annotated[float, Field(description="what a window would have whose signals are all at their means")]
+    signals: Annotated[dict[str, float], Field(description="what each adds beyond its mean; the neurons', `neurons`")]
+
+
+@with_config(_EXACT)
 class AnswerRisk(TypedDict):
     """The guard's word on one answer."""
 
@@ -68,6 +77,7 @@ class AnswerRisk(TypedDict):
     ]
     reason: NotRequired[Unscored]
     peak: NotRequired[Peak]
+    explanation: NotRequired[RiskExplanation]
     tokens: NotRequired[list[TokenRisk]]
 
 
@@ -164,6 +174,9 @@ class Writer:
             result["reason"] = verdict.reason
         elif verdict.peak is not None and risk is not None and not withheld:
             result["peak"] = {"start": verdict.peak.start, "end": verdict.peak.end, "risk": risk}
+        if verdict.explanation is not None and not withheld:
+            why = verdict.explanation
+            result["explanation"] = {"logit": why.logit, "base": why.base, "signals": dict(why.signals)}
         if verdict.policy.tokens and not withheld:
             tokens = self._spell(verdict) if spelled is None else spelled
             result["tokens"] = [

@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from guard.engine.context import RequestContext
 
@@ -56,7 +56,7 @@ class LogLine:
         # What vLLM refuses, an unknown model, never reaches the engine.
         event = "left" if call.left else "answered" if call.choices else "refused"
         verdicts = [call.verdicts[index] for index in sorted(call.verdicts)]
-        line = {
+        line: dict[str, Any] = {
             "event": event,
             "route": record.route,
             "mode": call.policy.mode.value,
@@ -70,4 +70,8 @@ class LogLine:
             "seconds": round(record.seconds, 4),
             "guard_seconds": round(call.overhead_seconds, 6),
         }
+        if call.policy.explain:
+            line["signals"] = [
+                v.explanation and {k: round(x, 4) for k, x in v.explanation.signals.items()} for v in verdicts
+            ]
         log.info(json.dumps(line))

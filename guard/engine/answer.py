@@ -153,6 +153,7 @@ def verdict_on(
     try:
         risk, peak = readout.risk(signals)
         prompt_risk = readout.prompt_risk(signals.prompt_score)
+        explanation = readout.explain(signals) if policy.explain else None
     except Exception:  # whatever it is: an answer must not pass for it, nor a server fall
         log.exception("the probe failed on an answer")
         return unscored(index, policy, ids, Unscored.PROBE_ERROR)
@@ -160,7 +161,18 @@ def verdict_on(
         return unscored(index, policy, ids, Unscored.PROBE_ERROR)
     worst = Peak(max(peak.start - given, 0), peak.end - given) if peak.end > given else None
     own = signals.part(given, len(signals)) if given else signals
-    return Verdict(index, policy, decide(risk, policy), risk, worst, ids, None, own, readout, prompt_risk)
+    return Verdict(
+        index,
+        policy,
+        decide(risk, policy),
+        risk,
+        worst,
+        ids,
+        signals=own,
+        readout=readout,
+        prompt_risk=prompt_risk,
+        explanation=explanation,
+    )
 
 
 def _risk(signals: TokenSignals, readout: Readout, before: int) -> float:

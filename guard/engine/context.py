@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from guard.policy import Decision, Policy
-from guard.probe.readout import Peak, Readout
+from guard.probe.readout import Explanation, Peak, Readout
 from guard.probe.signals import SignalFault, TokenSignals
 
 
@@ -73,7 +73,8 @@ class Verdict:
     ``risk`` is what was prompt_risk. first_risk: that of the first try, where this is the verdict on a second one.
     sent_tokens: how many tokens had left before the decision. counted_tokens: of a withheld answer, how many usage
     counts.
-    generated: what the text of its tokens is worked out from, where the policy wants them.
+    generated: what the text of its tokens is worked out from, where the policy wants them. explanation: of the risk,
+    where the policy wants it.
     """
 
     index: int
@@ -91,6 +92,7 @@ class Verdict:
     sent_tokens: int = 0
     counted_tokens: int = 0
     generated: Generated | None = None
+    explanation: Explanation | None = None
 
     @property
     def token_risks(self) -> list[float | None]:

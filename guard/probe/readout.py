@@ -12,7 +12,7 @@ text exists.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,16 @@ class Stack:
         mean, scale, weight = (np.array(values)[used] for values in (self.mean, self.scale, self.weight))
         return (features[:, used].astype(np.float64) - mean) / scale @ weight + self.bias
 
+    def contributions(self, features: Array) -> dict[str, float]:
+        """features [signals] of one window -> what each signal of any weight adds to its logit."""
+        return {
+            signal.name: weight * (float(value) - mean) / scale
+            for signal, value, mean, scale, weight in zip(
+                SIGNALS, features, self.mean, self.scale, self.weight, strict=True
+            )
+            if weight
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Peak:
@@ -47,6 +57,22 @@ class Peak:
 
     start: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why an answer's worst window has its logit: base + the sum of ``signals``, exactly, as the stack is linear.
+
+    signals: by name, what each that counts adds beyond its mean over the calibration's windows. base: what a window of
+    nothing but means would have at its place: the stack's bias, less its handicap.
+    """
+
+    base: float
+    signals: Mapping[str, float]
+
+    @property
+    def logit(self) -> float:
+        return self.base + sum(self.signals.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +111,22 @@ class Readout:
         ``before``: how many tokens the answer had before these.
         """
         features, starts, width = windows(signals, self.window)
-        logits = self.answer.logit(features)
-        if self.tail:
-            logits = logits - self.tail * handicap((before + starts) / self.window)
+        logits = self.answer.logit(features) - self._handicaps(before + starts)
         worst = int(np.argmax(logits))
         return float(logits[worst]), Peak(int(starts[worst]), int(starts[worst]) + width)
+
+    def explain(self, signals: TokenSignals) -> Explanation:
+        """What the logit of an answer's worst window is made of."""
+        features, starts, _ = windows(signals, self.window)
+        handicaps = self._handicaps(starts)
+        worst = int(np.argmax(self.answer.logit(features) - handicaps))
+        return Explanation(self.answer.bias - float(handicaps[worst]), self.answer.contributions(features[worst]))
+
+    def _handicaps(self, starts: NDArray[np.int64]) -> NDArray[np.float64]:
+        """By how much the logits of windows that start there count less."""
+        if not self.tail:
+            return np.zeros(len(starts))
+        return self.tail * handicap(starts / self.window)
 
     def risk(self, signals: TokenSignals, before: int = 0) -> tuple[float, Peak]:
         """The calibrated probability that the answer is wrong, and its worst window; ``before`` as in ``logit``."""

@@ -33,6 +33,10 @@ TOLD = {
     "VLLM_DIST_IDENT",
     "COLUMNS",
     "LINES",
+    # Of clients and compilers that tests run in their own process.
+    "LITELLM_LOCAL_MODEL_COST_MAP",
+    "TIKTOKEN_CACHE_DIR",
+    "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
     # vLLM looks these up when an engine starts.
     "VLLM_CACHE_ROOT",
     "VLLM_CPU_OMP_THREADS_BIND",

@@ -206,7 +206,11 @@ def requests(draw: Any) -> tuple[str, dict[str, Any]]:
     question = withheld.QUESTION.format(place)
     chosen = draw(st.sampled_from(FORCED)) if draw(st.integers(0, 2)) else draw(st.sampled_from(LOOSE))
     body: dict[str, Any] = {"model": "atlas", "max_tokens": 24, "temperature": 0, **chosen}
-    options = {"hold": draw(st.sampled_from(["none", "window", "answer"])), "tokens": draw(st.booleans())}
+    options = {
+        "hold": draw(st.sampled_from(["none", "window", "answer"])),
+        "tokens": draw(st.booleans()),
+        "explain": draw(st.booleans()),
+    }
     options["fallback"] = draw(st.sampled_from(["refusal", "message"]))
     body["hallucination"] = options
     body["stream"] = draw(st.booleans())

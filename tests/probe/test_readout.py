@@ -45,6 +45,24 @@ def test_last_token_without_activation_is_left_out_of_the_mean() -> None:
     np.testing.assert_allclose(single[:, 0], [1.5, 2.0])
 
 
+@pytest.mark.parametrize("tail", [0.0, 0.7])
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+def test_an_explanation_sums_to_the_logit(tokens: int, tail: float) -> None:
+    rng = np.random.default_rng(tokens)
+    stack = Stack((0.5, -1.0, 0.0), (2.0, 0.5, 3.0), (1.5, 0.0, -0.75), -0.3)
+    readout = Readout(4, stack, (1.3, 0.2), STACK, tail=tail)
+    measured = token_signals(0.4, *rng.normal(0, 1, (3, tokens)).astype(np.float32))
+    logit, peak = readout.logit(measured)
+    why = readout.explain(measured)
+    assert set(why.signals) == {"neurons", "logprob"}, "what has no weight adds nothing"
+    assert why.logit == pytest.approx(logit, abs=1e-6)
+    features, starts, _ = windows(measured, 4)
+    (worst,) = features[starts == peak.start]
+    assert why.signals["neurons"] == pytest.approx(1.5 * (worst[0] - 0.5) / 2)
+    assert why.signals["logprob"] == pytest.approx(-0.75 * worst[2] / 3)
+    assert (why.base < -0.3) is bool(tail and peak.start)
+
+
 def test_risk_is_that_of_the_worst_window() -> None:
     calm, spike = [0.0] * 40, [0.0] * 20 + [9.0] * 4 + [0.0] * 16
     readout = Readout(4, STACK, (1.0, 0.0), STACK)

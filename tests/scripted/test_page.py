@@ -75,12 +75,13 @@ async def test_it_starts_from_what_the_server_allows(
         modes = await page.run("[...document.getElementById('mode').options].map(one => one.value)")
         assert (modes, await page.run("document.getElementById('mode').value")) == (offered, mode.value)
         risky = await ask(page, "risky")
-        assert risky["asked"] == {"tokens": True}, "what was not touched is the server's to decide"
+        assert risky["asked"] == {"tokens": True, "explain": True}, "what was not touched is the server's to decide"
         assert not risky["problem"]
         assert risky["verdict"] == f"{'withheld' if withheld else 'flagged'}, risk {HIGH:.2f}"
         assert risky["classes"] == "verdict over"
         assert "up to 5 % of right answers are" in risky["note"], "a false alarm is explained as one"
         assert ("never shows" in risky["note"]) == withheld
+        assert ("Raised by its H-neurons (+" in risky["note"]) == (not withheld)
         safe = await ask(page, "safe")
         assert safe["said"] == "It is in Sri Lanka."
         assert safe["verdict"].startswith("passed")
@@ -109,7 +110,7 @@ async def test_what_was_withheld_is_shown_where_the_server_allows(tmp_path: Path
         await page.run("document.querySelector('.note button').click()")
         await page.until(f"{ANSWERED} > {before}")
         shown = await seen(page)
-        assert shown["asked"] == {"tokens": True, "mode": "flag"}
+        assert shown["asked"] == {"tokens": True, "explain": True, "mode": "flag"}
         assert (shown["said"], shown["verdict"]) == ("It is in Sri Lanka.", f"flagged, risk {HIGH:.2f}")
 
 

@@ -35,8 +35,9 @@ def test_everything_asked(free: PolicyResolver) -> None:
         "hold": "window",
         "fallback": "message",
         "retry_scale": 0,
+        "explain": True,
     }
-    expected = Policy(Mode.ABSTAIN, 0.25, 0.5, True, Fallback.MESSAGE, hold=Hold.WINDOW, retry_scale=0)
+    expected = Policy(Mode.ABSTAIN, 0.25, 0.5, True, Fallback.MESSAGE, hold=Hold.WINDOW, retry_scale=0, explain=True)
     assert free.resolve(asked) == expected
 
 

@@ -1,0 +1,70 @@
+"""``explain``: what a risk is made of, wherever a verdict stands, and nowhere of what is withheld."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from app.settings import Settings
+from tests.scripted.server import over, scripted_app
+from tests.scripted.test_scripted import CHAT, asking, result
+from tests.scripted.test_tokens import MESSAGES, said
+from tests.scripted.test_withheld import COMPLETIONS, RESPONSES
+
+EXPLAIN = {"mode": "flag", "explain": True}
+
+
+def require_explained(found: dict[str, Any]) -> None:
+    why = found["explanation"]
+    assert {*why["signals"]} <= {"neurons", "entropy", "logprob"}
+    assert "neurons" in why["signals"]
+    assert why["base"] + sum(why["signals"].values()) == pytest.approx(why["logit"])
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, MESSAGES])
+async def test_every_route_says_why(path: str, stream: bool) -> None:
+    async with scripted_app(Settings()) as app, over(app) as http:
+        ((_, risky),) = await said(http, path, "Is it risky?", stream, hallucination=EXPLAIN)
+        ((_, safe),) = await said(http, path, "Is it safe?", stream, hallucination=EXPLAIN)
+        ((_, unasked),) = await said(http, path, "Is it risky?", stream)
+    require_explained(risky)
+    require_explained(safe)
+    assert risky["explanation"]["signals"]["neurons"] > safe["explanation"]["signals"]["neurons"]
+    assert "explanation" not in unasked
+
+
+async def test_a_given_text() -> None:
+    body = {"prompt": "Is it risky?", "response": "It is.", "hallucination": EXPLAIN}
+    async with scripted_app(Settings()) as app, over(app) as http:
+        (found,) = (await http.post("/risk", json=body)).json()["hallucination"]["results"]
+    require_explained(found)
+
+
+@pytest.mark.parametrize("hold", ["none", "window", "answer"])
+async def test_what_is_withheld_is_not_explained(hold: str) -> None:
+    settings = Settings(mode="abstain", loosest_hold="none")
+    async with scripted_app(settings) as app, over(app) as http:
+        for stream in (False, True):
+            options = {"explain": True, "hold": hold}
+            reply = await http.post(CHAT, json=asking("Is it risky?", stream=stream, hallucination=options))
+            assert '"abstained"' in reply.text
+            assert "explanation" not in reply.text
+        passed = await http.post(CHAT, json=asking("Is it safe?", hallucination={"explain": True}))
+    require_explained(result(passed.json()))
+
+
+async def test_the_log_says_it_to_who_asked(caplog: pytest.LogCaptureFixture) -> None:
+    async with scripted_app(Settings(mode="abstain")) as app, over(app) as http:
+        with caplog.at_level(logging.INFO, "hguard"):
+            await http.post(CHAT, json=asking("Is it risky?", hallucination={"explain": True}))
+            await http.post(CHAT, json=asking("Is it risky?"))
+            await http.post(CHAT, json=asking("Is it nan?", hallucination={"explain": True}))
+    lines = [json.loads(record.message) for record in caplog.records if record.message.startswith("{")]
+    asked, unasked, unscored = lines
+    assert asked["signals"][0]["neurons"] > 0, "operators see what callers must not"
+    assert "signals" not in unasked
+    assert unscored["signals"] == [None]
