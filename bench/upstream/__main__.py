@@ -21,7 +21,7 @@ import pytest
 
 from app.settings import ATLAS
 from bench.upstream import archive, checkpoint, plugin
-from bench.upstream.results import GUARDED, Known, Side, counted, differing, read_known, read_outcomes, verdict
+from bench.upstream.results import GUARDED, Side, counted, differing, read_known, read_outcomes, verdict
 from guard.errors import GuardError
 
 HERE = Path(__file__).resolve().parent
@@ -111,9 +111,7 @@ def main() -> int:
     files = files or list(FILES)
     known = read_known(HERE / "differences.toml")
     if options.only:
-        known = Known(
-            {s: {t: r for t, r in d.items() if t.startswith(tuple(files))} for s, d in known.differences.items()}, 0
-        )
+        known = known.of(files)
     outcomes: dict[Side, dict[str, str]] = {}
     for side in Side:
         if side in options.sides:
@@ -124,7 +122,7 @@ def main() -> int:
     guarded = {side: outcomes[side] for side in GUARDED}
     for side, found in guarded.items():
         for test, what in differing(outcomes[Side.PLAIN], found).items():
-            print(f"  {side.value}: {test}: {what}: {known.differences[side].get(test, 'NOT LISTED')}")
+            print(f"  {side.value}: {test}: {what}: {known.reason(side, test) or 'NOT LISTED'}")
     wrong = verdict(outcomes[Side.PLAIN], guarded, known)
     print("\n".join(wrong) or "nothing differs but what is listed")
     return bool(wrong)

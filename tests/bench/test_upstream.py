@@ -11,6 +11,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,17 @@ def test_only_what_is_listed_may_differ() -> None:
     assert verdict(PLAIN, {Side.SCORE: found}, known({})) == ["score: a: passed plain, failed guarded, and not listed"]
 
 
+def test_a_race_may_end_as_it_will_but_is_run() -> None:
+    races = replace(known({}, least=1), races={"a": "looks twice"})
+    for outcome in ("passed", "failed"):
+        assert verdict({**PLAIN, "a": "failed"}, {Side.SCORE: {**PLAIN, "a": outcome}}, races) == []
+    without = {test: outcome for test, outcome in PLAIN.items() if test != "a"}
+    assert verdict(PLAIN, {Side.SCORE: without}, races) == ["score: a: a race, and not run"]
+    (line,) = verdict(PLAIN, {Side.SCORE: PLAIN}, replace(races, least=2))
+    assert line.startswith("plain: 1 tests pass"), "nor does it count among those that pass"
+    assert races.of(["other"]).races == {}
+
+
 def test_what_is_listed_must_differ() -> None:
     assert verdict(PLAIN, {Side.ABSTAIN: PLAIN}, known({"a": "closed"})) == ["abstain: a: listed, and no difference"]
     gone = verdict(PLAIN, {Side.ABSTAIN: PLAIN}, known({"renamed": "closed"}))
@@ -86,8 +98,10 @@ def test_differences_are_read_by_mode(tmp_path: Path) -> None:
     [
         '[[difference]]\nreason = " "\ntests = ["a"]\n',
         '[[difference]]\nreason = "one"\ntests = ["a"]\n[[difference]]\nreason = "two"\ntests = ["a"]\n',
+        '[[race]]\nreason = ""\ntests = ["a"]\n',
+        '[[race]]\nreason = "one"\ntests = ["a"]\n[[difference]]\nreason = "two"\ntests = ["a"]\n',
     ],
-    ids=["no reason", "twice"],
+    ids=["no reason", "twice", "a race without a reason", "a race that differs"],
 )
 def test_each_difference_has_one_reason(tmp_path: Path, groups: str) -> None:
     path = tmp_path / "differences.toml"
@@ -98,7 +112,7 @@ def test_each_difference_has_one_reason(tmp_path: Path, groups: str) -> None:
 
 def test_what_is_listed_belongs_to_tests_that_are_run() -> None:
     listed = read_known(command_line.HERE / "differences.toml")
-    for reasons in listed.differences.values():
+    for reasons in (*listed.differences.values(), listed.races):
         assert [test for test in reasons if test.partition("::")[0] not in command_line.FILES] == []
 
 
