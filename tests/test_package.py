@@ -61,7 +61,7 @@ def test_the_wheel(built: Path) -> None:
     assert {*tracked(*IMPORTED)} <= ours
     assert {f"{info}/licenses/{name}" for name in ("LICENSE", "NOTICE")} <= names
     assert metadata["Version"] == guard.__version__
-    assert "hguard = app.__main__:main" in points
+    assert "hguard = app.command:main" in points
     assert "hguard = guard.worker.plugin:register" in points
 
 

@@ -33,7 +33,7 @@ def free_port() -> int:
 class Server:
     """Started and ready once constructed; raises when it did not come up."""
 
-    module = "app.cli.main"
+    module = "app.command"
     command: tuple[str, ...] = ("serve",)
 
     def __init__(self, arguments: Sequence[str] = (), port: int | None = None) -> None:

@@ -95,22 +95,26 @@ def process_of(running: Server, name: str) -> int:
 async def test_a_server_that_is_killed_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Amid what it drains: a terminal's Ctrl-C goes to the engine's processes, too, and takes nothing from anyone."""
     monkeypatch.setenv("HGUARD_API_KEYS", "a-secret-key")
-    running = Server()
+    # Two at a time, so that eight long answers take a while on any machine.
+    running = Server(["--max-queue", "8", "--", "--max-num-seqs=2"])
     environments = [environment(one) for one in running.descendants()]
     assert environments
     assert not any(b"a-secret-key" in one for one in environments), "the engine needs no keys"
     async with connected(running) as http:
         http.headers["authorization"] = "Bearer a-secret-key"
-        (long,) = await streams(http, 1)
-        (brief,) = await streams(http, 1, {**LONG, "max_tokens": 60, "min_tokens": 60})
+        asked = {asyncio.create_task(http.post(CHAT, json=LONG)) for _ in range(8)}
+        await until_in_flight(http, 8)
         os.killpg(running.process.pid, signal.SIGINT)
-        events = await brief
-        assert events[-1] == "[DONE]"
-        assert events[-2]["choices"][0]["finish_reason"] == "length"
-        assert not long.done()
+        finished, left = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        for one in finished:
+            answer = (await one).json()
+            assert answer["choices"][0]["finish_reason"] == "length", answer
+        assert left
+        said = [line for line in running.lines if not line.startswith("{")]
+        assert [line.partition(":")[0] for line in said] == ["hguard"] * 3, "start, ready, drain: nothing else"
         assert running.stop(signal.SIGKILL) == -9
-        with pytest.raises(httpx.HTTPError):
-            await long
+        for result in await asyncio.gather(*left, return_exceptions=True):
+            assert isinstance(result, httpx.HTTPError)
     nothing_is_left(running)
 
 
