@@ -20,7 +20,7 @@ from guard.compat import ErrorResponse
 async def count_tokens(request: AnthropicCountTokensRequest, raw_request: Request) -> JSONResponse:
     """How many tokens the messages take."""
     serving = raw_request.app.state.anthropic_serving_messages
-    if serving is None:
+    if serving is None:  # as vLLM's own route, whose handler answers 501
         raise NotImplementedError("this model cannot be asked by /v1/messages")
     counted = await serving.count_tokens(request, raw_request)
     if isinstance(counted, ErrorResponse):

@@ -110,23 +110,22 @@ class Readout:
 
         ``before``: how many tokens the answer had before these.
         """
-        features, starts, width = windows(signals, self.window)
-        logits = self.answer.logit(features) - self._handicaps(before + starts)
-        worst = int(np.argmax(logits))
-        return float(logits[worst]), Peak(int(starts[worst]), int(starts[worst]) + width)
+        _, logit, _, peak = self._worst(signals, before)
+        return logit, peak
 
     def explain(self, signals: TokenSignals) -> Explanation:
         """What the logit of an answer's worst window is made of."""
-        features, starts, _ = windows(signals, self.window)
-        handicaps = self._handicaps(starts)
-        worst = int(np.argmax(self.answer.logit(features) - handicaps))
-        return Explanation(self.answer.bias - float(handicaps[worst]), self.answer.contributions(features[worst]))
+        features, _, less, _ = self._worst(signals, 0)
+        return Explanation(self.answer.bias - less, self.answer.contributions(features))
 
-    def _handicaps(self, starts: NDArray[np.int64]) -> NDArray[np.float64]:
-        """By how much the logits of windows that start there count less."""
-        if not self.tail:
-            return np.zeros(len(starts))
-        return self.tail * handicap(starts / self.window)
+    def _worst(self, signals: TokenSignals, before: int) -> tuple[Array, float, float, Peak]:
+        """(features [signals], logit, by how much that counts less, place) of the worst window."""
+        features, starts, width = windows(signals, self.window)
+        less = self.tail * handicap((before + starts) / self.window) if self.tail else np.zeros(len(starts))
+        logits = self.answer.logit(features) - less
+        worst = int(np.argmax(logits))
+        start = int(starts[worst])
+        return features[worst], float(logits[worst]), float(less[worst]), Peak(start, start + width)
 
     def risk(self, signals: TokenSignals, before: int = 0) -> tuple[float, Peak]:
         """The calibrated probability that the answer is wrong, and its worst window; ``before`` as in ``logit``."""
