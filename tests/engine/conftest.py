@@ -28,7 +28,6 @@ TIGHT = (
 @pytest.fixture(scope="session", autouse=True)
 def forking() -> None:
     forked.install()
-    forked.look_at_models_here()
 
 
 @pytest.fixture(scope="session")

@@ -1,42 +1,38 @@
 """Engine processes forked from one that has imported vLLM already, in place of processes that import it again.
 
-vLLM's CPU backend spawns an engine's two processes, and each would import torch and vLLM for nine seconds. Here a fork
-server imports them once, and does nothing else: no thread and no engine is in it when it forks. What an engine's
-processes do after their imports is the same. Servers that are started by command spawn theirs, as an operator's do; a
-``Program`` is a server whose first process is forked, too, and forks a fork server of its own for the others.
+The guard's own fork server (``guard.launch.forkserver``) is one command's. This one is a test session's, and imports
+the app, too. What an engine's processes do after their imports is the same. Servers that are started by command have a
+fork server each, as an operator's do; a ``Program`` is a server whose first process is forked, too, and is forked anew
+for the others.
 """
 
 from __future__ import annotations
 
 import importlib
-import multiprocessing
 import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from multiprocessing import connection, context, forkserver, process, reduction
-from multiprocessing.process import parent_process
+from multiprocessing import connection, forkserver, process, reduction
 from typing import Any
 
-import guard.ipc.parent
-from guard.ipc.score_table import PATH_VARIABLE
+from guard.ipc import parent
+from guard.launch import forkserver as ours
 
 # What no import reads may differ from the fork server's environment; a process is told. With any other difference (the
 # interpreted Triton, other threads) there is another fork server, whose imports see it.
 TOLD = {
-    PATH_VARIABLE,
     "PYTEST_CURRENT_TEST",
     "LOCAL_WORLD_SIZE",
     "VLLM_DIST_IDENT",
     "COLUMNS",
     "LINES",
+    "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
     # Of clients and compilers that tests run in their own process.
     "LITELLM_LOCAL_MODEL_COST_MAP",
     "TIKTOKEN_CACHE_DIR",
-    "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
     # vLLM looks these up when an engine starts.
     "VLLM_CACHE_ROOT",
     "VLLM_CPU_OMP_THREADS_BIND",
@@ -50,22 +46,15 @@ _lock = threading.Lock()
 
 def install() -> None:
     """Have all that this process would spawn forked, and what those processes spawn, too."""
-    multiprocessing.get_context = _get_context
+    ours.start = lambda: None
+    ours.fits = lambda: True
+    ours.install()
     forkserver.connect_to_new_process = _connect
-
-
-def look_at_models_here() -> None:
-    """vLLM asks a process of its own what a model's class can do, which imports everything for it, for sixteen seconds,
-    where its cache does not know the answer: it keeps this one from a GPU that none of these processes touches."""
-    from vllm.model_executor.models import registry
-
-    registry._run_in_subprocess = lambda look: look()
 
 
 def serve_alike(environment: dict[str, str]) -> None:
     """In the fork server: the processes that it forks have theirs forked by it."""
     install()
-    guard.ipc.parent.die_with_parent = _die_with_parent
     server = forkserver._forkserver  # whose address each process is given
     server.ensure_running = lambda: None  # it would start one of its own
     _servers.append((server, _untold(environment)))
@@ -82,10 +71,6 @@ def _untold(environment: Any) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in told}
 
 
-def _get_context(method: str | None = None, spawning: Any = multiprocessing.get_context) -> Any:
-    return _Context() if method == "spawn" else spawning(method)
-
-
 def _connect(fds: list[int]) -> tuple[int, int]:
     with _lock:
         wanted = _untold(os.environ)
@@ -98,38 +83,6 @@ def _connect(fds: list[int]) -> tuple[int, int]:
         server.set_forkserver_preload([f"{__name__.rpartition('.')[0]}.preloaded"])
         _servers.append((server, wanted))
         return server.connect_to_new_process(fds)
-
-
-class _Process(context.ForkServerProcess):
-    """Is what a spawned process would be: with the environment of its parent, and ended when that ends."""
-
-    def start(self) -> None:
-        self.environment = dict(os.environ)
-        super().start()
-
-    def run(self) -> None:
-        os.environ.clear()
-        os.environ.update(self.environment)
-        self.work()
-
-    def work(self) -> None:
-        super().run()
-
-
-class _Context(context.ForkServerContext):
-    Process = _Process
-
-
-def _die_with_parent() -> None:
-    """In place of the guard's own, which would die with the fork server."""
-    parent = parent_process()
-    if parent is not None and guard.ipc.parent.VARIABLE in os.environ:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    connection.wait([sentinel])
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Program:
@@ -161,7 +114,7 @@ class Program:
             os.kill(self.pid, number)
 
 
-class _Told(_Process):
+class _Told(ours.Process):
     """Runs a program; it ends with this process, if nobody ended it before."""
 
     _output: Any  # a descriptor, here and there under another number
@@ -173,14 +126,18 @@ class _Told(_Process):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_output": reduction.DupFd(self._output)}
 
-    def work(self) -> None:
+    def run(self) -> None:
+        self._target = self._work
+        super().run()
+
+    def _work(self) -> None:
         os.setsid()
         output = self._output.detach()
         for standard in (1, 2):
             os.dup2(output, standard)
         os.close(output)
         from_here()
-        _die_with_parent()
+        parent.die_with_parent()
         sys.argv = [self._module, *self._arguments]
         sys.exit(importlib.import_module(self._module).main(self._arguments))
 

@@ -1,4 +1,7 @@
-"""What the fork server of ``forked`` does once, in place of each process of a server: its imports, and what follows."""
+"""What the fork server of ``forked`` does once, in place of each process of a server: its imports, and what follows.
+
+More than ``guard.launch.preloaded``: the app is here, too.
+"""
 
 import gc
 import os
@@ -38,5 +41,4 @@ SpinCondition.__init__.__defaults__ = (0.003,)
 gc.collect()
 gc.freeze()  # nor do collections of the forked ones go through all that was imported
 
-forked.look_at_models_here()
 forked.serve_alike(AT_START)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -75,6 +76,14 @@ async def until_in_flight(http: httpx.AsyncClient, count: int) -> None:
             await asyncio.sleep(0.05)
 
 
+def title(pid: int) -> str:
+    return Path("/proc", str(pid), "cmdline").read_text()
+
+
+def parent(pid: int) -> int:
+    return int(re.findall(r"^PPid:\t(\d+)$", Path("/proc", str(pid), "status").read_text(), re.MULTILINE)[0])
+
+
 def nothing_is_left(running: Server) -> None:
     deadline = time.monotonic() + 20
     while running.descendants() and time.monotonic() < deadline:
@@ -99,6 +108,9 @@ async def test_a_server_that_is_killed_leaves_nothing_behind(monkeypatch: pytest
     running = Server(["--max-queue", "8", "--", "--max-num-seqs=2"])
     environments = [environment(one) for one in running.descendants()]
     assert environments
+    engine = [one for one in running.descendants() if title(one).startswith("VLLM::")]
+    assert len(engine) == 2
+    assert running.process.pid not in map(parent, engine), "spawned: guard.launch.forkserver has another environment"
     assert not any(b"a-secret-key" in one for one in environments), "the engine needs no keys"
     async with connected(running) as http:
         http.headers["authorization"] = "Bearer a-secret-key"
