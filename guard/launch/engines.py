@@ -154,7 +154,7 @@ def _parsed(
 
 
 def _look_at_models_here() -> None:
-    """What its cache does not know of a model's class, vLLM asks a process of its own, which imports everything for that
+    """What its cache does not know of a model's class, vLLM asks a process of its own, which imports all for that
     and takes sixteen seconds: it keeps this one from a GPU, and here is none."""
     from vllm.model_executor.models import registry
 
