@@ -55,8 +55,13 @@ async def streams(http: httpx.AsyncClient, count: int, asked: dict[str, Any] = L
 
 @asynccontextmanager
 async def connected(running: Server) -> AsyncIterator[httpx.AsyncClient]:
+    """A failure within takes the server along."""
     async with httpx.AsyncClient(base_url=running.url, timeout=60) as http:
-        yield http
+        try:
+            yield http
+        except BaseException:
+            running.stop(signal.SIGKILL)
+            raise
 
 
 async def ended(running: Server, seconds: float) -> int:
@@ -106,13 +111,13 @@ async def test_a_server_that_is_killed_leaves_nothing_behind(monkeypatch: pytest
     monkeypatch.setenv("HGUARD_API_KEYS", "a-secret-key")
     # Two at a time, so that eight long answers take a while on any machine.
     running = Server(["--max-queue", "8", "--", "--max-num-seqs=2"])
-    environments = [environment(one) for one in running.descendants()]
-    assert environments
-    engine = [one for one in running.descendants() if title(one).startswith("VLLM::")]
-    assert len(engine) == 2
-    assert running.process.pid not in map(parent, engine), "spawned: guard.launch.forkserver has another environment"
-    assert not any(b"a-secret-key" in one for one in environments), "the engine needs no keys"
     async with connected(running) as http:
+        assert not any(b"a-secret-key" in environment(one) for one in running.descendants()), "the engine needs no keys"
+        engine = [one for one in running.descendants() if title(one).startswith("VLLM::")]
+        assert len(engine) == 2
+        assert running.process.pid not in map(parent, engine), (
+            "spawned: guard.launch.forkserver has another environment"
+        )
         http.headers["authorization"] = "Bearer a-secret-key"
         asked = {asyncio.create_task(http.post(CHAT, json=LONG)) for _ in range(8)}
         await until_in_flight(http, 8)
