@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import connection, forkserver, process, reduction
 from typing import Any
 
@@ -86,13 +87,16 @@ def _connect(fds: list[int]) -> tuple[int, int]:
 
 
 class Program:
-    """A module's ``main`` in a session of its own; of ``subprocess.Popen`` as much as a server's tests use."""
+    """A module's ``main`` in a session of its own; of ``subprocess.Popen`` as much as a server's tests use.
 
-    def __init__(self, module: str, arguments: Sequence[str]) -> None:
+    ``first`` is called in it before anything else.
+    """
+
+    def __init__(self, module: str, arguments: Sequence[str], first: Callable[[], None] | None = None) -> None:
         install()
         ours, theirs = os.pipe()
         with os.fdopen(theirs, "w") as output:
-            self._process = _Told(module, [*arguments], output.fileno())
+            self._process = _Told(module, [*arguments], output.fileno(), first)
             self._process.start()
         process._children.discard(self._process)  # those that tests count are engines
         self.stdout = os.fdopen(ours)
@@ -113,15 +117,18 @@ class Program:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
 
 class _Told(ours.Process):
     """Runs a program; it ends with this process, if nobody ended it before."""
 
     _output: Any  # a descriptor, here and there under another number
 
-    def __init__(self, module: str, arguments: list[str], output: int) -> None:
+    def __init__(self, module: str, arguments: list[str], output: int, first: Callable[[], None] | None) -> None:
         super().__init__(name=module)
-        self._module, self._arguments, self._output = module, arguments, output
+        self._module, self._arguments, self._output, self._first = module, arguments, output, first
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_output": reduction.DupFd(self._output)}
@@ -136,6 +143,8 @@ class _Told(ours.Process):
         for standard in (1, 2):
             os.dup2(output, standard)
         os.close(output)
+        if self._first is not None:
+            self._first()
         from_here()
         parent.die_with_parent()
         sys.argv = [self._module, *self._arguments]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -10,8 +11,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from guard.launch.engines import prepare_environment
+from tests.engine import forked
 
 FIRST, SECOND = "10.77.0.1", "10.77.0.2"
+_CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWNET = 0x00020000, 0x08000000, 0x40000000  # linux/sched.h
 _NAMES = ("hguard-a", "hguard-b")
 _ASK = """
 import sys, urllib.request
@@ -46,28 +53,18 @@ def machines() -> Iterator[None]:
 
 
 class Program:
-    """A program on one of the machines; ``lines`` is what it printed."""
+    """``hguard`` on one of the machines; ``lines`` is what it printed."""
 
     def __init__(self, machine: int, arguments: Sequence[str]) -> None:
-        cable, address = (("cable-a", FIRST), ("cable-b", SECOND))[machine]
-        # A /dev/shm of its own, or two processes could share memory that no two machines can.
-        shell = 'mount -t tmpfs tmpfs /dev/shm && exec "$@"'
-        command = ["ip", "netns", "exec", _NAMES[machine], "unshare", "--mount", "--ipc", "sh", "-c", shell, "sh"]
-        self.process = subprocess.Popen(
-            [*command, sys.executable, "-m", "tests.engine.once", "app.cli.main", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, "VLLM_HOST_IP": address, "GLOO_SOCKET_IFNAME": cable, "NO_PROXY": "*"},
-        )
+        prepare_environment()  # as the command does, before vLLM is imported
+        self.process = forked.Program("app.cli.main", arguments, partial(_move, machine))
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        self.lines.extend(iter(self.process.stdout.readline, ""))
+        with self.process.stdout as output:
+            self.lines.extend(output)
 
     def says(self, text: str, seconds: float = 240) -> None:
         """Wait until it prints ``text``. Raises RuntimeError with what it printed instead."""
@@ -81,6 +78,18 @@ class Program:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(timeout=60)
+
+
+def _move(machine: int) -> None:
+    """Move this process there, with a /dev/shm of its own: or two could share memory that no two machines can."""
+    cable, address = (("cable-a", FIRST), ("cable-b", SECOND))[machine]
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path("/run/netns", _NAMES[machine]).open() as network:
+        if libc.setns(network.fileno(), _CLONE_NEWNET) or libc.unshare(_CLONE_NEWNS | _CLONE_NEWIPC):
+            raise OSError(ctypes.get_errno(), "the namespaces cannot be changed")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], check=True)
+    os.environ.update(VLLM_HOST_IP=address, GLOO_SOCKET_IFNAME=cable, NO_PROXY="*")
 
 
 def ask(path: str, body: str | None = None) -> str:
