@@ -12,6 +12,7 @@ from hypothesis import settings
 from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.card import SCHEMA_VERSION, ModelIdentity, ProbeCard, ReadoutParameters, StackParameters, Training
 from guard.probe.readout import Stack
+from tests.engine import forked
 
 # Examples are the same every time, and a slow machine is no failure.
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -55,6 +56,12 @@ LONGEST = (
     "test_install.py",
     "training/test_calibration.py",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In the process that starts the workers: what their engines are forked from imports vLLM while they collect."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        forked.share()
 
 
 def pytest_collection_finish() -> None:

@@ -34,7 +34,7 @@ def start() -> None:
     global _read
     if _read is not None or multiprocessing.parent_process() is not None:
         return
-    os.environ.update(_added_by_vllm())
+    os.environ.update(added_by_vllm())
     _read = read_at_import(os.environ)
     multiprocessing.set_forkserver_preload([PRELOADED])
     own = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("HGUARD_")}  # keys among them
@@ -47,7 +47,7 @@ def start() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _added_by_vllm() -> dict[str, str]:
+def added_by_vllm() -> dict[str, str]:
     """What vLLM's CPU platform would add for its processes once it has a configuration, but for what is there."""
     added = {
         "NUMEXPR_MAX_THREADS": str(len(os.sched_getaffinity(0))),

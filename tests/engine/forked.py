@@ -15,34 +15,32 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import connection, forkserver, process, reduction
 from typing import Any
 
 from guard.ipc import parent
 from guard.launch import forkserver as ours
+from guard.launch.engines import prepare_environment
 
-# What no import reads may differ from the fork server's environment; a process is told. With any other difference (the
-# interpreted Triton, other threads) there is another fork server, whose imports see it.
-TOLD = {
-    "PYTEST_CURRENT_TEST",
-    "LOCAL_WORLD_SIZE",
-    "VLLM_DIST_IDENT",
-    "COLUMNS",
-    "LINES",
-    "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
-    # Of clients and compilers that tests run in their own process.
-    "LITELLM_LOCAL_MODEL_COST_MAP",
-    "TIKTOKEN_CACHE_DIR",
-    # vLLM looks these up when an engine starts.
-    "VLLM_CACHE_ROOT",
-    "VLLM_CPU_OMP_THREADS_BIND",
-    "VLLM_PLUGINS",
-}
+SHARED = "TESTS_FORK_SERVER"  # the address of one that the processes of a session share
 
-# At most two: the first, whose environment is that of most engines, and the last that another one needed. None: any.
+# The first, whose imports most engines need, and the last that another one needed: one of interpreted kernels. With
+# what imports read of the environment; None: any.
 _servers: list[tuple[forkserver.ForkServer, dict[str, str] | None]] = []
 _lock = threading.Lock()
+
+
+def share() -> None:
+    """Start one for all processes of a session, while they collect."""
+    before = dict(os.environ)
+    prepare_environment()  # as the command does, before vLLM is imported
+    os.environ.update(ours.added_by_vllm())
+    server = _new()
+    server.ensure_running()
+    _servers.append((server, _read(os.environ)))
+    os.environ.clear()
+    os.environ.update(before, **{SHARED: str(server._forkserver_address)})
 
 
 def install() -> None:
@@ -51,14 +49,16 @@ def install() -> None:
     ours.fits = lambda: True
     ours.install()
     forkserver.connect_to_new_process = _connect
+    if SHARED in os.environ and not _servers:
+        _servers.append((_Shared(os.environ[SHARED]), _read({**os.environ, **ours.added_by_vllm()})))
 
 
-def serve_alike(environment: dict[str, str]) -> None:
+def serve_alike(environment: Mapping[str, str]) -> None:
     """In the fork server: the processes that it forks have theirs forked by it."""
     install()
     server = forkserver._forkserver  # whose address each process is given
     server.ensure_running = lambda: None  # it would start one of its own
-    _servers.append((server, _untold(environment)))
+    _servers[:] = [(server, _read(environment))]
 
 
 def from_here() -> None:
@@ -66,24 +66,39 @@ def from_here() -> None:
     _servers[:] = [(_OfProgram(), None)]
 
 
-def _untold(environment: Any) -> dict[str, str]:
-    """What an import may read. Settings of a server are read when it starts."""
-    told = {name for name in environment if name in TOLD or name.startswith("HGUARD_")}
-    return {name: value for name, value in environment.items() if name not in told}
+def _read(environment: Mapping[str, str]) -> dict[str, str]:
+    return {**ours.read_at_import(environment), "PYTHONPATH": environment.get("PYTHONPATH", "")}
 
 
 def _connect(fds: list[int]) -> tuple[int, int]:
     with _lock:
-        wanted = _untold(os.environ)
+        wanted = _read(os.environ)
         for server, has in _servers:
             if has is None or has == wanted:
                 return server.connect_to_new_process(fds)
         if len(_servers) == 2:
             os.close(_servers.pop()[0]._forkserver_alive_fd)  # it ends after the last of its processes
-        server = forkserver.ForkServer()
-        server.set_forkserver_preload([f"{__name__.rpartition('.')[0]}.preloaded"])
+        server = _new()
         _servers.append((server, wanted))
         return server.connect_to_new_process(fds)
+
+
+def _new() -> forkserver.ForkServer:
+    server = forkserver.ForkServer()
+    server.set_forkserver_preload([f"{__name__.rpartition('.')[0]}.preloaded"])
+    return server
+
+
+class _Shared(forkserver.ForkServer):
+    """Another process started it."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__()
+        self._forkserver_address = address
+        _, self._forkserver_alive_fd = os.pipe()  # it ends with who started it
+
+    def ensure_running(self) -> None:
+        """It is, as long as the session."""
 
 
 class Program:

@@ -106,9 +106,13 @@ def process_of(running: Server, name: str) -> int:
     return found
 
 
-async def test_a_server_that_is_killed_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Amid what it drains: a terminal's Ctrl-C goes to the engine's processes, too, and takes nothing from anyone."""
+async def test_a_server_that_is_killed_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Amid what it drains: a terminal's Ctrl-C goes to the engine's processes, too, and takes nothing from anyone.
+
+    The one server of these tests that is started by command: what is decided as a process starts is seen here.
+    """
     monkeypatch.setenv("HGUARD_API_KEYS", "a-secret-key")
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))  # as some environments have it for other services
     # Two at a time, so that eight long answers take a while on any machine.
     running = Server(["--max-queue", "8", "--", "--max-num-seqs=2"])
     async with connected(running) as http:
@@ -119,6 +123,11 @@ async def test_a_server_that_is_killed_leaves_nothing_behind(monkeypatch: pytest
             "spawned: guard.launch.forkserver has another environment"
         )
         http.headers["authorization"] = "Bearer a-secret-key"
+        metrics = (await http.get("/metrics")).text.splitlines()
+        assert [one for one in metrics if one.startswith("hguard_answers_capacity")] == [
+            "hguard_answers_capacity 256.0"
+        ]
+        assert not [one for one in metrics if "pid=" in one], "one process has all metrics"
         asked = {asyncio.create_task(http.post(CHAT, json=LONG)) for _ in range(8)}
         await until_in_flight(http, 8)
         os.killpg(running.process.pid, signal.SIGINT)

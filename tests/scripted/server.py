@@ -21,6 +21,7 @@ from fastapi import FastAPI
 
 from app.cli import main as command_line
 from app.settings import Settings
+from guard.launch import forkserver
 from guard.launch.engines import prepare_environment
 from guard.probe.bundle import Bundle
 from tests.engine.server import ForkedServer, Server
@@ -107,6 +108,7 @@ def forget_metrics() -> None:
 def main(arguments: Sequence[str]) -> int:
     """``hguard serve`` with these arguments."""
     prepare_environment()
+    forkserver.start = lambda: None  # no process is started that it could fork
     from tests.scripted.engine import scripted_engine
 
     with scripted_engine():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import signal
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -15,7 +13,7 @@ from fastapi import FastAPI
 
 from app.settings import Settings
 from tests.scripted.script import HIGH, LOW
-from tests.scripted.server import ScriptedServer, listening, over, scripted_app
+from tests.scripted.server import listening, over, scripted_app
 
 CHAT = "/v1/chat/completions"
 
@@ -175,27 +173,6 @@ async def test_every_request_can_be_scripted() -> None:
         series = (await http.get("/metrics")).text
         assert 'hguard_requests_total{model="atlas",outcome="flagged"} 1.0' in series
         assert 'hguard_requests_total{model="atlas",outcome="pass"} 0.0' in series
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScriptedServer]:
-    with pytest.MonkeyPatch.context() as patch:  # as some environments have it for their other services
-        patch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path_factory.mktemp("metrics")))
-        running = ScriptedServer(["--mode", "abstain"])
-    yield running
-    running.stop(signal.SIGKILL)
-
-
-def test_as_a_server_of_its_own(server: ScriptedServer) -> None:
-    with httpx.Client(base_url=server.url, timeout=20) as http:
-        reply = http.post(CHAT, json=asking("risky")).json()
-        assert reply["choices"][0]["finish_reason"] == "content_filter"
-        metrics = http.get("/metrics").text.splitlines()
-    assert [line for line in metrics if line.startswith("hguard_answers_capacity")] == ["hguard_answers_capacity 256.0"]
-    assert not [line for line in metrics if "pid=" in line], "one process has all metrics"
-    assert server.stop(signal.SIGTERM) == 0
-    said = [line for line in server.lines if not line.startswith("{")]
-    assert [line.split(":")[0] for line in said] == ["hguard", "hguard"], "nothing that looks like a fault"
 
 
 async def test_the_log_tells_what_was_answered_from_what_vllm_refused(
