@@ -36,6 +36,8 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
         (CHAT, {"structured_outputs": {"json": SCHEMA}}, "structured_outputs"),
         (CHAT, {"structured_outputs": {"choice": [f"c{i}" for i in range(150_000)]}}, "structured_outputs"),
         (CHAT, {"structured_outputs": {"regex": "(a|b|c|d|e|f)*" * 500}}, "structured_outputs"),
+        # Of 1,100 characters; with 330 of them each step takes over a second, with all of them minutes.
+        (CHAT, {"structured_outputs": {"regex": "(a?){1,500}" * 100}}, "structured_outputs"),
         (CHAT, {"tools": TOOLS, "tool_choice": "required"}, "tools"),
         (CHAT, {"messages": PARTS}, "messages"),
         (COMPLETIONS, {"structured_outputs": {"choice": [f"c{i}" for i in range(100_000)]}}, "structured_outputs"),

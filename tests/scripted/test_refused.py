@@ -36,6 +36,13 @@ def schema(**parts: Any) -> dict[str, Any]:
         (schema(patternProperties={"(": {"type": "string"}}), "'(' is no regular expression"),
         (schema(properties={"a": {"type": "string", "minLength": -5}}), "minLength is -5"),
         (schema(properties={"a": {"type": "banana"}}), "Invalid type: banana"),
+        # xgrammar cannot divide, so llguidance reads it, here: 90 bytes for each item, and as long.
+        (schema(properties={"a": {"type": "array", "items": {"multipleOf": 2}, "minItems": 10**6}}), "minItems"),
+        # The engine's process says so once it compiles: 500, and a traceback in the log.
+        (schema(minProperties=100), "minProperties"),
+        (schema(properties={"a": {"type": "string", "minLength": 2**31}}), "minLength"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"messages": None}, "messages"),
         ({"structured_outputs": {"regex": "("}}, "invalid regex"),
         ({"structured_outputs": {"grammar": "root ::= x"}}, "Rule 'x' not found"),
         ({"stop_token_ids": [-1]}, "stop_token_ids"),
