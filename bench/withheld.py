@@ -192,6 +192,25 @@ def likeliest(caller: Caller, choice: dict[str, Any]) -> str | None:
     return "" if best["token"] == "</s>" else str(best["token"])
 
 
+def compared(caller: Caller, question: str, said: str) -> str | None:
+    """Whether an answer of one token is empty, where all but some tokens and the end are forbidden: which of both is
+    likelier, with a bias for the end. The largest bias that the likeliest token beats, then each bit of its id."""
+    words = [token for token in range(caller.tokens.get_vocab_size()) if token != caller.end]
+
+    def beat(some: list[int], bias: float) -> bool:
+        allowed = {"allowed_token_ids": [*some, caller.end], "logit_bias": {str(caller.end): bias}}
+        return caller.chat(question, said, max_tokens=1, **allowed)["hallucination"].get("reason") != "empty"
+
+    if not beat(words, 0):
+        return ""
+    least, most = 0.0, 100.0
+    for _ in range(12):
+        middle = (least + most) / 2
+        least, most = (middle, most) if beat(words, middle) else (least, middle)
+    bits = [bit for bit in range(len(words).bit_length()) if beat([one for one in words if one >> bit & 1], least)]
+    return caller.word(sum(1 << bit for bit in bits))
+
+
 ATTACKS: dict[str, Attack] = {
     "stop tokens that are shown": shown_stop_token,
     "stop tokens that are named": named_stop_token,
@@ -201,6 +220,7 @@ ATTACKS: dict[str, Attack] = {
     "a token drawn at temperature 2, `top_logprobs`": drawn_token,
     "`prompt_logprobs` of a last token": prompt_position,
     "`echo` without generation, `return_token_ids`": unshown_token,
+    "an end compared with others by `logit_bias` and `allowed_token_ids`": compared,
     **{f"pieces of {k}": pieces(k) for k in (1, 2, 3, 5)},
     **{f"pieces of {k}, the text so far in the question": quoted(k) for k in (1, 3)},
     **{f"pieces of {k}, the text so far in a bare prompt": pieces_of_text(k) for k in (1, 3)},

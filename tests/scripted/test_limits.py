@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -34,6 +36,8 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
         (CHAT, {"structured_outputs": {"json": SCHEMA}}, "structured_outputs"),
         (CHAT, {"structured_outputs": {"choice": [f"c{i}" for i in range(150_000)]}}, "structured_outputs"),
         (CHAT, {"structured_outputs": {"regex": "(a|b|c|d|e|f)*" * 500}}, "structured_outputs"),
+        # Of 1,100 characters; with 330 of them each step takes over a second, with all of them minutes.
+        (CHAT, {"structured_outputs": {"regex": "(a?){1,500}" * 100}}, "structured_outputs"),
         (CHAT, {"tools": TOOLS, "tool_choice": "required"}, "tools"),
         (CHAT, {"messages": PARTS}, "messages"),
         (COMPLETIONS, {"structured_outputs": {"choice": [f"c{i}" for i in range(100_000)]}}, "structured_outputs"),
@@ -64,3 +68,40 @@ async def test_what_agents_send_passes(http: httpx.AsyncClient) -> None:
     turns = [{"role": "user", "content": [{"type": "text", "text": "safe"}]}] * 4
     response = await http.post("/tokenize", json={"model": "atlas", "messages": turns, "tools": tools})
     assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"bad_words": ["lorem ipsum dolor " * 100_000]}),
+        (CHAT, {"stop_token_ids": ["a"] * 400_000}),
+        (COMPLETIONS, {"prompt": [1] + ["x"] * 400_000}),
+        (RESPONSES, {"input": [{"type": "nope"}] * 2048}),
+        (RESPONSES, {"input": "safe", "previous_input_messages": [1] * 400_000}),
+        (RESPONSES, {"input": "safe", "include": ["x"] * 400_000}),
+        ("/detokenize", {"tokens": ["a"] * 400_000}),
+        ("/tokenize", {"prompt": "lorem ipsum dolor " * 100_000, "return_token_strs": True}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "+".join(value),
+)
+async def test_none_takes_the_event_loop(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> None:
+    """Whatever a request of the allowed size gets for an answer, others get theirs meanwhile."""
+    longest = 0.0
+
+    async def tick() -> None:
+        nonlocal longest
+        while True:
+            began = time.perf_counter()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.perf_counter() - began)
+
+    ticking = asyncio.create_task(tick())
+    asked = asking("safe", max_tokens=8) if path == CHAT else {"model": "atlas"}
+    await asyncio.sleep(0.02)
+    try:
+        response = await http.post(path, json={**asked, **body}, timeout=60)
+        await asyncio.sleep(0.02)
+    finally:
+        ticking.cancel()
+    assert response.status_code < 500
+    assert longest < 0.5
