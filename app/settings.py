@@ -90,6 +90,13 @@ class Ceilings(BaseModel):
             "server flags or abstains whatever is asked, else 0",
         ),
     ] = None
+    allow_token_bias: Annotated[
+        bool,
+        Field(
+            description="let requests favour and forbid tokens (logit_bias, allowed_token_ids, bad_words) also where "
+            "the server abstains whatever is asked: what is withheld can then be found out"
+        ),
+    ] = False
 
 
 class GuardSettings(GuardDefaults, Ceilings):

@@ -61,6 +61,8 @@ class Policy:
     prompt_threshold: in abstain mode, the risk before generation at which nothing is generated; None: prompts are not
     checked.
     retry_scale: in abstain mode, the neuron scale of a second try at what would be withheld; None tries once.
+    token_bias: whether the request may favour and forbid tokens. Who may can ask which of some is likeliest, by whether
+    the answer is withheld, and so for each token of what is.
     fail: None is closed in abstain mode and open in the others.
     """
 
@@ -75,6 +77,7 @@ class Policy:
     retry_scale: float | None = None
     fail: Fail | None = None
     explain: bool = False
+    token_bias: bool = True
 
     @property
     def withholds(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,14 @@ _LENGTHS = {path: adapter.lengths for path, adapter in ADAPTERS.items()}
 _COUNTS = {path: adapter.counts for path, adapter in ADAPTERS.items()}
 
 _INTEGER = TypeAdapter(int)
+# Far beyond what a request needs; so many wrong ones are refused in a few tenths of a second.
+_VALUES, _LEVELS, _BAD_WORDS, _SPELLED = 40_000, 100, 100_000, 400_000
+_NO_ARGUMENTS = (
+    "conversation",
+    "messages",
+    "self",
+    "tokenizer",
+)  # of a template: they stand for others where it is called
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +50,7 @@ class Limits:
 
     def check(self, path: str, body: Any) -> None:
         """Raises RequestError naming the field of a body that asks for too much."""
+        self._check_shape(body)
         if path in RISK:
             self._check_items(body if isinstance(body, list) else [body])
         if not isinstance(body, dict):
@@ -49,11 +59,16 @@ class Limits:
         turns = body.get(conversation) if conversation else None
         if isinstance(turns, list):
             self._check_messages(conversation, turns, {field: body.get(field) for field in _BESIDE})
+        elif conversation == "messages" and conversation in body and path != TOKENIZE:
+            raise RequestError(f"messages must be a list, not {_kind(turns)}", "messages")
+        _require_template_arguments(body.get("chat_template_kwargs"))
+        self._check_spelling(path, body)
         self._check_grammars(body)
         if path == RESPONSES and body.get("background") is True:
             # vLLM would name a variable that stores responses, with which no server starts here.
             message = "no responses are allowed in the background: stream, or wait for the answer"
             raise RequestError(message, "background")
+        self._check_bad_words(body.get("bad_words"), _prompts(path, body))
         for field in _LENGTHS.get(path, ()):
             asked = _integer(body.get(field))
             if asked is not None and asked > self.bounds.max_tokens:
@@ -80,6 +95,39 @@ class Limits:
             return max(1, len(body))
         return _choices(path, body)[1] * _prompts(path, body) if isinstance(body, dict) else 1
 
+    def _check_shape(self, body: Any) -> None:
+        """What a body may be before anybody looks at what it says: each value that is wrong is a complaint."""
+        for field, value in body.items() if isinstance(body, dict) else [(None, body)]:
+            count, levels = sizes.values(value, _VALUES, _LEVELS)
+            if levels > _LEVELS:
+                raise _too_much(field, f"{field or 'the body'} is nested deeper than the {_LEVELS} levels allowed")
+            if count > _VALUES:
+                raise _too_much(
+                    field,
+                    f"{field or 'the body'} has more than the {_VALUES} values allowed (ids of tokens are not counted)",
+                )
+        if isinstance(body, dict) and len(body) > _VALUES:
+            raise _too_much(None, f"the body has {len(body)} fields, more than the {_VALUES} allowed")
+
+    def _check_spelling(self, path: str, body: dict[str, Any]) -> None:
+        prompt = body.get("prompt")
+        if path == TOKENIZE and body.get("return_token_strs") and isinstance(prompt, str) and len(prompt) > _SPELLED:
+            raise _too_much(
+                "return_token_strs",
+                f"return_token_strs is for up to {_SPELLED} characters, and the prompt has {len(prompt)}",
+            )
+
+    def _check_bad_words(self, words: Any, prompts: int) -> None:
+        if not isinstance(words, list):
+            return
+        letters = sum(len(word) for word in words if isinstance(word, str)) * prompts
+        if letters > _BAD_WORDS:
+            raise _too_much(
+                "bad_words",
+                f"bad_words are tokenized for each prompt, which here are {letters} characters, more than the "
+                f"{_BAD_WORDS} allowed",
+            )
+
     def _check_items(self, items: list[Any]) -> None:
         if len(items) > self.max_risk_items:
             raise _too_much(
@@ -94,6 +142,11 @@ class Limits:
         """``beside``: what is read with the messages, and may be long only where it is a list."""
         if len(messages) > self.bounds.max_messages:
             raise _too_much(field, f"{len(messages)} messages, more than the {self.bounds.max_messages} allowed")
+        for index, one in enumerate(messages):
+            calls = one.get("tool_calls") if isinstance(one, dict) else None
+            if calls is not None and not isinstance(calls, list):
+                where = f"{field}.{index}.tool_calls"
+                raise RequestError(f"{where} must be a list, not {_kind(calls)}", where)
         if sizes.parts([beside, *messages], self.bounds.max_parts) > self.bounds.max_parts:
             raise _too_much(
                 field, f"the messages have more parts than the {self.bounds.max_parts} allowed; give text as one string"
@@ -114,6 +167,27 @@ class Limits:
                     f"schemas, choices and patterns are larger than the {self.bounds.max_grammar} allowed "
                     "(values, each character of a pattern for 2, 16 of other text for 1)",
                 )
+
+
+def _require_template_arguments(given: Any) -> None:
+    """Raises RequestError for what would be an error of Python's, somewhere in transformers."""
+    if not isinstance(given, dict):
+        return
+    for name in _NO_ARGUMENTS:
+        if name in given:
+            raise RequestError(f"chat_template_kwargs may not have {name}", "chat_template_kwargs")
+    documents = given.get("documents")
+    if documents is not None and not isinstance(documents, list):
+        raise RequestError(
+            f"chat_template_kwargs.documents must be a list, not {_kind(documents)}", "chat_template_kwargs"
+        )
+
+
+def _kind(value: Any) -> str:
+    """In JSON's words."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return {dict: "an object", list: "a list", str: "a string"}.get(type(value), "a number")
 
 
 def _choices(path: str, body: dict[str, Any]) -> tuple[str, int]:

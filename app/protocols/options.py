@@ -153,6 +153,7 @@ class PolicyResolver:
             prompt_threshold=before if checks else None,
             hold=asked.hold,
             fail=self.settings.fail,
+            token_bias=self.ceilings.token_bias,
         )
 
     def _thresholds(self, threshold: float | None, target_fpr: float) -> tuple[float, float | None]:
@@ -201,6 +202,7 @@ class ResolvedCeilings:
     loosest_hold: Hold
     max_scale: float
     min_scale: float
+    token_bias: bool
 
 
 def _ceilings(settings: GuardSettings, threshold: float) -> ResolvedCeilings:
@@ -216,6 +218,7 @@ def _ceilings(settings: GuardSettings, threshold: float) -> ResolvedCeilings:
         settings.loosest_hold or (settings.hold if mode is Mode.ABSTAIN else Hold.NONE),
         given(settings.max_scale, 1.0, STRONGEST),
         given(settings.min_scale, 1.0, 0.0),
+        settings.allow_token_bias or mode is not Mode.ABSTAIN,
     )
     for name, asked, limit in (("mode", settings.mode, mode), ("hold", settings.hold, found.loosest_hold)):
         if _looser(asked, limit):

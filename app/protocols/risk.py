@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from starlette.responses import JSONResponse
 from typing_extensions import TypedDict  # typing's own, before 3.12, hides from pydantic what is not required
+from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 
 from app import errors
 from app.protocols.options import HallucinationOptions, PolicyResolver, given
@@ -181,6 +182,14 @@ class RiskScorer:
             )
         return Prepared(policy, prompt, response, spelled)
 
+    @with_cancellation
+    async def answer(self, request: Request) -> JSONResponse:
+        """All items of a body, of which none is scored before all are checked."""
+        content = await request.json()
+        work = await self.prepared(items_of(content), isinstance(content, dict))
+        scored = await asyncio.gather(*(self.score(one, i) for i, one in enumerate(work)))
+        return JSONResponse(scored[0] if isinstance(content, dict) else {"object": "list", "data": scored})
+
     async def score(self, work: Prepared, index: int) -> RiskReply:
         """The response object for one item."""
         request_id = f"risk-{uuid.uuid4().hex}"
@@ -215,11 +224,7 @@ def router(scorer: RiskScorer) -> APIRouter:
     @routes.post("/v1/risk", response_model=RiskReply | RiskReplies)
     async def risk(request: Request) -> JSONResponse:
         """The risk of a given answer, or of each of a list of them."""
-        content = await request.json()
-        # All are checked before the engine sees the first.
-        work = await scorer.prepared(items_of(content), isinstance(content, dict))
-        scored = await asyncio.gather(*(scorer.score(one, i) for i, one in enumerate(work)))
-        return JSONResponse(scored[0] if isinstance(content, dict) else {"object": "list", "data": scored})
+        return await scorer.answer(request) or JSONResponse(None)  # to nobody: the caller has hung up
 
     return routes
 

@@ -1,4 +1,4 @@
-"""How much of a body is costly to read: the parts of its messages, and what a grammar would be made of.
+"""How much of a body is costly to read: its values, the parts of its messages, and what a grammar would be made of.
 
 Counted up to a bound and no further, so that a body made to be counted takes no time either.
 """
@@ -6,7 +6,9 @@ Counted up to a bound and no further, so that a body made to be counted takes no
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
+from re import _constants, _parser  # type: ignore[attr-defined]
 from typing import Any
 
 # What each character of a pattern counts for, and how many characters of other text count for one: about what
@@ -17,6 +19,32 @@ _PATTERNS = frozenset({"pattern", "regex", "grammar", "definition", "whitespace_
 _REMARKS = frozenset({"description", "title", "$comment"})  # no part of a grammar
 _DATA = frozenset({"const", "enum"})  # whose values are text, whatever they are called
 _JSON = frozenset({"json", "structural_tag"})  # may be JSON, as a string
+_TOKENS = frozenset({"prompt", "tokens", "stop_token_ids", "allowed_token_ids", "prompt_token_ids"})
+_COUNTED = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}")  # a repetition, in any dialect
+_WITHOUT_END = 16  # what a repetition of what may be nothing counts for that has no last one
+
+
+def values(value: Any, most: int, deepest: int) -> tuple[int, int]:
+    """(fields and items of lists, levels); above ``most`` or ``deepest``, any number above it.
+
+    The ids of a list of tokens are one value: they are read at once.
+    """
+    count, levels = 0, 0
+    waiting: list[tuple[str, Any, int]] = [("", value, 1)]
+    while waiting:
+        name, one, level = waiting.pop()
+        levels = max(levels, level)
+        if levels > deepest or count > most:
+            break
+        if isinstance(one, dict):
+            count += len(one)
+            if count <= most:
+                waiting += [(key, inner, level + 1) for key, inner in one.items() if isinstance(inner, dict | list)]
+        elif isinstance(one, list) and not (name in _TOKENS and set(map(type, one)) == {int}):
+            count += len(one)
+            if count <= most:
+                waiting += [(name, inner, level + 1) for inner in one if isinstance(inner, dict | list)]
+    return count, levels
 
 
 def parts(messages: Iterable[Any], most: int) -> int:
@@ -60,7 +88,40 @@ def grammar(value: Any, most: int, key: str = "") -> int:
 
 
 def _text(text: str, pattern: bool) -> int:
-    return len(text) * _OF_PATTERN if pattern else len(text) // _OF_TEXT
+    return (len(text) + _repeated(text)) * _OF_PATTERN if pattern else len(text) // _OF_TEXT
+
+
+def _repeated(pattern: str) -> int:
+    """Characters that counted repetitions of what may be nothing stand for: a matcher is in all of them at once."""
+    if "{" not in pattern and "*" not in pattern and "+" not in pattern:
+        return 0
+    try:
+        return _nothings(_parser.parse(pattern))[1]
+    except (re.error, RecursionError, OverflowError):  # of another dialect, or of none, which its reader says
+        return sum(max(int(least or 0), int(last or 0)) for least, last in _COUNTED.findall(pattern[:1_000_000]))
+
+
+def _nothings(parsed: Any) -> tuple[int, int]:
+    """(items, what repetitions of what may be nothing add to them)."""
+    items, added = 0, 0
+    for operation, argument in parsed:
+        items += 1
+        inner = [part for part in _parts(argument) if isinstance(part, _parser.SubPattern)]
+        found = [_nothings(part) for part in inner]
+        size = sum(one[0] + one[1] for one in found)
+        items += sum(one[0] for one in found)
+        added += sum(one[1] for one in found)
+        if operation in (_constants.MAX_REPEAT, _constants.MIN_REPEAT) and inner[0].getwidth()[0] == 0:
+            last = argument[1]
+            added += size * (_WITHOUT_END if last == _constants.MAXREPEAT else last)
+    return items, added
+
+
+def _parts(argument: Any) -> list[Any]:
+    """What an operation's argument holds, at any depth of its own tuples and lists."""
+    if isinstance(argument, _parser.SubPattern) or not isinstance(argument, tuple | list):
+        return [argument]
+    return [part for one in argument for part in _parts(one)]
 
 
 def _parsed(text: str) -> Any:

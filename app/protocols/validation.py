@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from traceback import walk_tb
 from types import CodeType
+from typing import Any
 
 from fastapi.dependencies.utils import request_body_to_args
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -19,11 +23,46 @@ from app import errors
 from guard.compat import RefusalError, RequestFault
 from guard.errors import RequestError
 
+_PIECE = 32  # items of a list that are read at once
+
 
 def install(inner: ExceptionMiddleware) -> None:
     """Have such errors answered with 400; the same errors from anywhere else stay what they are."""
     for kind in (AttributeError, LookupError):
         inner.add_exception_handler(kind, _answer)
+
+
+def require_right_items(kind: TypeAdapter[Any], body: Any) -> None:
+    """Raises RequestValidationError for the first items of a long list that are wrong.
+
+    All of them are complaints otherwise, one for each kind that an item might have been: seconds, for which every other
+    request waits.
+    """
+    if not isinstance(body, dict):
+        return
+    long = {name: value for name, value in body.items() if isinstance(value, list) and len(value) > _PIECE}
+    short = {**body, **{name: value[:_PIECE] for name, value in long.items()}}
+    for name, value in long.items():
+        if set(map(type, value)) == {int}:
+            continue  # tokens
+        for start in range(0, len(value), _PIECE):
+            try:
+                kind.validate_python({**short, name: value[start : start + _PIECE]})
+            except ValidationError as error:
+                if wrong := [_moved(one, start) for one in error.errors(include_url=False) if _of_item(one, name)]:
+                    raise RequestValidationError(wrong) from None
+            except Exception:  # noqa: S110 - what a look at the whole raises, too, and is answered there
+                pass
+
+
+def _of_item(error: ErrorDetails, name: str) -> bool:
+    return error["loc"][:1] == (name,) and any(isinstance(part, int) for part in error["loc"])
+
+
+def _moved(error: ErrorDetails, start: int) -> ErrorDetails:
+    place = next(i for i, part in enumerate(error["loc"]) if isinstance(part, int))
+    index = int(error["loc"][place]) + start
+    return {**error, "loc": ("body", *error["loc"][:place], index, *error["loc"][place + 1 :])}
 
 
 def fault_of(error: Exception) -> RequestError | None:

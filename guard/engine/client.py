@@ -27,7 +27,7 @@ from guard.engine.reading import GivenText
 from guard.engine.salts import Salts
 from guard.engine.stages import STAGES, GenerateCall
 from guard.engine.turn import Reasoning, Turns
-from guard.engine.validation import require_sendable, require_valid
+from guard.engine.validation import require_no_bias, require_sendable, require_valid
 from guard.errors import CapacityError
 from guard.ipc import capture
 from guard.ipc.score_table import ScoreTable, Slot, SlotPool
@@ -103,8 +103,10 @@ class GuardedEngine:
         A plain function: choice indices are reserved when it is called, not when its stream is first read.
         """
         require_sendable(sampling_params, kwargs)
-        params = require_valid(sampling_params, self._engine)
         call = current_context() or RequestContext(self.default_policy)
+        if not call.policy.token_bias:
+            require_no_bias(sampling_params)
+        params = require_valid(sampling_params, self._engine)
         first = call.reserve(params.n)
         stream = self._guarded(GenerateCall(call, first, prompt, params, request_id, kwargs))
         call.streams.append(stream)

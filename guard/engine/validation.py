@@ -17,7 +17,12 @@ from guard.compat import RequestFault, refused
 
 # What vLLM looks into, wherever a request names it: in a field of its own, or among vllm_xargs, which take any text.
 _OBJECTS = ("kv_transfer_params", "ec_transfer_params")
-_BOUNDS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+_LARGEST = {  # what is larger ends in the engine's process, or takes memory and seconds of all others
+    **dict.fromkeys(("minLength", "minItems", "maxItems", "minProperties", "maxProperties"), 10_000),
+    **dict.fromkeys(("minContains", "maxContains"), 10_000),
+    "maxLength": 2**31 - 1,
+}
+_BIASES = ("logit_bias", "allowed_token_ids", "bad_words")
 
 
 def require_sendable(params: SamplingParams, request: Any) -> None:
@@ -74,14 +79,37 @@ def _require_grammar(given: Any) -> None:
     except ValueError:
         return  # vLLM says so itself
     for part in _objects(schema):
-        for name in _BOUNDS:
+        for name, largest in _LARGEST.items():
             bound = part.get(name)
-            if isinstance(bound, int) and bound < 0:
+            if isinstance(bound, int | float) and bound < 0:
                 raise refused(f"the JSON schema's {name} is {bound}; it cannot be negative")
+            if isinstance(bound, int | float) and bound > largest:
+                raise refused(f"the JSON schema's {name} is {bound}; more than {largest} is not supported")
+        _require_properties(part)
         patterns = part.get("patternProperties")
         for pattern in patterns if isinstance(patterns, Mapping) else ():
             if not _compiles(pattern):
                 raise refused(f"the JSON schema's pattern {pattern!r} is no regular expression")
+
+
+def _require_properties(part: Mapping[str, Any]) -> None:
+    least, properties = part.get("minProperties"), part.get("properties") or ()
+    further = part.get("additionalProperties") or part.get("patternProperties")  # none unless they are named
+    if isinstance(least, int) and isinstance(properties, Mapping | tuple) and least > len(properties) and not further:
+        raise refused(
+            f"the JSON schema's minProperties is {least}, and its object may have {len(properties)}: name them in "
+            "properties, or set additionalProperties"
+        )
+
+
+def require_no_bias(params: SamplingParams) -> None:
+    """Raises RefusalError for what favours or forbids tokens."""
+    for name in _BIASES:
+        if getattr(params, name, None):
+            raise refused(
+                f"{name} is not allowed on this server, which withholds answers: it would tell which tokens they are "
+                "made of; its operator can allow it with --allow-token-bias"
+            )
 
 
 def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:

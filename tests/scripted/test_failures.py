@@ -101,6 +101,21 @@ async def test_a_score_that_does_not_come_in_time() -> None:
         assert counted(await text_of(http), "hguard_bypass_total", "timeout") == 1
 
 
+async def test_who_hangs_up_on_a_risk_has_it_scored_no_further() -> None:
+    """Of several items that take long: their places are free at once."""
+    async with AsyncExitStack() as stack:
+        app: FastAPI = await stack.enter_async_context(scripted_app(hangs_at=0, choose=None))
+        url = await stack.enter_async_context(listening(app))
+        engine = app.state.engine_client
+        async with httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(20, read=0.5)) as http:
+            with pytest.raises(httpx.ReadTimeout):
+                await http.post("/risk", json=[RISK, RISK, RISK])
+        async with asyncio.timeout(20):
+            while engine.pool.in_use:  # noqa: ASYNC110 - nor does a pool
+                await asyncio.sleep(0.02)
+        assert len(engine.engine_core.aborted) == 3
+
+
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses", "/v1/messages"])
 async def test_a_stream_ends_with_an_error_when_the_engine_dies(path: str) -> None:
     async with AsyncExitStack() as stack:
