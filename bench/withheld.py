@@ -32,6 +32,10 @@ EVERY = {"temperature": 0, "model": "atlas"}
 OPENING = "It is in"  # with which atlas begins its answers to these questions
 
 
+class RefusedError(Exception):
+    """The server does not allow what an attack asks for."""
+
+
 class Caller:
     """One server as a caller sees it; ``http`` knows its address."""
 
@@ -44,6 +48,8 @@ class Caller:
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         self.requests += 1
         reply = self._http.post(path, json={**EVERY, **body})
+        if reply.status_code == 400:
+            raise RefusedError(reply.text)
         reply.raise_for_status()
         content: dict[str, Any] = reply.json()
         return content
@@ -231,7 +237,10 @@ def built(caller: Caller, attack: Attack, question: str) -> str:
     """All that an attack finds of one answer."""
     said = ""
     for _ in range(LONGEST):
-        piece = attack(caller, question, said)
+        try:
+            piece = attack(caller, question, said)
+        except RefusedError:
+            break
         if not piece and not said:
             # The first words are no secret: an attack may begin with them.
             said = OPENING

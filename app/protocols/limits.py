@@ -32,7 +32,7 @@ _COUNTS = {path: adapter.counts for path, adapter in ADAPTERS.items()}
 
 _INTEGER = TypeAdapter(int)
 # Far beyond what a request needs; so many wrong ones are refused in a few tenths of a second.
-_VALUES, _LEVELS, _BAD_WORDS, _SPELLED = 40_000, 100, 100_000, 400_000
+_VALUES, _LEVELS, _BAD_WORDS, _SPELLED = 25_000, 100, 100_000, 400_000
 _NO_ARGUMENTS = (
     "conversation",
     "messages",
@@ -98,7 +98,7 @@ class Limits:
     def _check_shape(self, body: Any) -> None:
         """What a body may be before anybody looks at what it says: each value that is wrong is a complaint."""
         for field, value in body.items() if isinstance(body, dict) else [(None, body)]:
-            count, levels = sizes.values(value, _VALUES, _LEVELS)
+            count, levels = sizes.values(value, _VALUES, _LEVELS, field or "")
             if levels > _LEVELS:
                 raise _too_much(field, f"{field or 'the body'} is nested deeper than the {_LEVELS} levels allowed")
             if count > _VALUES:
@@ -187,7 +187,8 @@ def _kind(value: Any) -> str:
     """In JSON's words."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return {dict: "an object", list: "a list", str: "a string"}.get(type(value), "a number")
+    kinds: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
+    return kinds.get(type(value), "a number")
 
 
 def _choices(path: str, body: dict[str, Any]) -> tuple[str, int]:

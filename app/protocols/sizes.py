@@ -19,18 +19,18 @@ _PATTERNS = frozenset({"pattern", "regex", "grammar", "definition", "whitespace_
 _REMARKS = frozenset({"description", "title", "$comment"})  # no part of a grammar
 _DATA = frozenset({"const", "enum"})  # whose values are text, whatever they are called
 _JSON = frozenset({"json", "structural_tag"})  # may be JSON, as a string
-_TOKENS = frozenset({"prompt", "tokens", "stop_token_ids", "allowed_token_ids", "prompt_token_ids"})
+TOKENS = frozenset({"prompt", "tokens", "stop_token_ids", "allowed_token_ids", "prompt_token_ids"})
 _COUNTED = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}")  # a repetition, in any dialect
 _WITHOUT_END = 16  # what a repetition of what may be nothing counts for that has no last one
 
 
-def values(value: Any, most: int, deepest: int) -> tuple[int, int]:
-    """(fields and items of lists, levels); above ``most`` or ``deepest``, any number above it.
+def values(value: Any, most: int, deepest: int, key: str = "") -> tuple[int, int]:
+    """(fields and items of lists, levels) of what stands under ``key``.
 
-    The ids of a list of tokens are one value: they are read at once.
+    Above ``most`` or ``deepest``, any number above it. A list of tokens' ids counts for one: it is read at once.
     """
     count, levels = 0, 0
-    waiting: list[tuple[str, Any, int]] = [("", value, 1)]
+    waiting: list[tuple[str, Any, int]] = [(key, value, 1)]
     while waiting:
         name, one, level = waiting.pop()
         levels = max(levels, level)
@@ -40,7 +40,7 @@ def values(value: Any, most: int, deepest: int) -> tuple[int, int]:
             count += len(one)
             if count <= most:
                 waiting += [(key, inner, level + 1) for key, inner in one.items() if isinstance(inner, dict | list)]
-        elif isinstance(one, list) and not (name in _TOKENS and set(map(type, one)) == {int}):
+        elif isinstance(one, list) and not (name in TOKENS and set(map(type, one)) == {int}):
             count += len(one)
             if count <= most:
                 waiting += [(name, inner, level + 1) for inner in one if isinstance(inner, dict | list)]

@@ -13,17 +13,18 @@ from typing import Any
 from fastapi.dependencies.utils import request_body_to_args
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from vllm.entrypoints.anthropic import serving as anthropic
 
 from app import errors
+from app.protocols.sizes import TOKENS
 from guard.compat import RefusalError, RequestFault
 from guard.errors import RequestError
 
 _PIECE = 32  # items of a list that are read at once
+_Path = tuple[str | int, ...]
 
 
 def install(inner: ExceptionMiddleware) -> None:
@@ -33,36 +34,78 @@ def install(inner: ExceptionMiddleware) -> None:
 
 
 def require_right_items(kind: TypeAdapter[Any], body: Any) -> None:
-    """Raises RequestValidationError for the first items of a long list that are wrong.
+    """Raises RequestValidationError for the first items of a long list that are wrong, wherever in the body it is.
 
     All of them are complaints otherwise, one for each kind that an item might have been: seconds, for which every other
     request waits.
     """
-    if not isinstance(body, dict):
-        return
-    long = {name: value for name, value in body.items() if isinstance(value, list) and len(value) > _PIECE}
-    short = {**body, **{name: value[:_PIECE] for name, value in long.items()}}
-    for name, value in long.items():
-        if set(map(type, value)) == {int}:
-            continue  # tokens
+    for path, value in _long_lists(body):
         for start in range(0, len(value), _PIECE):
             try:
-                kind.validate_python({**short, name: value[start : start + _PIECE]})
+                kind.validate_python(_with(body, path, value[start : start + _PIECE]))
             except ValidationError as error:
-                if wrong := [_moved(one, start) for one in error.errors(include_url=False) if _of_item(one, name)]:
-                    raise RequestValidationError(wrong) from None
+                wrong = [one for one in error.errors(include_url=False) if _within(one["loc"], path)]
+                if wrong:
+                    moved = [{**one, "loc": _moved(one["loc"], path, start)} for one in wrong]
+                    raise RequestValidationError(moved) from None
             except Exception:  # noqa: S110 - what a look at the whole raises, too, and is answered there
                 pass
 
 
-def _of_item(error: ErrorDetails, name: str) -> bool:
-    return error["loc"][:1] == (name,) and any(isinstance(part, int) for part in error["loc"])
+def _long_lists(body: Any) -> list[tuple[_Path, list[Any]]]:
+    """Lists of more than a few items, and where they are; no lists of tokens."""
+    found: list[tuple[_Path, list[Any]]] = []
+    waiting: list[tuple[_Path, Any]] = [((), body)] if isinstance(body, dict) else []
+    while waiting:
+        path, one = waiting.pop()
+        inner = one.items() if isinstance(one, dict) else enumerate(one)
+        if isinstance(one, list) and len(one) > _PIECE:
+            if path[0] in TOKENS and set(map(type, one)) == {int}:
+                continue
+            found.append((path, one))
+        waiting += [((*path, key), value) for key, value in inner if isinstance(value, dict | list)]
+    return found
 
 
-def _moved(error: ErrorDetails, start: int) -> ErrorDetails:
-    place = next(i for i, part in enumerate(error["loc"]) if isinstance(part, int))
-    index = int(error["loc"][place]) + start
-    return {**error, "loc": ("body", *error["loc"][:place], index, *error["loc"][place + 1 :])}
+def _with(value: Any, path: _Path | None, piece: list[Any]) -> Any:
+    """The value with a piece at ``path`` (relative to it), and of other lists their first items alone."""
+    if path == ():
+        return [_with(one, None, piece) for one in piece]
+    if isinstance(value, dict):
+        return {key: _with(one, _further(path, key), piece) for key, one in value.items()}
+    if isinstance(value, list):
+        kept = list(enumerate(value[:_PIECE]))
+        if path is not None and isinstance(path[0], int) and path[0] >= _PIECE:
+            kept[-1:] = [(path[0], value[path[0]])]
+        return [_with(one, _further(path, i), piece) for i, one in kept]
+    return value
+
+
+def _further(path: _Path | None, key: str | int) -> _Path | None:
+    return path[1:] if path is not None and path[0] == key else None
+
+
+def _within(place: tuple[str | int, ...], path: _Path) -> bool:
+    """Whether a complaint is about an item of the list: unions add their own names to where it is."""
+    names = iter(place)
+    return all(any(part == name for name in names) for part in path if isinstance(part, str)) and any(
+        isinstance(name, int) for name in names
+    )
+
+
+def _moved(place: tuple[str | int, ...], path: _Path, start: int) -> tuple[str | int, ...]:
+    """Where the complaint is in the whole body: as many numbers as the path has are its own, the next is the item's."""
+    numbers = [*(part for part in path if isinstance(part, int))]
+    moved: list[str | int] = ["body"]
+    for part in place:
+        if not isinstance(part, int):
+            moved.append(part)
+        elif numbers:
+            moved.append(numbers.pop(0))
+        else:
+            moved.append(part + start)
+            start = 0
+    return tuple(moved)
 
 
 def fault_of(error: Exception) -> RequestError | None:

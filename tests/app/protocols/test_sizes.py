@@ -70,3 +70,42 @@ def test_any_json_is_counted_up_to_a_bound(value: Any, most: int) -> None:
     for count in (sizes.grammar, sizes.parts):
         given_ = [value] if count is sizes.parts else value
         assert (count(given_, most) > most) is (count(given_, MOST) > most)
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ({"a": 1, "b": [1, 2]}, (4, 2)),
+        ({"prompt": [1] * 99, "a": 1}, (2, 2)),
+        ({"prompt": [[1] * 99, [2] * 99]}, (3, 3)),
+        ({"prompt": [1, "a"]}, (3, 2)),
+        ({"stop": ["a"] * 99}, (100, 2)),
+        ([[[[1]]]], (4, 4)),
+        ("text", (0, 1)),
+    ],
+)
+def test_values(body: Any, found: tuple[int, int]) -> None:
+    assert sizes.values(body, 1000, 100) == found
+
+
+def test_values_are_counted_up_to_a_bound() -> None:
+    assert sizes.values(["a"] * 10**6, 50, 9)[0] > 50
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = [deep]
+    assert sizes.values(deep, 50_000, 9)[1] > 9
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [
+        ("a{1,500}", 16),  # of what is something: its characters alone
+        ("(a?){1,500}", 22 + 3000),
+        ("(a?){500}", 18 + 3000),
+        ("((a?){1,9}){1,500}", 36 + 2 * (27 + 500 * 32)),
+        ("(a?)*", 10 + 2 * 48),
+        ("root ::= (a?){1,500})", 42 + 1000),  # of another dialect
+    ],
+)
+def test_repetitions_of_what_may_be_nothing_count(pattern: str, count: int) -> None:
+    assert sizes.grammar({"regex": pattern}, 10**6) == 2 + count
