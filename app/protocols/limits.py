@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from app.errors import Reason, RefusedError
+from app.errors import MalformedError, Reason, RefusedError
 from app.protocols import sizes
 from app.protocols.adapters.registry import ADAPTERS, RESPONSES
 from app.settings import RequestLimits
@@ -32,7 +32,7 @@ _COUNTS = {path: adapter.counts for path, adapter in ADAPTERS.items()}
 
 _INTEGER = TypeAdapter(int)
 # Far beyond what a request needs; so many wrong ones are refused in a few tenths of a second.
-_VALUES, _LEVELS, _BAD_WORDS, _SPELLED = 25_000, 100, 100_000, 400_000
+_VALUES, _LEVELS, _BAD_WORDS, _SPELLED, _NAME = 25_000, 100, 100_000, 400_000, 256
 _NO_ARGUMENTS = (
     "conversation",
     "messages",
@@ -51,6 +51,8 @@ class Limits:
     def check(self, path: str, body: Any) -> None:
         """Raises RequestError naming the field of a body that asks for too much."""
         self._check_shape(body)
+        if body is None:
+            raise MalformedError("the body is null; a JSON object is required")
         if path in RISK:
             self._check_items(body if isinstance(body, list) else [body])
         if not isinstance(body, dict):
@@ -68,6 +70,9 @@ class Limits:
             # vLLM would name a variable that stores responses, with which no server starts here.
             message = "no responses are allowed in the background: stream, or wait for the answer"
             raise RequestError(message, "background")
+        name = body.get("request_id")
+        if isinstance(name, str) and len(name) > _NAME:
+            raise _too_much("request_id", f"request_id has {len(name)} characters, more than the {_NAME} allowed")
         self._check_bad_words(body.get("bad_words"), _prompts(path, body))
         for field in _LENGTHS.get(path, ()):
             asked = _integer(body.get(field))

@@ -68,6 +68,8 @@ LEFT_OUT = (
     "::test_structured_outputs_choice_chat$",
     "::test_structured_outputs_json_chat$",
 )  # of ids, with their end marked
+# At which nothing is withheld, and nothing refused that would tell what is.
+ABSTAIN = ("--threshold", "1", "--allow-token-bias")
 # What a caller may ask for at most is the operator's to say; vLLM has no such limits.
 LIMITS = ("--max-tokens=32768", "--max-choices=1024")
 
@@ -105,7 +107,7 @@ def command(side: Side, folder: Path, name: str, arguments: list[str]) -> list[s
         start = ["--model", str(folder), "--served-model-name", *names, "--dtype=float32", "--enforce-eager"]
         return [*start, *address, *rest]
     start = ["serve", str(folder), "--probe", str(folder / "probe"), "--served-model-name", names[0]]
-    mode = ["--mode", side.value, *(["--threshold", "1"] if side is Side.ABSTAIN else []), *LIMITS]
+    mode = ["--mode", side.value, *(ABSTAIN if side is Side.ABSTAIN else []), *LIMITS]
     more = ["--served-model-name", *names] if names[1:] else []
     return [*start, *address, *mode, "--", *more, *rest]
 

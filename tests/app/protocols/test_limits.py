@@ -23,6 +23,9 @@ LIMITS = Limits(
 PATHS = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, *sorted(RISK), "/tokenize")
 HELLO = {"role": "user", "content": "Hello"}
 TEXT = {"type": "text", "text": "Hello"}
+DEEP: Any = []
+for _ in range(100):
+    DEEP = [DEEP]
 SCHEMA = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(20)}}
 
 
@@ -50,6 +53,11 @@ SCHEMA = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in 
         ("/risk", [{"messages": [HELLO]}, {"messages": "none"}]),
         ("/tokenize", {"messages": [HELLO] * 3, "n": 99}),
         ("/detokenize", {"tokens": [1] * 999}),
+        ("/detokenize", {"tokens": [1] * 99_999}),
+        (COMPLETIONS, {"prompt": [[1] * 50_000, [2] * 50_000], "bad_words": ["a" * 1000] * 50}),
+        (CHAT, {"messages": [HELLO], "request_id": "i" * 256, "bad_words": "none", "stop": ["a"] * 24_000}),
+        ("/tokenize", {"prompt": "a" * 400_001}),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": None}], "chat_template_kwargs": {"a": 1}}),
     ],
 )
 def test_within_bounds(path: str, body: Any) -> None:
@@ -103,6 +111,15 @@ def test_within_bounds(path: str, body: Any) -> None:
         ("/risk", {"messages": [HELLO] * 4}, "messages", 400),
         ("/risk", [{"messages": [HELLO] * 2}] * 2, "messages", 400),
         ("/v1/risk", {"messages": [{"content": [TEXT] * 7}]}, "messages", 400),
+        (CHAT, {"messages": [HELLO], "request_id": "i" * 257}, "request_id", 400),
+        (CHAT, {"messages": [HELLO], "bad_words": ["a" * 100_001]}, "bad_words", 400),
+        (COMPLETIONS, {"prompt": ["a"] * 4, "bad_words": ["a" * 1000] * 26}, "bad_words", 400),
+        (CHAT, {"stop": ["a"] * 25_001}, "stop", 400),
+        (CHAT, {f"f{i}": 1 for i in range(25_001)}, None, 400),
+        (COMPLETIONS, {"prompt": [1, "a"] * 12_501}, "prompt", 400),
+        (CHAT, {"kv_transfer_params": DEEP}, "kv_transfer_params", 400),
+        ("/risk", [{"response": DEEP}], None, 400),
+        ("/tokenize", {"prompt": "a" * 400_001, "return_token_strs": True}, "return_token_strs", 400),
         ("/risk", [{}] * 3, None, 413),
         ("/v1/risk", [{}] * 3, None, 413),
     ],
@@ -111,6 +128,22 @@ def test_beyond(path: str, body: Any, param: str | None, status: int) -> None:
     with pytest.raises(RequestError) as caught:
         LIMITS.check(path, body)
     assert (caught.value.param, caught.value.status) == (param, status)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        (CHAT, {"messages": None}, "messages must be a list, not null"),
+        (MESSAGES, {"messages": "hello"}, "messages must be a list, not a string"),
+        (CHAT, {"messages": [HELLO, {"role": "assistant", "tool_calls": 5}]}, "messages.1.tool_calls must be a list"),
+        (CHAT, {"messages": [HELLO], "chat_template_kwargs": {"self": 1}}, "chat_template_kwargs may not have self"),
+        (CHAT, {"chat_template_kwargs": {"documents": 1}}, "documents must be a list, not a number"),
+        (CHAT, None, "the body is null"),
+    ],
+)
+def test_what_python_would_complain_of(path: str, body: Any, says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        LIMITS.check(path, body)
 
 
 @pytest.mark.parametrize(
