@@ -124,9 +124,7 @@ async def test_a_server_that_is_killed_leaves_nothing_behind(tmp_path: Path, mon
         )
         http.headers["authorization"] = "Bearer a-secret-key"
         metrics = (await http.get("/metrics")).text.splitlines()
-        assert [one for one in metrics if one.startswith("hguard_answers_capacity")] == [
-            "hguard_answers_capacity 256.0"
-        ]
+        assert "hguard_answers_capacity 10.0" in metrics  # not 0, as over files of several processes
         assert not [one for one in metrics if "pid=" in one], "one process has all metrics"
         asked = {asyncio.create_task(http.post(CHAT, json=LONG)) for _ in range(8)}
         await until_in_flight(http, 8)

@@ -18,7 +18,7 @@ from tests.engine.test_shutdown import CHAT, LONG, connected, ended, streams, un
 from tests.scripted.server import ForkedScriptedServer
 
 SLOW = {**LONG, "messages": [{"role": "user", "content": "Is it slow?"}]}  # 24 seconds, if it may
-BRIEF = {**SLOW, "max_tokens": 200, "min_tokens": 200}  # 10 seconds: time to look at the server while it drains
+BRIEF = {**SLOW, "max_tokens": 120, "min_tokens": 120}  # 6 seconds: time to look at the server while it drains
 REAL = pytest.mark.long
 
 
