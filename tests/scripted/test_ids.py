@@ -70,7 +70,7 @@ async def test_what_the_engine_is_told_is_short_and_its_own(app: FastAPI, http: 
     """Each step's output carries the id: one of a megabyte would cost everyone."""
     core = app.state.engine_client.engine_core
     core.seen.clear()
-    for headers, more in (({"x-request-id": "x" * 100_000}, {}), ({}, {"request_id": "y" * 100_000})):
+    for headers, more in (({"x-request-id": "x" * 100_000}, {}), ({}, {"request_id": "y" * 256})):
         response = await http.post(CHAT, json=asking("safe", **more), headers=headers)
         assert response.status_code == 200
     assert len(core.seen) == len(set(core.seen)) == 2
