@@ -3,8 +3,7 @@
 vLLM spawns its core, and the core its worker, one after the other, and each imports vLLM for nine seconds and has a
 copy of its own in memory. The fork server does nothing but import: no thread runs in it, and no engine. A process that
 it forks gets the environment of the one that asked for it. Where an import would have read another, it is spawned, as
-vLLM means it. Written against vLLM 0.32 (``platforms/cpu.py``: what it adds to the
-environment of its processes).
+vLLM means it. Written against vLLM 0.32 (``platforms/cpu.py``: what it adds to the environment of its processes).
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ import multiprocessing, os, signal, sys, time
 from guard.ipc import parent
 from guard.launch import forkserver
 
+PINS = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+
 def engine(depth):
     parent.die_with_parent()
     asked = multiprocessing.parent_process().pid
@@ -29,6 +31,7 @@ def engine(depth):
     print(os.getpid(), os.getppid(), os.getppid() == asked, blocked, os.environ["HGUARD_TOLD"], flush=True)
     os.environ["HGUARD_TOLD"] += " and more"
     if depth:
+        os.environ.update(PINS)
         multiprocessing.get_context("spawn").Process(target=engine, args=(depth - 1,)).start()
     time.sleep(60)
 
@@ -37,7 +40,6 @@ if __name__ == "__main__":
     forkserver.PRELOADED = "light"
     forkserver.start()
     os.environ["HGUARD_TOLD"] = "told"
-    os.environ.update(zip(sys.argv[1::2], sys.argv[2::2]))
     with forkserver.in_place_of_spawning():
         process = multiprocessing.get_context("spawn").Process(target=engine, args=(1,))
         process.start()
@@ -80,5 +82,6 @@ def test_processes_are_forked_and_end_with_who_asked(tmp_path: Path) -> None:
 
 
 def test_what_imports_would_have_read_otherwise_is_spawned(tmp_path: Path) -> None:
+    """As vLLM pins the threads of a worker, not of the process that starts it."""
     with program(tmp_path, "GOMP_CPU_AFFINITY", "0") as (_, said):
-        assert [line[2] for line in said] == ["True", "True"]
+        assert [line[2] for line in said] == ["False", "True"]
