@@ -19,6 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.ingress.admission import DRAINING, ENGINE_DEAD, Admission
+from app.server.protocol import HttpProtocol
 from guard.errors import GuardError
 from guard.launch.engines import warn
 
@@ -69,6 +70,7 @@ async def serve(
         log_level="warning",
         access_log=False,
         server_header=False,
+        http=HttpProtocol,
         ws="none",
         timeout_keep_alive=keep_alive_seconds,
         timeout_graceful_shutdown=_LINGER_SECONDS,

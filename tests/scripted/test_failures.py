@@ -204,6 +204,12 @@ async def test_refusing_ahead_with_log_probabilities_asked_for(stream: bool) -> 
             assert '"error":{' not in reply.text
 
 
+_OFFERING = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nContent-Length: %d\r\n"
+    b"Content-Type: application/json\r\nHost: scripted\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\nUpgrade: h2c\r\n\r\n"
+)
+
+
 async def test_an_idle_connection_outlives_the_clients_own_patience() -> None:
     """httpx and openai keep idle ones for 5 s, load balancers for 60: who closes first must not be the server."""
     assert Settings().keep_alive_seconds > 60
@@ -218,6 +224,11 @@ async def test_an_idle_connection_outlives_the_clients_own_patience() -> None:
             while await reader.readline() != b"\r\n":
                 pass
             assert json.loads(await reader.readexactly(17)) == {"status": "live"}
+        body = json.dumps(asking("safe")).encode()
+        for part in (_OFFERING % len(body), body):  # as Java's client asks
+            writer.write(part)
+            await writer.drain()
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
         writer.close()
     finally:
         assert server.stop() == 0
