@@ -19,10 +19,11 @@ from starlette.responses import JSONResponse
 from vllm.entrypoints.anthropic import serving as anthropic
 
 from app import errors
-from app.protocols.sizes import TOKENS
+from app.protocols import sizes
 from guard.compat import RefusalError, RequestFault
 from guard.errors import RequestError
 
+_FEW = 256  # values, whose complaints take no time that anybody would notice
 _PIECE = 32  # items of a list that are read at once
 _Path = tuple[str | int, ...]
 
@@ -39,6 +40,8 @@ def require_right_items(kind: TypeAdapter[Any], body: Any) -> None:
     All of them are complaints otherwise, one for each kind that an item might have been: seconds, for which every other
     request waits.
     """
+    if sizes.values(body, _FEW, _FEW)[0] <= _FEW:
+        return
     for path, value in _long_lists(body):
         for start in range(0, len(value), _PIECE):
             try:
@@ -60,7 +63,7 @@ def _long_lists(body: Any) -> list[tuple[_Path, list[Any]]]:
         path, one = waiting.pop()
         inner = one.items() if isinstance(one, dict) else enumerate(one)
         if isinstance(one, list) and len(one) > _PIECE:
-            if path[0] in TOKENS and set(map(type, one)) == {int}:
+            if path[0] in sizes.TOKENS and set(map(type, one)) == {int}:
                 continue
             found.append((path, one))
         waiting += [((*path, key), value) for key, value in inner if isinstance(value, dict | list)]
