@@ -58,7 +58,7 @@ def test_a_pipelined_offer_keeps_its_body() -> None:
 
 
 def test_a_body_that_comes_after_its_answer_stays_as_long_as_it_was_said_to_be() -> None:
-    """Were a line of it taken away, the next request's head would be read as its end, and that one's body as a request."""
+    """Were a line of it taken away, the next head would be read as its end, and the body after that as a request."""
     inner = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
     after = b"POST /b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(inner)
     body = b"A\r\nUpgrade: " + b"x" * (len(after) - 11) + b"\r\nB"
