@@ -25,7 +25,7 @@ from app.ingress.body import PARSED
 from app.protocols.adapters.base import BROKEN, Adapter, GuardedRequest, ResponseContext
 from app.protocols.adapters.registry import ADAPTERS
 from app.protocols.options import PolicyResolver
-from app.protocols.validation import fault_of, require_right_items
+from app.protocols.validation import fault_of, first_complaints, require_right_items
 from app.protocols.wire import Writer
 from app.telemetry.record import Exporters, RequestRecord
 from guard.compat import ErrorResponse, with_sse_keep_alive
@@ -89,11 +89,11 @@ class ParsedRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         read = self.body_field and self.body_field.field_info.annotation
-        kind: TypeAdapter[Any] | None = TypeAdapter(read) if read else None
+        reader = first_complaints(TypeAdapter(read)) if read else None
 
         async def parsed(request: Request) -> Response:
-            if kind is not None:
-                require_right_items(kind, request.scope["state"].get(PARSED))
+            if reader is not None:
+                require_right_items(reader, request.scope["state"].get(PARSED))
             return await handle(ParsedRequest(request.scope, request.receive))
 
         return parsed

@@ -21,13 +21,17 @@ _DATA = frozenset({"const", "enum"})  # whose values are text, whatever they are
 _JSON = frozenset({"json", "structural_tag"})  # may be JSON, as a string
 TOKENS = frozenset({"prompt", "tokens", "stop_token_ids", "allowed_token_ids", "prompt_token_ids"})
 _COUNTED = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}")  # a repetition, in any dialect
+_RULES = frozenset({"grammar", "definition"})
+# Maps whose names are the caller's: a property may be called "enum".
+_NAMES = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+_NAMED = "a schema"
 _WITHOUT_END = 16  # what a repetition of what may be nothing counts for that has no last one
 
 
-def values(value: Any, most: int, deepest: int, key: str = "") -> tuple[int, int]:
+def values(value: Any, most: int, deepest: int, key: str = "", exempt: bool = True) -> tuple[int, int]:
     """(fields and items of lists, levels) of what stands under ``key``.
 
-    Above ``most`` or ``deepest``, any number above it. A list of tokens' ids counts for one: it is read at once.
+    Above ``most`` or ``deepest``, any number above it. ``exempt``: a list of tokens' ids counts for one, read at once.
     """
     count, levels = 0, 0
     waiting: list[tuple[str, Any, int]] = [(key, value, 1)]
@@ -40,7 +44,7 @@ def values(value: Any, most: int, deepest: int, key: str = "") -> tuple[int, int
             count += len(one)
             if count <= most:
                 waiting += [(key, inner, level + 1) for key, inner in one.items() if isinstance(inner, dict | list)]
-        elif isinstance(one, list) and not (name in TOKENS and set(map(type, one)) == {int}):
+        elif isinstance(one, list) and not (exempt and name in TOKENS and set(map(type, one)) == {int}):
             count += len(one)
             if count <= most:
                 waiting += [(name, inner, level + 1) for inner in one if isinstance(inner, dict | list)]
@@ -75,30 +79,41 @@ def grammar(value: Any, most: int, key: str = "") -> int:
             if inner is not None:
                 waiting.append(("", inner))
             elif name not in _REMARKS:
-                count += _text(one, name in _PATTERNS)
+                count += _text(one, name in _PATTERNS, name in _RULES)
         elif isinstance(one, dict | list):
             if count + len(waiting) + len(one) > most:  # each counts for one at least
                 return most + 1
             if isinstance(one, dict):
                 count += len(one) ** 3 // _CROWD + sum(_text(field, name == "patternProperties") for field in one)
-                waiting += [(name if name in _DATA else field, inner) for field, inner in one.items()]
+                inside = name if name in _DATA else _NAMED if name in _NAMES else None
+                waiting += [(field if inside is None else inside, inner) for field, inner in one.items()]
             else:
                 waiting += [(name if name in _DATA else "", inner) for inner in one]
     return count
 
 
-def _text(text: str, pattern: bool) -> int:
-    return (len(text) + _repeated(text)) * _OF_PATTERN if pattern else len(text) // _OF_TEXT
+def _text(text: str, pattern: bool, rules: bool = False) -> int:
+    return (len(text) + _repeated(text, rules)) * _OF_PATTERN if pattern else len(text) // _OF_TEXT
 
 
-def _repeated(pattern: str) -> int:
-    """Characters that counted repetitions of what may be nothing stand for: a matcher is in all of them at once."""
+def _repeated(pattern: str, rules: bool) -> int:
+    """Characters that counted repetitions of what may be nothing stand for: a matcher is in all of them at once.
+
+    ``rules``: of a grammar, one may repeat another.
+    """
     if "{" not in pattern and "*" not in pattern and "+" not in pattern:
         return 0
     try:
-        return _nothings(_parser.parse(pattern))[1]
+        if not rules:
+            return _nothings(_parser.parse(pattern))[1]
     except (re.error, RecursionError, OverflowError):  # of another dialect, or of none, which its reader says
-        return sum(max(int(least or 0), int(last or 0)) for least, last in _COUNTED.findall(pattern[:1_000_000]))
+        pass
+    product = 1
+    for least, last in _COUNTED.findall(pattern):
+        product *= max(int(least[:9] or 1), int(last[:9] or 1), 1)
+        if product > 1 << 40:
+            break
+    return product - 1
 
 
 def _nothings(parsed: Any) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from typing import Any
 from fastapi.dependencies.utils import request_body_to_args
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import SchemaValidator
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -24,8 +25,8 @@ from guard.compat import RefusalError, RequestFault
 from guard.errors import RequestError
 
 _FEW = 256  # values, whose complaints take no time that anybody would notice
-_PIECE = 32  # items of a list that are read at once
-_Path = tuple[str | int, ...]
+_LISTS = frozenset({"list", "set", "frozenset", "tuple"})
+_NO_SCHEMAS = frozenset({"metadata", "serialization", "default", "expected"})
 
 
 def install(inner: ExceptionMiddleware) -> None:
@@ -34,81 +35,37 @@ def install(inner: ExceptionMiddleware) -> None:
         inner.add_exception_handler(kind, _answer)
 
 
-def require_right_items(kind: TypeAdapter[Any], body: Any) -> None:
-    """Raises RequestValidationError for the first items of a long list that are wrong, wherever in the body it is.
+def first_complaints(kind: TypeAdapter[Any]) -> SchemaValidator:
+    """Reads the same, but of each list complains of the first wrong item alone."""
+    # Not with the validators that its models have: those know nothing of it.
+    return SchemaValidator(_failing_fast(kind.core_schema), None, False)
+
+
+def _failing_fast(schema: Any) -> Any:
+    if isinstance(schema, list | tuple):
+        return type(schema)(map(_failing_fast, schema))
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: one if key in _NO_SCHEMAS else _failing_fast(one) for key, one in schema.items()}
+    kind = schema.get("type")  # or a field of that name
+    return {**made, "fail_fast": True} if isinstance(kind, str) and kind in _LISTS else made
+
+
+def require_right_items(read: SchemaValidator, body: Any) -> None:
+    """Raises RequestValidationError for what is wrong with a large body, of long lists the first items alone.
 
     All of them are complaints otherwise, one for each kind that an item might have been: seconds, for which every other
     request waits.
     """
-    if sizes.values(body, _FEW, _FEW)[0] <= _FEW:
+    if sizes.values(body, _FEW, _FEW, exempt=False)[0] <= _FEW:
         return
-    for path, value in _long_lists(body):
-        for start in range(0, len(value), _PIECE):
-            try:
-                kind.validate_python(_with(body, path, value[start : start + _PIECE]))
-            except ValidationError as error:
-                wrong = [one for one in error.errors(include_url=False) if _within(one["loc"], path)]
-                if wrong:
-                    moved = [{**one, "loc": _moved(one["loc"], path, start)} for one in wrong]
-                    raise RequestValidationError(moved) from None
-            except Exception:  # noqa: S110 - what a look at the whole raises, too, and is answered there
-                pass
-
-
-def _long_lists(body: Any) -> list[tuple[_Path, list[Any]]]:
-    """Lists of more than a few items, and where they are; no lists of tokens."""
-    found: list[tuple[_Path, list[Any]]] = []
-    waiting: list[tuple[_Path, Any]] = [((), body)] if isinstance(body, dict) else []
-    while waiting:
-        path, one = waiting.pop()
-        inner = one.items() if isinstance(one, dict) else enumerate(one)
-        if isinstance(one, list) and len(one) > _PIECE:
-            if path[0] in sizes.TOKENS and set(map(type, one)) == {int}:
-                continue
-            found.append((path, one))
-        waiting += [((*path, key), value) for key, value in inner if isinstance(value, dict | list)]
-    return found
-
-
-def _with(value: Any, path: _Path | None, piece: list[Any]) -> Any:
-    """The value with a piece at ``path`` (relative to it), and of other lists their first items alone."""
-    if path == ():
-        return [_with(one, None, piece) for one in piece]
-    if isinstance(value, dict):
-        return {key: _with(one, _further(path, key), piece) for key, one in value.items()}
-    if isinstance(value, list):
-        kept = list(enumerate(value[:_PIECE]))
-        if path is not None and isinstance(path[0], int) and path[0] >= _PIECE:
-            kept[-1:] = [(path[0], value[path[0]])]
-        return [_with(one, _further(path, i), piece) for i, one in kept]
-    return value
-
-
-def _further(path: _Path | None, key: str | int) -> _Path | None:
-    return path[1:] if path is not None and path[0] == key else None
-
-
-def _within(place: tuple[str | int, ...], path: _Path) -> bool:
-    """Whether a complaint is about an item of the list: unions add their own names to where it is."""
-    names = iter(place)
-    return all(any(part == name for name in names) for part in path if isinstance(part, str)) and any(
-        isinstance(name, int) for name in names
-    )
-
-
-def _moved(place: tuple[str | int, ...], path: _Path, start: int) -> tuple[str | int, ...]:
-    """Where the complaint is in the whole body: as many numbers as the path has are its own, the next is the item's."""
-    numbers = [*(part for part in path if isinstance(part, int))]
-    moved: list[str | int] = ["body"]
-    for part in place:
-        if not isinstance(part, int):
-            moved.append(part)
-        elif numbers:
-            moved.append(numbers.pop(0))
-        else:
-            moved.append(part + start)
-            start = 0
-    return tuple(moved)
+    try:
+        read.validate_python(body)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)
+        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in wrong]) from None
+    except Exception:  # noqa: S110 - what a look at it raises is raised again, and answered there
+        pass
 
 
 def fault_of(error: Exception) -> RequestError | None:

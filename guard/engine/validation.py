@@ -18,10 +18,14 @@ from guard.compat import RequestFault, refused
 # What vLLM looks into, wherever a request names it: in a field of its own, or among vllm_xargs, which take any text.
 _OBJECTS = ("kv_transfer_params", "ec_transfer_params")
 _LARGEST = {  # what is larger ends in the engine's process, or takes memory and seconds of all others
-    **dict.fromkeys(("minLength", "minItems", "maxItems", "minProperties", "maxProperties"), 10_000),
-    **dict.fromkeys(("minContains", "maxContains"), 10_000),
-    "maxLength": 2**31 - 1,
+    **dict.fromkeys(("minLength", "minItems", "minProperties", "minContains"), 10_000),
+    **dict.fromkeys(("maxItems", "maxProperties", "maxContains"), 65_535),
+    "maxLength": 2**53,
 }
+_NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+# Where an object may have more properties than it names.
+_OTHERS = {"patternProperties", "unevaluatedProperties", "propertyNames", "allOf", "anyOf", "oneOf", "$ref"}
+_MILD = (0.5, 2.0)  # beyond, a penalty on repetition makes answers of the prompt's tokens, or of none of them
 _BIASES = ("logit_bias", "allowed_token_ids", "bad_words")
 
 
@@ -94,7 +98,7 @@ def _require_grammar(given: Any) -> None:
 
 def _require_properties(part: Mapping[str, Any]) -> None:
     least, properties = part.get("minProperties"), part.get("properties") or ()
-    further = part.get("additionalProperties") or part.get("patternProperties")  # none unless they are named
+    further = part.get("additionalProperties", False) is not False or bool(_OTHERS & part.keys())
     if isinstance(least, int) and isinstance(properties, Mapping | tuple) and least > len(properties) and not further:
         raise refused(
             f"the JSON schema's minProperties is {least}, and its object may have {len(properties)}: name them in "
@@ -110,18 +114,30 @@ def require_no_bias(params: SamplingParams) -> None:
                 f"{name} is not allowed on this server, which withholds answers: it would tell which tokens they are "
                 "made of; its operator can allow it with --allow-token-bias"
             )
+    least, most = _MILD
+    if not least <= params.repetition_penalty <= most:
+        raise refused(
+            f"repetition_penalty {params.repetition_penalty:g} is not allowed on this server, which withholds answers: "
+            f"from {least:g} to {most:g}; its operator can allow more with --allow-token-bias"
+        )
 
 
 def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:
     """All objects of a schema; what stands in ``const``, ``enum`` and the like is data, and no part of it."""
-    left = [schema]
+    left = [("", schema)]
     while left:
-        part = left.pop()
+        under, part = left.pop()
         if isinstance(part, Mapping):
-            yield part
-            left += [value for name, value in part.items() if name not in ("const", "enum", "default", "examples")]
+            named = under in _NAMES  # by the caller, who may call a property "default"
+            if not named:
+                yield part
+            left += [
+                ("" if named else name, value)
+                for name, value in part.items()
+                if named or not (name in ("const", "enum", "default", "examples") or name.startswith("x-"))
+            ]
         elif isinstance(part, list):
-            left += part
+            left += [("", one) for one in part]
 
 
 def _compiles(pattern: Any) -> bool:

@@ -15,7 +15,7 @@ from vllm.sampling_params import SamplingParams
 from app.protocols import sizes
 from app.protocols.adapters.registry import COMPLETIONS
 from app.protocols.limits import Limits
-from app.protocols.validation import require_right_items
+from app.protocols.validation import first_complaints, require_right_items
 from app.settings import RequestLimits
 from guard.engine.validation import _require_grammar, require_no_bias
 from guard.errors import RequestError
@@ -29,14 +29,13 @@ def test_many_long_lists_in_a_field_nobody_reads_take_no_seconds() -> None:
     body: dict[str, Any] = {"prompt": "a", "x": {f"k{i}": [0] * 33 for i in range(700)}}
     LIMITS.check(COMPLETIONS, body)  # it is within all limits
     began = time.process_time()
-    require_right_items(TypeAdapter(CompletionRequest), body)
+    require_right_items(first_complaints(TypeAdapter(CompletionRequest)), body)
     assert time.process_time() - began < 1
 
 
 def test_of_many_wrong_tokens_few_are_named() -> None:
     body = {"prompt": [-1] * 10_000}
     LIMITS.check(COMPLETIONS, body)
-    TypeAdapter(CompletionRequest)
     with pytest.raises((RequestValidationError, RequestError, ValidationError)) as raised:
         _read(TypeAdapter(CompletionRequest), body)
     error = raised.value
@@ -44,7 +43,7 @@ def test_of_many_wrong_tokens_few_are_named() -> None:
 
 
 def _read(kind: TypeAdapter[CompletionRequest], body: Any) -> None:
-    require_right_items(kind, body)
+    require_right_items(first_complaints(kind), body)
     kind.validate_python(body)
 
 

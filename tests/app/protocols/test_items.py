@@ -8,7 +8,7 @@ import pytest
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from app.protocols.validation import require_right_items
+from app.protocols.validation import first_complaints, require_right_items
 
 
 class Item(BaseModel):
@@ -26,21 +26,25 @@ class Asked(BaseModel):
     prompt: list[int] | str = ""
 
 
+READ = first_complaints(TypeAdapter(Asked))
+
+
 @pytest.mark.parametrize(
     ("body", "where"),
     [
-        ({"turns": [{"name": "a"}] * 170 + [{"name": 1}] * 5}, {170, 171, 172, 173, 174}),
-        ({"turns": [{"name": 1}] * 9000}, set(range(32))),
-        ({"turns": [{"parts": [{"name": "a"}] * 40 + [{"name": 1}] * 9000}]}, set(range(40, 64))),
-        ({"turns": [{"name": "a"}] * 150 + [{"parts": [{"name": "a"}] * 40 + [{"name": 1}]}]}, {40}),
+        ({"turns": [{"name": "a"}] * 170 + [{"name": 1}] * 5}, {("turns", 170)}),
+        ({"turns": [{"name": 1}] * 9000}, {("turns", 0)}),
+        ({"turns": [{"parts": [{"name": "a"}] * 400 + [{"name": 1}] * 9000}]}, {("turns", 0)}),
+        ({"prompt": ["a"] * 9000}, {("prompt", "list[int]"), ("prompt", "str")}),
     ],
 )
-def test_of_a_long_list_the_first_wrong_items_are_named(body: Any, where: set[int]) -> None:
+def test_of_a_long_list_the_first_wrong_item_is_named(body: Any, where: set[tuple[str | int, ...]]) -> None:
     with pytest.raises(RequestValidationError) as raised:
-        require_right_items(TypeAdapter(Asked), body)
-    found = [one["loc"] for one in raised.value.errors()]
-    assert {next(part for part in reversed(loc) if isinstance(part, int)) for loc in found} == where
-    assert all(loc[0] == "body" for loc in found)
+        require_right_items(READ, body)
+    found = raised.value.errors()
+    assert {one["loc"][1:3] for one in found} == where
+    assert len(found) < 9
+    assert all(one["loc"][0] == "body" for one in found)
 
 
 @pytest.mark.parametrize(
@@ -49,8 +53,7 @@ def test_of_a_long_list_the_first_wrong_items_are_named(body: Any, where: set[in
         {"turns": [{"name": "a"}, {"parts": [{"name": "b"}] * 100}] * 100, "prompt": [1] * 100_000},
         {"turns": [{"name": 1}] * 100},  # short: the route says so
         {"prompt": ["a"] * 10},
-        ["no object"],
     ],
 )
 def test_what_is_right_or_short_is_left_to_the_route(body: Any) -> None:
-    require_right_items(TypeAdapter(Asked), body)
+    require_right_items(READ, body)

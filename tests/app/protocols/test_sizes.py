@@ -104,7 +104,7 @@ def test_values_are_counted_up_to_a_bound() -> None:
         ("(a?){500}", 18 + 3000),
         ("((a?){1,9}){1,500}", 36 + 2 * (27 + 500 * 32)),
         ("(a?)*", 10 + 2 * 48),
-        ("root ::= (a?){1,500})", 42 + 1000),  # of another dialect
+        ("root ::= (a?){1,500})", 42 + 998),  # of another dialect: all of them, within each other
     ],
 )
 def test_repetitions_of_what_may_be_nothing_count(pattern: str, count: int) -> None:

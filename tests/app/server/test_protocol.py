@@ -52,9 +52,10 @@ def test_an_offer_in_two_packets_keeps_its_body(cut: int) -> None:
     assert asyncio.run(_answers([OFFER[:cut], OFFER[cut:] + b"abc"])) == [b"/a abc"]
 
 
-def test_a_pipelined_offer_keeps_its_body() -> None:
-    plain = b"POST /b HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\ndef"
-    assert asyncio.run(_answers([plain + OFFER + b"abc"])) == [b"/b def", b"/a abc"]
+def test_what_is_no_end_of_the_headers_is_waited_for_up_to_a_bound() -> None:
+    head = b"GET /a HTTP/1.1\r\nHost: x\r\n"
+    assert asyncio.run(_answers([head + b"X: y\r\n", b"Z: z\r\n\r\n", head + b"\r\n"])) == [b"/a ", b"/a "]
+    assert asyncio.run(_answers([head + b"X: " + b"y" * 70_000, b"\r\n\r\n"])) == []
 
 
 def test_a_body_that_comes_after_its_answer_stays_as_long_as_it_was_said_to_be() -> None:
