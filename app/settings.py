@@ -93,8 +93,9 @@ class Ceilings(BaseModel):
     allow_token_bias: Annotated[
         bool,
         Field(
-            description="let requests favour and forbid tokens (logit_bias, allowed_token_ids, bad_words) also where "
-            "the server abstains whatever is asked: what is withheld can then be found out"
+            description="let requests favour and forbid tokens (logit_bias, allowed_token_ids, bad_words, a "
+            "repetition_penalty below 0.5 or above 2) also where the server abstains whatever is asked: what is "
+            "withheld can then be found out"
         ),
     ] = False
 

@@ -33,12 +33,8 @@ _COUNTS = {path: adapter.counts for path, adapter in ADAPTERS.items()}
 _INTEGER = TypeAdapter(int)
 # Far beyond what a request needs; so many wrong ones are refused in a few tenths of a second.
 _VALUES, _LEVELS, _BAD_WORDS, _SPELLED, _NAME = 25_000, 100, 100_000, 400_000, 256
-_NO_ARGUMENTS = (
-    "conversation",
-    "messages",
-    "self",
-    "tokenizer",
-)  # of a template: they stand for others where it is called
+# Of a template: where it is called, these names stand for something else.
+_NO_ARGUMENTS = ("conversation", "messages", "self", "tokenizer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +46,7 @@ class Limits:
 
     def check(self, path: str, body: Any) -> None:
         """Raises RequestError naming the field of a body that asks for too much."""
-        self._check_shape(body)
+        _require_shape(body)
         if body is None:
             raise MalformedError("the body is null; a JSON object is required")
         if path in RISK:
@@ -64,7 +60,7 @@ class Limits:
         elif conversation == "messages" and conversation in body and path != TOKENIZE:
             raise RequestError(f"messages must be a list, not {_kind(turns)}", "messages")
         _require_template_arguments(body.get("chat_template_kwargs"))
-        self._check_spelling(path, body)
+        _require_spelling(path, body)
         self._check_grammars(body)
         if path == RESPONSES and body.get("background") is True:
             # vLLM would name a variable that stores responses, with which no server starts here.
@@ -73,7 +69,7 @@ class Limits:
         name = body.get("request_id")
         if isinstance(name, str) and len(name) > _NAME:
             raise _too_much("request_id", f"request_id has {len(name)} characters, more than the {_NAME} allowed")
-        self._check_bad_words(body.get("bad_words"), _prompts(path, body))
+        _require_words(body.get("bad_words"), _prompts(path, body))
         for field in _LENGTHS.get(path, ()):
             asked = _integer(body.get(field))
             if asked is not None and asked > self.bounds.max_tokens:
@@ -99,39 +95,6 @@ class Limits:
         if path in RISK and isinstance(body, list):
             return max(1, len(body))
         return _choices(path, body)[1] * _prompts(path, body) if isinstance(body, dict) else 1
-
-    def _check_shape(self, body: Any) -> None:
-        """What a body may be before anybody looks at what it says: each value that is wrong is a complaint."""
-        for field, value in body.items() if isinstance(body, dict) else [(None, body)]:
-            count, levels = sizes.values(value, _VALUES, _LEVELS, field or "")
-            if levels > _LEVELS:
-                raise _too_much(field, f"{field or 'the body'} is nested deeper than the {_LEVELS} levels allowed")
-            if count > _VALUES:
-                raise _too_much(
-                    field,
-                    f"{field or 'the body'} has more than the {_VALUES} values allowed (ids of tokens are not counted)",
-                )
-        if isinstance(body, dict) and len(body) > _VALUES:
-            raise _too_much(None, f"the body has {len(body)} fields, more than the {_VALUES} allowed")
-
-    def _check_spelling(self, path: str, body: dict[str, Any]) -> None:
-        prompt = body.get("prompt")
-        if path == TOKENIZE and body.get("return_token_strs") and isinstance(prompt, str) and len(prompt) > _SPELLED:
-            raise _too_much(
-                "return_token_strs",
-                f"return_token_strs is for up to {_SPELLED} characters, and the prompt has {len(prompt)}",
-            )
-
-    def _check_bad_words(self, words: Any, prompts: int) -> None:
-        if not isinstance(words, list):
-            return
-        letters = sum(len(word) for word in words if isinstance(word, str)) * prompts
-        if letters > _BAD_WORDS:
-            raise _too_much(
-                "bad_words",
-                f"bad_words are tokenized for each prompt, which here are {letters} characters, more than the "
-                f"{_BAD_WORDS} allowed",
-            )
 
     def _check_items(self, items: list[Any]) -> None:
         if len(items) > self.max_risk_items:
@@ -172,6 +135,42 @@ class Limits:
                     f"schemas, choices and patterns are larger than the {self.bounds.max_grammar} allowed "
                     "(values, each character of a pattern for 2, 16 of other text for 1)",
                 )
+
+
+def _require_shape(body: Any) -> None:
+    """What a body may be before anybody looks at what it says: each value that is wrong is a complaint."""
+    for field, value in body.items() if isinstance(body, dict) else [(None, body)]:
+        count, levels = sizes.values(value, _VALUES, _LEVELS, field or "")
+        if levels > _LEVELS:
+            raise _too_much(field, f"{field or 'the body'} is nested deeper than the {_LEVELS} levels allowed")
+        if count > _VALUES:
+            raise _too_much(
+                field,
+                f"{field or 'the body'} has more than the {_VALUES} values allowed (ids of tokens are not counted)",
+            )
+    if isinstance(body, dict) and len(body) > _VALUES:
+        raise _too_much(None, f"the body has {len(body)} fields, more than the {_VALUES} allowed")
+
+
+def _require_spelling(path: str, body: dict[str, Any]) -> None:
+    prompt = body.get("prompt")
+    if path == TOKENIZE and body.get("return_token_strs") and isinstance(prompt, str) and len(prompt) > _SPELLED:
+        raise _too_much(
+            "return_token_strs",
+            f"return_token_strs is for up to {_SPELLED} characters, and the prompt has {len(prompt)}",
+        )
+
+
+def _require_words(words: Any, prompts: int) -> None:
+    if not isinstance(words, list):
+        return
+    letters = sum(len(word) for word in words if isinstance(word, str)) * prompts
+    if letters > _BAD_WORDS:
+        raise _too_much(
+            "bad_words",
+            f"bad_words are tokenized for each prompt, which here are {letters} characters, more than the "
+            f"{_BAD_WORDS} allowed",
+        )
 
 
 def _require_template_arguments(given: Any) -> None:

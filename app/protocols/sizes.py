@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from re import _constants, _parser  # type: ignore[attr-defined]
 from typing import Any
 
+from guard.engine.validation import NAMED_BY_CALLER
+
 # What each character of a pattern counts for, and how many characters of other text count for one: about what
 # they cost xgrammar, in values of a schema.
 _OF_PATTERN, _OF_TEXT = 2, 16
@@ -22,8 +24,6 @@ _JSON = frozenset({"json", "structural_tag"})  # may be JSON, as a string
 TOKENS = frozenset({"prompt", "tokens", "stop_token_ids", "allowed_token_ids", "prompt_token_ids"})
 _COUNTED = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}")  # a repetition, in any dialect
 _RULES = frozenset({"grammar", "definition"})
-# Maps whose names are the caller's: a property may be called "enum".
-_NAMES = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 _NAMED = "a schema"
 _WITHOUT_END = 16  # what a repetition of what may be nothing counts for that has no last one
 
@@ -85,7 +85,7 @@ def grammar(value: Any, most: int, key: str = "") -> int:
                 return most + 1
             if isinstance(one, dict):
                 count += len(one) ** 3 // _CROWD + sum(_text(field, name == "patternProperties") for field in one)
-                inside = name if name in _DATA else _NAMED if name in _NAMES else None
+                inside = name if name in _DATA else _NAMED if name in NAMED_BY_CALLER else None
                 waiting += [(field if inside is None else inside, inner) for field, inner in one.items()]
             else:
                 waiting += [(name if name in _DATA else "", inner) for inner in one]

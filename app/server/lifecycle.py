@@ -27,7 +27,6 @@ _POLL_SECONDS = 0.05
 _LINGER_SECONDS = 2  # what is cut short gets this long to say so
 _LAST_WORDS_SECONDS = 2.0  # after the engine's death probes can still read a 503
 _STREAM_ENDS_SECONDS = 5.0  # and its streams end with an error of vLLM's
-_HEADER_BYTES = 4 << 20  # vLLM's own limit for h11
 
 
 class _Server(uvicorn.Server):
@@ -74,7 +73,6 @@ async def serve(
         ws="none",
         timeout_keep_alive=keep_alive_seconds,
         timeout_graceful_shutdown=_LINGER_SECONDS,
-        h11_max_incomplete_event_size=_HEADER_BYTES,
     )
     server = _Server(config)
     # vLLM's error handlers end "the server" when its engine has died; here that takes longer than a flag.

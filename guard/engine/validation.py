@@ -22,7 +22,8 @@ _LARGEST = {  # what is larger ends in the engine's process, or takes memory and
     **dict.fromkeys(("maxItems", "maxProperties", "maxContains"), 65_535),
     "maxLength": 2**53,
 }
-_NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+# Maps of a schema whose names are the caller's: a property may be called "enum".
+NAMED_BY_CALLER = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 # Where an object may have more properties than it names.
 _OTHERS = {"patternProperties", "unevaluatedProperties", "propertyNames", "allOf", "anyOf", "oneOf", "$ref"}
 _MILD = (0.5, 2.0)  # beyond, a penalty on repetition makes answers of the prompt's tokens, or of none of them
@@ -128,7 +129,7 @@ def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:
     while left:
         under, part = left.pop()
         if isinstance(part, Mapping):
-            named = under in _NAMES  # by the caller, who may call a property "default"
+            named = under in NAMED_BY_CALLER
             if not named:
                 yield part
             left += [

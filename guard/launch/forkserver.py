@@ -55,11 +55,8 @@ def added_by_vllm() -> dict[str, str]:
     }
     preloaded = os.environ.get("LD_PRELOAD", "")
     torch = find_spec("torch")
-    if (
-        torch is not None
-        and torch.origin is not None
-        and not any(f"lib{omp}omp" in preloaded for omp in ("", "g", "i"))
-    ):
+    has_openmp = any(name in preloaded for name in ("libomp", "libgomp", "libiomp"))
+    if torch is not None and torch.origin is not None and not has_openmp:
         folder = Path(torch.origin).parent
         for libraries in (folder.parent / "torch.libs", folder / "lib"):
             for library in libraries.glob("libgomp*.so*"):
