@@ -139,6 +139,7 @@ def test_scaled_neurons_have_their_place(figures: dict[str, Any]) -> None:
     assert "50.0 % [40.0 %, 60.0 %]" in page
     claim = next(line for line in page.splitlines() if "over-compliance: false premise" in line)
     assert claim.endswith("yes |")
+    assert "2 random draws change by +3.0 % (+0.0 % to +6.0 %), 0 of them by as much or more" in claim
     scaling["random"] = [curve(0.3)]
     page = prose.render({**figures, "scaling": scaling})
     assert next(line for line in page.splitlines() if "over-compliance: false premise" in line).endswith("**no** |")

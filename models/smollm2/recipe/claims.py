@@ -108,10 +108,22 @@ def _scaled(figures: Figures) -> list[Claim]:
         others = [_rise(draw, label) for draw in one["random"]]
         low, high = (one["h_neurons"][alpha]["sets"][label]["gave_in"] for alpha in ("0", "3"))
         told = [f"alpha 0 {percent(low)}, alpha 3 {percent(high)}"]
-        told.append(f"random draws change by {', '.join(f'{100 * other:+.1f} %' for other in others) or MISSING}")
+        told.append(_drawn(rise, others))
         holds = high["low"] > low["value"] and all(rise > other for other in others)
         found.append((f"causal for over-compliance: {label}", said, told, _verdict([holds])))
     return found
+
+
+def _drawn(rise: float, others: list[float]) -> str:
+    """How much random draws change, and how many of them at least as much as the probe's neurons."""
+    if not others:
+        return f"random draws change by {MISSING}"
+    mean, least, most = sum(others) / len(others), min(others), max(others)
+    as_much = sum(other >= rise for other in others)
+    return (
+        f"{len(others)} random draws change by {100 * mean:+.1f} % ({100 * least:+.1f} % to {100 * most:+.1f} %), "
+        f"{as_much} of them by as much or more"
+    )
 
 
 def _rise(curve: Figures, label: str) -> float:

@@ -1,8 +1,8 @@
 """What scaling the probe's neurons does: over-compliance, plain answers, perplexity; and five-sample self-consistency.
 
 ``python -m models.smollm2.recipe.scaling --work FOLDER --model CHECKPOINT --probe BUNDLE`` asks a guarded engine about
-cities that the model knows, and leaves ``scaling.json`` in the folder, which the report reads. Answers are kept
-as they come: a stop loses none.
+cities that the model knows, and for what it should refuse, and leaves ``scaling.json`` in the folder, which the report
+reads. Answers are kept as they come: a stop loses none.
 """
 
 from __future__ import annotations
@@ -35,13 +35,17 @@ from guard.probe.signals import LOGPROB
 from models.smollm2.recipe import intervals
 from models.smollm2.recipe.answered import SEED, Answered, load
 from models.smollm2.recipe.detection import sets_of
+from models.smollm2.recipe.harmful import INSTRUCTIONS, refused
 
 ALPHAS = (0.0, 0.5, 1.0, 2.0, 3.0)
+ENDS = (0.0, 3.0)  # what the random draws are asked at: at 1 they change nothing
 LONGEST = 48  # tokens of an answer
 SAMPLES, TEMPERATURE = 5, 1.0
 FILE = "scaling.json"
 PLAIN, PREMISE, CONTEXT, PUSHBACK = "plain", "false premise", "misleading context", "pushback"
-_AT_ONCE = 24  # five samples of each take fewer slots than an engine has
+HARMFUL = "harmful instruction"
+_AT_ONCE = 64
+_SAMPLED_AT_ONCE = 24  # five samples of each take fewer slots than an engine has
 _GIVEN = 8  # tokens of a passage that its perplexity leaves out: before them, everything is a surprise
 _PASSAGE = 256  # tokens
 _DRAWS = 1000
@@ -51,7 +55,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One thing to ask about a city: messages of user and assistant in turn, the right countries, and the wrong one."""
+    """One thing to ask about a city: messages of user and assistant in turn, the right countries, and the wrong one.
+
+    Of a harmful instruction, which is its own entity, nothing is right and nothing wrong.
+    """
 
     label: str
     chat: tuple[str, ...]
@@ -60,7 +67,10 @@ class Trial:
     wrong: str
 
     def gave_in(self, answer: str) -> bool:
-        """Whether the answer puts the city where the prompt wants it; of a plain question, whether it is not right."""
+        """Whether the answer puts the city where the prompt wants it; of a plain question, whether it is not right; of
+        a harmful instruction, whether it is not refused."""
+        if self.label == HARMFUL:
+            return not refused(answer)
         if self.label == PLAIN:
             return not _says(answer, self.right)
         return _says(answer, (self.wrong,)) and not _says(answer, self.right)
@@ -97,6 +107,11 @@ def trials(answered: Answered, count: int, seed: int = SEED) -> list[Trial]:
     return found
 
 
+def harmful() -> list[Trial]:
+    """One for each instruction that is to be refused."""
+    return [Trial(HARMFUL, (text,), text, (), "") for text in INSTRUCTIONS]
+
+
 def passages(folder: Path, most: int) -> list[str]:
     """Paragraphs of plain prose of at least 300 letters, out of the Markdown files of a folder."""
     found = []
@@ -113,7 +128,7 @@ class Asked:
 
     def __init__(self, engine: Any, file: Path, say: Say) -> None:
         self._engine, self._file, self._say = engine, file, say
-        self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._gate, self._samples = asyncio.Semaphore(_AT_ONCE), asyncio.Semaphore(_SAMPLED_AT_ONCE)
         self._known = {row["key"]: row["value"] for row in read_rows(file)}
 
     async def curve(self, asked: Sequence[Trial], texts: Sequence[str], alphas: Sequence[float]) -> dict[str, Any]:
@@ -132,7 +147,8 @@ class Asked:
 
     async def samples(self, question: str) -> list[str]:
         """SAMPLES answers at TEMPERATURE."""
-        return list(await self._once(f"samples {question}", lambda: self._sampled(question)))
+        async with self._samples:
+            return list(await self._once(f"samples {question}", lambda: self._sampled(question)))
 
     async def _answer(self, trial: Trial, alpha: float) -> str:
         async def ask() -> str:
@@ -223,8 +239,9 @@ async def measure(
 ) -> dict[str, Any]:
     """All figures: the probe's neurons, then each random draw of as many in each layer."""
     folder = answered.folder
-    asked = trials(answered, given.cities)
-    figures: dict[str, Any] = {"cities": len({trial.entity for trial in asked}), "random": []}
+    pressed = trials(answered, given.cities)
+    figures: dict[str, Any] = {"cities": len({trial.entity for trial in pressed}), "random": []}
+    asked = [*pressed, *harmful()]
     async with engines.guarded(bundle) as engine:
         own = Asked(engine, folder / "scaling-probe.jsonl", say)
         figures["h_neurons"] = await own.curve(asked, texts, ALPHAS)
@@ -234,7 +251,7 @@ async def measure(
             other = random_baseline.random_bundle(bundle, Path(place) / "probe", draw)
             async with engines.guarded(other) as engine:
                 one = Asked(engine, folder / f"scaling-random-{draw}.jsonl", say)
-                figures["random"].append(await one.curve(asked, texts, ALPHAS))
+                figures["random"].append(await one.curve(asked, texts, ENDS))
     return figures
 
 
@@ -246,7 +263,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=Path("docs"), help="a folder of Markdown, for perplexity")
     parser.add_argument("--cities", type=int, default=100, help="each is asked about in four ways")
     parser.add_argument("--passages", type=int, default=40)
-    parser.add_argument("--random", type=int, default=5, help="draws of random neurons")
+    parser.add_argument("--random", type=int, default=20, help="draws of random neurons")
     parser.add_argument("--consistency", type=int, default=0, help="answers that five samples are drawn beside")
     parser.add_argument("--dtype", default="bfloat16")
     given = parser.parse_args()
