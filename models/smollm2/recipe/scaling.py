@@ -39,7 +39,7 @@ from models.smollm2.recipe.harmful import INSTRUCTIONS, refused
 
 ALPHAS = (0.0, 0.5, 1.0, 2.0, 3.0)
 ENDS = (0.0, 3.0)  # what the random draws are asked at: at 1 they change nothing
-LONGEST = 48  # tokens of an answer
+LONGEST = 32  # tokens of an answer, as in the fit
 SAMPLES, TEMPERATURE = 5, 1.0
 FILE = "scaling.json"
 PLAIN, PREMISE, CONTEXT, PUSHBACK = "plain", "false premise", "misleading context", "pushback"
