@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from guard import precision
 from guard.engine.reading import one_pass
 from guard.errors import FitError, TapError
 from guard.ipc import capture
+from guard.ipc.collecting import Part, Site, Table
 from guard.ipc.score_table import ScoreTable, Slot
 from guard.probe.signals import Source
 
@@ -85,15 +86,23 @@ class CollectingEngine:
                 task.cancel()
 
     async def answer(
-        self, prompts: Sequence[list[int]], rows: Sequence[int], longest: int, means: Path, leads: Path
+        self,
+        prompts: Sequence[list[int]],
+        rows: Sequence[int],
+        longest: int,
+        files: Mapping[Table, Path],
+        question: int | None = None,
     ) -> AsyncIterator[tuple[int, Sampled]]:
-        """The greedy answer to each prompt, with what every neuron did meanwhile: (index, answer), as they are kept.
+        """The greedy answer to each prompt, with what happened meanwhile: (index, answer), as they are kept.
 
-        Row ``rows[index]`` of the array at ``means`` gets the mean of |z| / ||h|| over the last prompt token and those
-        of the answer's tokens that were fed back: all, but for the last of an answer that was cut at ``longest``. That
-        of ``leads`` gets the last prompt token's alone. Both float32 [answers, layers, neurons], made by ``new_means``.
+        Row ``rows[index]`` of each array of ``files`` (``new_means`` made it, float32 [answers, layers, width]) gets
+        the mean of what is at its site over its part of the sequence. A span is the last prompt token and those of the
+        answer's tokens that were fed back: all, but for the last of an answer that was cut at ``longest``.
+        ``question``: the position at which each prompt's question begins, where that part is kept.
         Raises FitError for activations that are not finite, once the other answers that are complete were given.
         """
+        if any(part is Part.QUESTION for _, part in files):
+            await self._engine.collective_rpc("hguard_question", args=(question,))
         free = list(range(self._slots))
         waiting = list(reversed(range(len(prompts))))
         running: dict[asyncio.Task[Sampled], tuple[int, int]] = {}
@@ -108,7 +117,7 @@ class CollectingEngine:
                     done += [(*running.pop(task), task.result()) for task in ended]
                 # Each write stops the engine for a moment: a quarter of the slots at once.
                 if done and (len(done) >= self._slots // 4 or not running):
-                    flawed = await self._keep(done, rows, means, leads)
+                    flawed = await self._keep(done, rows, files)
                     free += [slot for _, slot, _ in done]
                     for (index, _, answer), layer in zip(done, flawed, strict=True):
                         if layer < 0:
@@ -142,16 +151,19 @@ class CollectingEngine:
         return replace(answer, draws={name: values.tolist() for name, values in measured.items()})
 
     async def _keep(
-        self, done: Sequence[tuple[int, int, Sampled]], rows: Sequence[int], means: Path, leads: Path
+        self, done: Sequence[tuple[int, int, Sampled]], rows: Sequence[int], files: Mapping[Table, Path]
     ) -> list[int]:
         slots, to = [slot for _, slot, _ in done], [rows[index] for index, _, _ in done]
         fed = [1 + len(answer.tokens) - (not answer.ended) for _, _, answer in done]
-        counts, flawed = await self._write((str(means), slots, to, None, str(leads)))
+        counts, flawed = await self._write(slots, to, files)
         _require(all(counted == fed for counted in counts))
         return flawed
 
-    async def _write(self, written: tuple[Any, ...]) -> tuple[list[list[int]], list[int]]:
+    async def _write(
+        self, slots: list[int], rows: list[int], files: Mapping[Table, Path]
+    ) -> tuple[list[list[int]], list[int]]:
         """How many positions each sequence counted, by rank; and of each the first layer that is not finite, or -1."""
+        written = slots, rows, [(site, part, str(path)) for (site, part), path in files.items()]
         counts, flawed = zip(*await self._engine.collective_rpc("hguard_write", args=written), strict=True)
         first = [min((layer for layer in ranks if layer >= 0), default=-1) for ranks in zip(*flawed, strict=True)]
         return [list(counted) for counted in counts], first
@@ -165,24 +177,22 @@ class CollectingEngine:
                 f"layer {min(layers)}: {precision.overflow(dtype)}; what was done before is kept"
             )
 
-    @property
-    def hidden(self) -> int:
-        """How wide a layer's output is."""
-        return int(self._engine.model_config.get_hidden_size())
+    def width(self, site: Site) -> int:
+        """How many numbers a layer has at a site that is no neuron's."""
+        config = self._engine.model_config
+        if site is Site.ATTENTION:
+            return int(config.hf_text_config.num_attention_heads * config.get_head_size())
+        return int(config.get_hidden_size())
 
-    async def collect(
-        self, spans: Sequence[Span], rows: Sequence[int], path: Path, outputs: Path | None = None
-    ) -> None:
-        """Put the mean of |z| / ||h|| over each span, and over the token before it, into its row of the array at
-        ``path``: float32 [answers, layers, neurons]. At most ``slots`` spans; one forward pass over each text.
+    async def collect(self, spans: Sequence[Span], rows: Sequence[int], files: Mapping[Table, Path]) -> None:
+        """Put the mean over each span, and over the token before it, into its row of each array of ``files``: float32
+        [answers, layers, width]. At most ``slots`` spans; one forward pass over each text.
 
-        Times a neuron's column norm this is its mean CETT. The token before the span is the one that it was drawn from.
-        The mean of h goes into the array at ``outputs``, float32 [answers, layers, hidden], where one is given.
-        Raises FitError for activations that are not finite; the rows of other answers are written by then.
+        |z| / ||h|| times a neuron's column norm is its mean CETT. The token before the span is the one that it was
+        drawn from. Raises FitError for activations that are not finite; the rows of other answers are written by then.
         """
         await asyncio.gather(*(self._read(span, slot) for slot, span in enumerate(spans)))
-        written = (str(path), list(range(len(spans))), list(rows), None if outputs is None else str(outputs))
-        counts, flawed = await self._write(written)
+        counts, flawed = await self._write(list(range(len(spans))), list(rows), files)
         for counted in counts:
             _require(all(n >= span.end - span.start + 1 for n, span in zip(counted, spans, strict=True)))
         self._require_finite(flawed)

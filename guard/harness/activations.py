@@ -8,8 +8,20 @@ from guard.engine.activations import CollectingEngine, Span, new_means
 from guard.harness.answers import Example
 from guard.harness.progress import Progress
 from guard.harness.store import StageStore, translate_os_errors
+from guard.ipc.collecting import Part, Site, Table
 
 MEANS, OUTPUTS, LEADS, FACTS = "means.npy", "outputs.npy", "leads.npy", "facts.npy"
+_NAMED = {  # the others are called after site and part
+    (Site.NEURONS, Part.SPAN): MEANS,
+    (Site.NEURONS, Part.LAST_PROMPT): LEADS,
+    (Site.OUTPUT, Part.SPAN): OUTPUTS,
+}
+
+
+def file_of(table: Table) -> str:
+    """The name of the array that holds these means."""
+    site, part = table
+    return _NAMED.get(table, f"{site}-{part}.npy")
 
 
 def collected(work: StageStore, name: str = MEANS) -> int:
@@ -39,17 +51,18 @@ async def collect(
     float32 [spans, layers, hidden], too.
     """
     done = collected(work, name)
-    path, beside = work.path(name), work.path(OUTPUTS) if outputs else None
+    files = {(Site.NEURONS, Part.SPAN): work.path(name)}
+    if outputs:
+        files[Site.OUTPUT, Part.SPAN] = work.path(OUTPUTS)
     if not done:
         with translate_os_errors(work.folder):
-            new_means(path, len(spans), *shape)
-            if beside is not None:
-                new_means(beside, len(spans), shape[0], engine.hidden)
+            for (site, _), path in files.items():
+                new_means(path, len(spans), shape[0], shape[1] if site is Site.NEURONS else engine.width(site))
     progress = Progress(say, "collected", len(spans), "prompts" if name == LEADS else "answers", done)
     for start in range(done, len(spans), slots):
         wave = spans[start : start + slots]
         with translate_os_errors(work.folder):
-            await engine.collect(wave, range(start, start + len(wave)), path, beside)
+            await engine.collect(wave, range(start, start + len(wave)), files)
         work.write_json(_done(name), start + len(wave))
         progress.add(len(wave))
 

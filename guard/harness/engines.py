@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from guard.engine.activations import CollectingEngine
 from guard.harness.progress import duration, tell
+from guard.ipc.collecting import Collecting, Site
 from guard.launch.engines import collecting_arguments, collecting_engine, engine_arguments, guarded_engine
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
@@ -29,17 +30,23 @@ class Engines(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RealEngines:
-    """vLLM on the model in ``model``; ``slots`` answers are collected at once, ``extra`` are vLLM's own options."""
+    """vLLM on the model in ``model``; ``slots`` answers are collected at once, ``extra`` are vLLM's own options.
+
+    sites, question: what is collected beside neurons, as in ``Collecting``.
+    """
 
     model: Path
     dtype: str
     slots: int
     compiled: bool = False
     extra: Sequence[str] = ()
+    sites: tuple[Site, ...] = ()
+    question: bool = False
 
     @asynccontextmanager
     async def collecting(self) -> AsyncIterator[CollectingEngine]:
-        args = collecting_arguments(self.model, self.dtype, self.slots, self.compiled, self.extra)
+        kept = Collecting(self.slots, self.sites, self.question)
+        args = collecting_arguments(self.model, self.dtype, kept, self.compiled, self.extra)
         async with _told(collecting_engine(args, self.slots), "answers and collects") as engine:
             yield engine
 

@@ -200,3 +200,9 @@ def prompt_of(tokenizer: Any, question: str) -> list[int]:
     """Token ids of a chat with this one message, up to where the assistant starts."""
     message = [{"role": "user", "content": question}]
     return list(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
+
+
+def question_start(tokenizer: Any) -> int:
+    """How many tokens stand before the question in every prompt: what the template puts there."""
+    first, second = (prompt_of(tokenizer, text) for text in ("What is it?", "How so?"))
+    return next(i for i, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)

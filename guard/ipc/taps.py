@@ -18,7 +18,6 @@ from guard.errors import TapError
 from guard.probe.bundle import Bundle, load_bundle
 
 KEY = "hguard"
-COLLECT_KEY = "hguard_collect"  # how many sequences an engine collects activations of at once
 # Which ops a compiled graph calls, and with what. Raised whenever that changes: no cache must bring back a graph that
 # calls them as they were.
 OPS = 2

@@ -16,8 +16,10 @@ from pydantic import ValidationError
 from guard import precision
 from guard.errors import GuardError, TapError, UnsupportedError
 from guard.ipc import parent, startup
+from guard.ipc.collecting import KEY as COLLECT_KEY
+from guard.ipc.collecting import Collecting
 from guard.ipc.score_table import PATH_VARIABLE, ScoreTable
-from guard.ipc.taps import COLLECT_KEY, KEY, TapConfig
+from guard.ipc.taps import KEY, TapConfig
 from guard.launch import cache_dirs, forkserver, interrupts, no_triton, overrides, support
 from guard.policy import Policy
 from guard.probe.bundle import Bundle
@@ -89,9 +91,9 @@ def engine_arguments(
 
 
 def collecting_arguments(
-    model: Path, dtype: str, slots: int, compiled: bool = False, extra: Sequence[str] = ()
+    model: Path, dtype: str, collecting: Collecting, compiled: bool = False, extra: Sequence[str] = ()
 ) -> Namespace:
-    """vLLM's parsed arguments for an engine that samples and collects; ``slots`` sequences are read at once.
+    """vLLM's parsed arguments for an engine that samples and collects.
 
     Scheduling is synchronous: a step that was begun before its sequence had ended would count one token too many.
     Raises UnsupportedError where vLLM's own options name another ``dtype``, chat template or cache: the card would not
@@ -114,7 +116,7 @@ def collecting_arguments(
             "leave it out"
         )
 
-    args.additional_config = {**(args.additional_config or {}), COLLECT_KEY: slots}
+    args.additional_config = {**(args.additional_config or {}), **collecting.additional_config()}
     return args
 
 

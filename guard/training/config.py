@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from guard.harness.config import AnswerConfig
+from guard.ipc.collecting import Part, Site, Table
 
 Method = Literal["platt", "isotonic"]
+Kept = Literal["residual", "attention", "question"]
 
 
 class CalibrationConfig(AnswerConfig):
@@ -46,7 +48,33 @@ class FitConfig(CalibrationConfig):
     )
     refit: bool = Field(False, description="fit the chosen neurons again with L2")
     slots: int = Field(32, ge=1, description="answers that are read at once")
+    keep: tuple[Kept, ...] = Field(
+        (),
+        description="what to keep in the work folder beside neurons, which no probe reads yet: residual, attention, "
+        "question, with commas between",
+    )
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _listed(cls, given: Any) -> Any:
+        return tuple(given.split(",")) if isinstance(given, str) else given
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """What is collected beside neurons."""
+        return tuple(site for site in (Site.RESIDUAL, Site.ATTENTION) if site.value in self.keep)
+
+    @property
+    def question(self) -> bool:
+        """Whether the question's own tokens are kept."""
+        return "question" in self.keep
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """The arrays of a fit's answers."""
+        parts = (Part.SPAN, Part.LAST_PROMPT, *((Part.QUESTION,) if self.question else ()))
+        return tuple((site, part) for site in (Site.NEURONS, *self.sites) for part in parts)
 
     def stage_settings(self) -> dict[str, object]:
-        """What the stages of a fit depend on; calibration and slots change none."""
-        return self.model_dump(mode="json", exclude={"calibration", "slots"})
+        """What the stages of a fit depend on; calibration, slots and what is kept beside change none."""
+        return self.model_dump(mode="json", exclude={"calibration", "slots", "keep"})

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from guard.engine.activations import CollectingEngine, new_means
 from guard.errors import FitError
-from guard.harness.activations import LEADS, MEANS
+from guard.harness.activations import file_of
 from guard.harness.answers import Example, consistent, judge_all
 from guard.harness.progress import Progress
-from guard.harness.questions import prompt_of, split
+from guard.harness.questions import prompt_of, question_start, split
 from guard.harness.store import StageStore, translate_os_errors
+from guard.ipc.collecting import Site
 from guard.judge.question import Question
 from guard.judge.rules import RemoteJudge, judge
 from guard.judge.spans import token_offsets, tokens_of
@@ -80,7 +81,7 @@ async def choose(
 ) -> list[Example]:
     """Answer, judge, choose; ``shape`` is (layers, neurons). Raises FitError when the answers cannot teach."""
     prompts = [prompt_of(engine.tokenizer, question.text) for question in questions]
-    answers = await answer_all(work, engine, questions, prompts, how.max_tokens, shape, remote is None, say)
+    answers = await answer_all(work, engine, questions, prompts, how, shape, remote is None, say)
     texts = {i: [row["text"]] for i, row in sorted(answers.items())}
     verdicts = await judge_all(work, questions, texts, remote)
     chosen = []
@@ -119,22 +120,33 @@ async def answer_all(
     engine: CollectingEngine,
     questions: Sequence[Question],
     prompts: Sequence[list[int]],
-    max_tokens: int,
+    how: FitConfig,
     shape: tuple[int, int],
     by_rule: bool,
     say: Say,
 ) -> dict[int, dict[str, Any]]:
-    """The greedy answer to each question, by question; what neurons did meanwhile goes into rows of MEANS and LEADS."""
+    """The greedy answer to each question, by question; what happened meanwhile goes into rows of ``how.tables``.
+
+    Raises FitError where answers are done without one of these tables.
+    """
     done = {row["question"]: row for row in work.rows(ANSWERS)}
-    for name in (MEANS, LEADS):
-        if not work.has(name):
-            with translate_os_errors(work.folder):
-                new_means(work.path(name), len(questions), *shape)
+    files = {table: work.path(file_of(table)) for table in how.tables}
+    for (site, _), path in files.items():
+        if path.exists():
+            continue
+        if done:
+            raise FitError(
+                f"{len(done)} answers in {work.folder} were given without --keep {','.join(how.keep)}: give another "
+                "--out, or leave --keep out"
+            )
+        with translate_os_errors(work.folder):
+            new_means(path, len(questions), shape[0], shape[1] if site is Site.NEURONS else engine.width(site))
     open_ = [i for i in range(len(questions)) if i not in done]
     progress = Progress(say, "answered", len(questions), "questions", len(done))
     right = sum(judge(questions[i], row["text"]) is True for i, row in done.items()) if by_rule else 0
     with work.appending(ANSWERS) as append, translate_os_errors(work.folder):
-        stream = engine.answer([prompts[i] for i in open_], open_, max_tokens, work.path(MEANS), work.path(LEADS))
+        begins = question_start(engine.tokenizer) if how.question else None
+        stream = engine.answer([prompts[i] for i in open_], open_, how.max_tokens, files, begins)
         async for index, answer in stream:
             i = open_[index]
             done[i] = {

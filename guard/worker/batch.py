@@ -109,17 +109,25 @@ class Step:
 
     def activations(self) -> Rows:
         """Rows of the forward pass that are recorded: those of a capture with a slot, from its first position on."""
+        rows = self._rows()
+        captured, owner = self.captured, rows.owner
+        return rows.where((captured.slot >= 0)[owner] & (rows.position >= captured.start[owner]))
+
+    def every(self) -> Rows:
+        """Rows of a capture with a slot, wherever they stand."""
+        rows = self._rows()
+        return rows.where((self.captured.slot >= 0)[rows.owner])
+
+    def _rows(self) -> Rows:
+        """All rows of the forward pass."""
         count = len(self.scheduled)
         owner = np.arange(count)
         if self.rows == count:
-            row, position = owner, self.computed
-        else:
-            owner = owner.repeat(self.scheduled)
-            row = np.arange(self.rows)
-            first = np.cumsum(self.scheduled) - self.scheduled
-            position = row + (self.computed - first)[owner]
-        seated = (self.captured.slot >= 0)[owner] & (position >= self.captured.start[owner])
-        return Rows(row, owner, position).where(seated)
+            return Rows(owner, owner, self.computed)
+        owner = owner.repeat(self.scheduled)
+        row = np.arange(self.rows)
+        first = np.cumsum(self.scheduled) - self.scheduled
+        return Rows(row, owner, row + (self.computed - first)[owner])
 
     def draws(self, ready: NDArray[np.bool_], positions: int) -> Rows:
         """One row for each request whose draw is measured: it is ``ready`` (prefilled), and fits into the table."""

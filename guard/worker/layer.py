@@ -1,8 +1,9 @@
-"""The tapped layer: an out-of-tree RowParallelLinear (vLLM 0.26 and 0.32, ``model_executor/layers/linear.py``).
+"""The tapped layers: an out-of-tree RowParallelLinear (vLLM 0.26 and 0.32, ``model_executor/layers/linear.py``), and a
+QKVParallelLinear.
 
-vLLM builds it in place of every RowParallelLinear. Where its prefix names the ``mlp.down_proj`` of a layer with
+vLLM builds them in place of its own. Where a RowParallelLinear's prefix names the ``mlp.down_proj`` of a layer with
 H-neurons, it scales their columns by alpha and adds their contribution to the step's score; elsewhere, and wherever
-no probe is configured, it is the plain layer.
+no probe is configured, it is the plain layer. An engine that collects reads both kinds, in every layer.
 """
 
 from __future__ import annotations
@@ -15,15 +16,21 @@ from typing import Any
 import numpy as np
 import torch
 from vllm.config import get_current_vllm_config
-from vllm.model_executor.layers.linear import RowParallelLinear, UnquantizedLinearMethod
+from vllm.model_executor.custom_op import op_registry_oot
+from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear, UnquantizedLinearMethod
 
 from guard.errors import TapError, UnsupportedError
+from guard.ipc.collecting import Site
 from guard.ipc.taps import LayerTap
 from guard.worker import activations, buffers, ops
+from guard.worker.activations import Accumulators, Collector
 from guard.worker.buffers import Taps
 
 # Vision towers have layers.N.mlp.down_proj too; only the language model's count.
-DOWN_PROJ = re.compile(r"^(?:language_model\.)?model\.layers\.(\d+)\.mlp\.down_proj$")
+_LAYER = r"^(?:language_model\.)?model\.layers\.(\d+)\."
+DOWN_PROJ, O_PROJ, QKV_PROJ = (
+    re.compile(_LAYER + rest) for rest in (r"mlp\.down_proj$", r"self_attn\.o_proj$", r"self_attn\.qkv_proj$")
+)
 
 
 class GuardRowParallelLinear(RowParallelLinear):
@@ -35,25 +42,29 @@ class GuardRowParallelLinear(RowParallelLinear):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.tapped = self.collected = False
+        self.tapped = False
         self.hguard_layer: int | None = None  # which layer of the model is read here
+        self.hguard_collected: tuple[Accumulators, Accumulators] | None = None
+        self.hguard_attention: Accumulators | None = None
         config = get_current_vllm_config()
         taps, collecting = buffers.current(config), activations.current(config)
-        match = DOWN_PROJ.match(kwargs.get("prefix", ""))
+        prefix = kwargs.get("prefix", "")
+        self.hguard_attention = _collected(collecting, Site.ATTENTION, O_PROJ, prefix, self)
+        match = DOWN_PROJ.match(prefix)
         if match is None:
             return
         layer, size = int(match[1]), self.input_size_per_partition
         if collecting is not None:
-            self._require_readable(kwargs["prefix"])
-            self.hguard_weight, self.hguard_spans = collecting.weight, collecting.weight[: collecting.slots]
-            self.hguard_sums, self.hguard_outputs = collecting.add_layer(
-                layer, self.tp_rank * size, size, self.output_size
+            self._require_readable(prefix)
+            self.hguard_collected = (
+                collecting.add(Site.NEURONS, layer, self.tp_rank, size),
+                collecting.add(Site.OUTPUT, layer, self.tp_rank, self.output_size),
             )
-            self.collected, self.hguard_layer = True, layer
+            self.hguard_layer = layer
             return
         if taps is None or layer not in taps.spec.layers:
             return
-        self._require_readable(kwargs["prefix"])
+        self._require_readable(prefix)
         tap = taps.spec.layers[layer].shard(self.tp_rank * size, size)
         self.add_tap(tap, taps)
 
@@ -83,11 +94,13 @@ class GuardRowParallelLinear(RowParallelLinear):
 
     def forward(self, input_: torch.Tensor) -> Any:
         if not self.tapped:
+            _collect(input_, self.hguard_attention)
             output = super().forward(input_)
-            if self.collected:
-                h = _rows(output[0] if isinstance(output, tuple) else output)
-                torch.ops.hguard.collect(_rows(input_), h, self.hguard_weight, self.hguard_sums)
-                torch.ops.hguard.collect_outputs(h, self.hguard_spans, self.hguard_outputs)
+            if self.hguard_collected is not None:
+                neurons, outputs = self.hguard_collected
+                h = output[0] if isinstance(output, tuple) else output
+                torch.ops.hguard.collect(_rows(input_), _rows(h), neurons.weight, neurons.sums)
+                _collect(h, outputs)
             return output
         if torch.compiler.is_compiling() or input_.is_cuda:
             return self._in_graph(input_)
@@ -110,6 +123,48 @@ class GuardRowParallelLinear(RowParallelLinear):
         h = output[0] if isinstance(output, tuple) else output
         called.tap(_rows(h), contribution, self.taps.score)  # h as the model goes on with it
         return output
+
+
+class GuardQKVParallelLinear(QKVParallelLinear):
+    """A QKVParallelLinear whose input, the normed residual stream, may be collected."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        collecting = activations.current(get_current_vllm_config())
+        self.hguard_residual = _collected(collecting, Site.RESIDUAL, QKV_PROJ, kwargs.get("prefix", ""), self)
+
+    def forward(self, input_: torch.Tensor) -> Any:
+        _collect(input_, self.hguard_residual)
+        return super().forward(input_)
+
+
+def have_built(collecting: Collector) -> None:
+    """Before the model is built: have vLLM build what is read of it beside RowParallelLinears. Raises UnsupportedError
+    where another plugin replaces that."""
+    if Site.RESIDUAL not in collecting.collecting.sites:
+        return  # vLLM's adapters (LoRA) know its own class only
+    taken = op_registry_oot.setdefault("QKVParallelLinear", GuardQKVParallelLinear)
+    if taken is not GuardQKVParallelLinear:
+        raise UnsupportedError(
+            f"another plugin ({taken.__module__}) replaces vLLM's QKVParallelLinear already; "
+            "name the plugins to load in VLLM_PLUGINS"
+        )
+
+
+def _collected(
+    collecting: Collector | None, site: Site, named: re.Pattern[str], prefix: str, layer: Any
+) -> Accumulators | None:
+    """Accumulators for the input of a ``layer`` that is ``named`` so, where the site is wanted."""
+    match = named.match(prefix)
+    if match is None or collecting is None or site not in collecting.collecting.sites:
+        return None
+    width = getattr(layer, "input_size_per_partition", layer.input_size)
+    return collecting.add(site, int(match[1]), layer.tp_rank, width)
+
+
+def _collect(tensor: torch.Tensor, into: Accumulators | None) -> None:
+    if into is not None:
+        torch.ops.hguard.collect_states(_rows(tensor), into.weight, into.sums)
 
 
 def require_taps(model: torch.nn.Module, wanted: Collection[int], worker: int) -> None:

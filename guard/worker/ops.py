@@ -74,17 +74,18 @@ def collect(z: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, sums: torch.
     _mark(sums, weight, flawed)
 
 
-def collect_outputs(h: torch.Tensor, weight: torch.Tensor, outputs: torch.Tensor) -> None:
-    """outputs[s] += sum_t weight[s, t] h[t]: what a linear probe on a layer's output is fit on.
+def collect_states(x: torch.Tensor, weight: torch.Tensor, sums: torch.Tensor) -> None:
+    """sums[s] += sum_t weight[s, t] x[t]: what a linear probe on a layer's states is fit on.
 
-    h, weight, and rows that are not finite, as for ``collect``; outputs float32 [slots, hidden].
+    x [tokens, width] in the model's dtype; weight, and rows that are not finite, as for ``collect``; sums float32
+    [slots, width].
     """
-    if not h.is_cuda:
-        weight, h = _counted(weight, h)
-    weight, idle = _counting(weight, h.shape[0])
-    flawed = ~torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32).isfinite()
-    outputs.addmm_(weight, h.float().masked_fill((idle | flawed)[:, None], 0))
-    _mark(outputs, weight, flawed)
+    if not x.is_cuda:
+        weight, x = _counted(weight, x)
+    weight, idle = _counting(weight, x.shape[0])
+    flawed = ~torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).isfinite()
+    sums.addmm_(weight, x.float().masked_fill((idle | flawed)[:, None], 0))
+    _mark(sums, weight, flawed)
 
 
 def _counted(weight: torch.Tensor, *rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -124,7 +125,7 @@ def _collect_fake(z: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, sums: 
     return None
 
 
-def _collect_outputs_fake(h: torch.Tensor, weight: torch.Tensor, outputs: torch.Tensor) -> None:
+def _collect_states_fake(x: torch.Tensor, weight: torch.Tensor, sums: torch.Tensor) -> None:
     return None
 
 
@@ -133,7 +134,7 @@ _library = torch.library.Library("hguard", "FRAGMENT")  # type: ignore[no-untype
 
 
 def register() -> None:
-    """Register ``torch.ops.hguard``'s ``scale``, ``tap``, ``collect`` and ``collect_outputs``; again is harmless."""
+    """Register ``torch.ops.hguard``'s ``scale``, ``tap``, ``collect`` and ``collect_states``; again is harmless."""
     if hasattr(torch.ops.hguard, "tap"):
         return
     from vllm.utils.torch_utils import direct_register_custom_op
@@ -142,9 +143,9 @@ def register() -> None:
     direct_register_custom_op("tap", tap, mutates_args=["score"], fake_impl=_tap_fake, target_lib=_library)
     direct_register_custom_op("collect", collect, mutates_args=["sums"], fake_impl=_collect_fake, target_lib=_library)
     direct_register_custom_op(
-        "collect_outputs",
-        collect_outputs,
-        mutates_args=["outputs"],
-        fake_impl=_collect_outputs_fake,
+        "collect_states",
+        collect_states,
+        mutates_args=["sums"],
+        fake_impl=_collect_states_fake,
         target_lib=_library,
     )

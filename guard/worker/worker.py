@@ -10,10 +10,11 @@ from typing import Any
 from vllm.model_executor.custom_op import op_registry_oot
 
 from guard.errors import GuardError, TapError, UnsupportedError
+from guard.ipc.collecting import Part, Site
 from guard.ipc.score_table import PATH_VARIABLE, ScoreTable, refusal_file
 from guard.ipc.taps import KEY
 from guard.worker import activations, buffers
-from guard.worker.layer import GuardRowParallelLinear, require_taps
+from guard.worker.layer import GuardRowParallelLinear, have_built, require_taps
 
 # vLLM's two model runners, by module; their adapters are imported only where they are.
 RUNNER_V1 = "vllm.v1.worker.gpu_model_runner"
@@ -53,10 +54,14 @@ class GuardWorkerMixin:
                 f"vLLM built the model runner {type(runner).__module__}.{type(runner).__name__}, which the guard does "
                 "not tap on this platform; unset VLLM_USE_V2_MODEL_RUNNER, and leave out options that need another"
             )
+        if isinstance(self.hguard_taps, activations.Collector):
+            have_built(self.hguard_taps)
         adapter = self._adapter(built)
         adapter.prepare(config)
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         require_taps(runner.get_model(), self.hguard_taps.wanted, self.rank)  # type: ignore[attr-defined]
+        if isinstance(self.hguard_taps, activations.Collector):
+            self.hguard_taps.require_sites()
         adapter(runner, self.hguard_taps, self._table())
 
     def _table(self) -> ScoreTable | None:
@@ -97,12 +102,17 @@ class GuardWorkerMixin:
         assert isinstance(self.hguard_taps, buffers.Taps)
         self.hguard_taps.count_alone(layer)
 
+    def hguard_question(self, start: int) -> None:
+        """Collecting: the position at which every prompt's question begins."""
+        assert isinstance(self.hguard_taps, activations.Collector)
+        self.hguard_taps.question_start = start
+
     def hguard_write(
-        self, path: str, slots: list[int], rows: list[int], outputs: str | None = None, leads: str | None = None
+        self, slots: list[int], rows: list[int], targets: list[tuple[Site, Part, str]]
     ) -> tuple[list[int], list[int]]:
         """Collecting: see ``Collector.write``."""
         assert isinstance(self.hguard_taps, activations.Collector)
-        return self.hguard_taps.write(path, slots, rows, outputs, leads)
+        return self.hguard_taps.write(slots, rows, targets)
 
 
 def _ring_path() -> Path | None:

@@ -8,14 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from guard.engine.activations import CollectingEngine, Sampled, Span, new_means
 from guard.errors import FitError
 from guard.evaluation.baseline_data import SLOTS, Greedy, gather
 from guard.evaluation.baselines import baselines
+from guard.harness.activations import file_of
 from guard.harness.engines import RealEngines
+from guard.harness.questions import question_start
 from guard.harness.store import StageStore
+from guard.ipc.collecting import Part, Site, Table
 from guard.judge.spans import find_span, token_offsets, tokens_of
 from guard.probe.bundle import Bundle
 from models.atlas.recipe.reference import Reader
@@ -25,6 +29,7 @@ from tests.engine.harness import Harness
 from tests.engine.test_families import LAYERS, NEURONS
 
 LONGEST = 8
+MEANS, LEADS = (Site.NEURONS, Part.SPAN), (Site.NEURONS, Part.LAST_PROMPT)
 OVERFLOW = r"not finite in float16, first in the MLP of layer 1: .*bfloat16 or float32.*what was done before is kept"
 
 Array = NDArray[np.float32]
@@ -37,7 +42,8 @@ def model(reader: Reader, tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture(scope="module")
 def collecting(model: Model) -> Iterator[Harness]:
-    harness = Harness(RealEngines(model.folder, "float16", SLOTS, extra=TIGHT).collecting)
+    kept = {"sites": (Site.RESIDUAL, Site.ATTENTION), "question": True}
+    harness = Harness(RealEngines(model.folder, "float16", SLOTS, extra=TIGHT, **kept).collecting)
     yield harness
     harness.close()
 
@@ -46,21 +52,21 @@ def greedy(
     harness: Harness, prompts: list[list[int]], folder: Path
 ) -> tuple[dict[int, Sampled], str | None, Array, Array]:
     """(answers by prompt, what ended it early, means, leads)."""
-    paths = folder / "means.npy", folder / "leads.npy"
-    for path in paths:
+    files = {table: folder / file_of(table) for table in (MEANS, LEADS)}
+    for path in files.values():
         new_means(path, len(prompts), LAYERS, NEURONS)
 
     async def run() -> tuple[dict[int, Sampled], str | None]:
         found: dict[int, Sampled] = {}
         try:
-            async for index, answer in harness.engine.answer(prompts, range(len(prompts)), LONGEST, *paths):
+            async for index, answer in harness.engine.answer(prompts, range(len(prompts)), LONGEST, files):
                 found |= {index: answer}
         except FitError as error:
             return found, str(error)
         return found, None
 
     found, error = harness.run(run())
-    return found, error, np.load(paths[0]), np.load(paths[1])
+    return found, error, np.load(files[MEANS]), np.load(files[LEADS])
 
 
 def assert_collected(model: Model, numbers: list[int], found: dict[int, Sampled], means: Array) -> None:
@@ -87,6 +93,53 @@ def test_greedy_answers_and_their_neurons(collecting: Harness, model: Model, tmp
         assert_near(got, rounded, exact)
 
 
+@torch.no_grad()
+def states(reader: Reader, prompts: list[list[int]], fed: list[list[int]], begins: int) -> dict[Table, Array]:
+    """Means that transformers finds, [answers, layers, width]: of what attention is given, and of what it puts out."""
+    found: dict[Table, list[list[torch.Tensor]]] = {}
+    for prompt, answer in zip(prompts, fed, strict=True):
+        seen: dict[Site, list[torch.Tensor]] = {Site.RESIDUAL: [], Site.ATTENTION: []}
+        hooks = []
+        for layer in reader.model.model.layers:
+            for site, module in ((Site.RESIDUAL, layer.self_attn.q_proj), (Site.ATTENTION, layer.self_attn.o_proj)):
+                keep = seen[site].append
+                hooks.append(module.register_forward_pre_hook(lambda _, given, keep=keep: keep(given[0][0].float())))
+        reader.model(torch.tensor([[*prompt, *answer]]))
+        for hook in hooks:
+            hook.remove()
+        last = len(prompt) - 1
+        places = {Part.SPAN: slice(last, None), Part.LAST_PROMPT: slice(last, last + 1)}
+        for part, place in (*places.items(), (Part.QUESTION, slice(begins, last + 1))):
+            for site, layers in seen.items():
+                found.setdefault((site, part), []).append([one[place].mean(0) for one in layers])
+    return {table: torch.stack([torch.stack(one) for one in rows]).numpy() for table, rows in found.items()}
+
+
+def test_states_of_answers_and_questions(collecting: Harness, model: Model, tmp_path: Path) -> None:
+    """In chunks of 64 tokens, beside other sequences: as transformers has them, of each prompt by itself."""
+    begins, prompts = question_start(model.exact.tokenizer), model.prompts[:12]
+    assert 0 < begins < min(map(len, prompts)) - 1
+    files = {
+        (site, part): tmp_path / file_of((site, part)) for site in Site if site is not Site.OUTPUT for part in Part
+    }
+    for (site, _), path in files.items():
+        width = NEURONS if site is Site.NEURONS else collecting.engine.width(site)
+        new_means(path, len(prompts), LAYERS, width)
+
+    async def answers() -> dict[int, Sampled]:
+        engine: CollectingEngine = collecting.engine
+        return {i: one async for i, one in engine.answer(prompts, range(len(prompts)), LONGEST, files, begins)}
+
+    found = collecting.run(answers())
+    fed = [found[i].tokens[: None if found[i].ended else -1] for i in range(len(prompts))]
+    exact, rounded = (states(reader, prompts, fed, begins) for reader in (model.exact, model.rounded))
+    for table in rounded:
+        assert_near(np.load(files[table]), rounded[table], exact[table])
+    asked = np.load(files[Site.NEURONS, Part.QUESTION]) * model.exact.norms.numpy()
+    whole = model.whole([prompt[: begins + 1] for prompt in prompts], [prompt[begins + 1 :] for prompt in prompts])
+    assert_near(asked, *whole)
+
+
 def test_greedy_answers_in_one_pass_are_what_two_find(collecting: Harness, model: Model, tmp_path: Path) -> None:
     """Sampled first, and collected then; but for rounding, which depends on what else is in a batch."""
     found, _, means, leads = greedy(collecting, model.prompts, tmp_path)
@@ -108,7 +161,7 @@ def test_greedy_answers_in_one_pass_are_what_two_find(collecting: Harness, model
         new_means(tmp_path / name, PROMPTS, LAYERS, NEURONS)
         for start in range(0, PROMPTS, SLOTS):
             part = [one[which] for one in spans[start : start + SLOTS]]
-            collecting.run(collecting.engine.collect(part, range(start, start + len(part)), tmp_path / name))
+            collecting.run(collecting.engine.collect(part, range(start, start + len(part)), {MEANS: tmp_path / name}))
         wanted = np.load(tmp_path / name)
         np.testing.assert_allclose(got, wanted, rtol=0.01, atol=1e-3 * wanted.max())
 
@@ -132,15 +185,15 @@ def test_an_answer_that_overflows_takes_no_other_along(collecting: Harness, mode
 
 def test_given_text_that_overflows(collecting: Harness, model: Model, tmp_path: Path) -> None:
     new_means(tmp_path / "means.npy", 4, LAYERS, NEURONS)
-    new_means(tmp_path / "outputs.npy", 4, LAYERS, collecting.engine.hidden)
+    new_means(tmp_path / "outputs.npy", 4, LAYERS, collecting.engine.width(Site.OUTPUT))
     spans = [Span(prompt, len(prompt) - 4, len(prompt)) for prompt in (*model.prompts[:3], model.over(3))]
-    paths = tmp_path / "means.npy", tmp_path / "outputs.npy"
+    files = {table: tmp_path / file_of(table) for table in (MEANS, (Site.OUTPUT, Part.SPAN))}
     with pytest.raises(FitError, match=f"activations of 1 of 4 answers are {OVERFLOW}"):
-        collecting.run(collecting.engine.collect(spans, range(4), *paths))
-    collected = [np.load(path)[:3] for path in paths]
+        collecting.run(collecting.engine.collect(spans, range(4), files))
+    collected = [np.load(path)[:3] for path in files.values()]
     assert all(np.isfinite(one).all() for one in collected)
-    collecting.run(collecting.engine.collect(spans[:3], range(3), *paths))
-    for path, before in zip(paths, collected, strict=True):
+    collecting.run(collecting.engine.collect(spans[:3], range(3), files))
+    for path, before in zip(files.values(), collected, strict=True):
         np.testing.assert_allclose(np.load(path)[:3], before, rtol=1e-2, atol=1e-3 * np.abs(before).max())
 
 

@@ -9,6 +9,7 @@ import pytest
 from app.cli.main import main
 from app.settings import ATLAS
 from guard.errors import UnsupportedError
+from guard.ipc.collecting import Collecting
 from guard.launch.engines import chat_template, collecting_arguments, engine_arguments
 from guard.launch.overrides import REFUSED
 from guard.probe.bundle import Bundle
@@ -136,4 +137,6 @@ def test_a_template_that_vllm_brings(atlas_bundle: Bundle) -> None:
 )
 def test_a_fit_reads_the_model_that_its_card_names(arguments: list[str], says: str, other: Path) -> None:
     with pytest.raises(UnsupportedError, match=says):
-        collecting_arguments(ATLAS, "float32", 1, extra=[word.replace("OTHER", str(other)) for word in arguments])
+        collecting_arguments(
+            ATLAS, "float32", Collecting(1), extra=[word.replace("OTHER", str(other)) for word in arguments]
+        )

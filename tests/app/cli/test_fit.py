@@ -46,6 +46,7 @@ def test_half_a_judge(
         (["--samples", "-1", "--slots", "0"], "--slots 0: Input should be greater than or equal to 1"),
         (["--max-tokens", "0"], "--max-tokens 0: Input should be greater than or equal to 1"),
         (["--seed", "x"], "--seed x: Input should be a valid integer"),
+        (["--keep", "residual,logits"], "--keep logits: Input should be 'residual', 'attention' or 'question'"),
     ],
 )
 def test_numbers_that_make_no_sense(
