@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-LAYERS, WIDTH = 4, 48
+from guard.harness.activations import file_of
+from guard.ipc.collecting import Part, Site
+
+LAYERS, WIDTH, HIDDEN = 4, 48, 8
 KNOWING = (5, 60, 130)  # flat neurons that are higher where the answer is wrong
 SETS = {"cities": 320, "capitals": 160, "triviaqa": 160, "nq_open": 160, "made-up": 80}
 
@@ -40,7 +44,16 @@ def write(folder: Path, seed: int = 0) -> None:
             leads[number, neuron] += 0.2 * wrong[number]
     np.save(folder / "means.npy", means.reshape(total, LAYERS, WIDTH))
     np.save(folder / "leads.npy", leads.reshape(total, LAYERS, WIDTH))
-    with (folder / "answers.jsonl").open("w") as file:
+    # Of the residual stream one direction knows, of attention none; of the question neither.
+    for site, part in itertools.product((Site.NEURONS, Site.RESIDUAL, Site.ATTENTION), Part):
+        if (file := folder / file_of((site, part))).exists():
+            continue
+        width = WIDTH if site is Site.NEURONS else HIDDEN
+        made = rng.random((total, LAYERS, width)).astype(np.float32)
+        if (site, part) == (Site.RESIDUAL, Part.SPAN):
+            made[:, 2, 3] += 0.8 * wrong
+        np.save(file, made)
+    with (folder / "answers.jsonl").open("w") as answers:
         for number in rng.permutation(total).tolist():
             row = questions[number]
             truth = row["answers"][0] if row["answers"] else ""
@@ -52,7 +65,7 @@ def write(folder: Path, seed: int = 0) -> None:
                 "text": f"{row['entity']} is in {said}.",
                 "draws": {"entropy": draws.tolist(), "logprob": (-draws).tolist()},
             }
-            file.write(json.dumps(answer) + "\n")
+            answers.write(json.dumps(answer) + "\n")
 
 
 def norms() -> np.ndarray[Any, np.dtype[np.float32]]:

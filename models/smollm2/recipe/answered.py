@@ -20,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import FitError
+from guard.harness.activations import file_of
 from guard.harness.features import Features
 from guard.harness.questions import SHARES, load_questions, split
+from guard.ipc.collecting import Part, Site
 from guard.judge.question import Question
 from guard.judge.rules import judge
 
@@ -80,6 +82,17 @@ class Answered:
     def leads(self, index: Index) -> Features:
         """CETT of all neurons at the last prompt token."""
         return Features.of(self.folder / LEADS, self.norms, self.rows[index])
+
+    def table(self, site: Site, part: Part) -> NDArray[np.float32]:
+        """Means of all questions' answers, float32 [questions, layers, width], on disk.
+
+        Raises FitError where the fit did not keep them.
+        """
+        file = self.folder / file_of((site, part))
+        if not file.is_file():
+            raise FitError(f"{self.folder} has no {file.name}: make the fit with --keep residual,attention,question")
+        found: NDArray[np.float32] = np.load(file, mmap_mode="r")
+        return found
 
     def digest(self, *more: object) -> str:
         """Changes when an answer, a verdict or ``more`` does."""

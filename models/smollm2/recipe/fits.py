@@ -99,6 +99,19 @@ class Fits:
 
         return self._kept("screened", fit, learn.tolist())["scores"]
 
+    def linear(self, name: str, learn: Index, features: Callable[[], Floats], *what: object) -> Floats:
+        """L2 on ``features()`` [answers, k] of every answer, learnt from the answers ``learn``, its strength by folds.
+
+        ``name`` and ``what`` say which features these are.
+        """
+
+        def fit() -> dict[str, NDArray[Any]]:
+            every, own = features(), self._answered
+            model = ridge(every[learn], own.wrong[learn], [own.entities[i] for i in learn])
+            return {"scores": np.asarray(model.decision_function(every), np.float64)}
+
+        return self._kept(f"linear-{name}", fit, learn.tolist(), *what)["scores"]
+
     def words(self, learn: Index) -> Floats:
         """Those of ``words``, fit on the answers ``learn``."""
         return self._kept("words", lambda: {"scores": words(self._answered, learn)}, learn.tolist())["scores"]

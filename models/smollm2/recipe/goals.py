@@ -45,7 +45,25 @@ def goals(figures: Figures) -> list[Goal]:
     rows.append(
         _most("made-up cities: at most 10 % answered at the threshold that keeps 90 % of right answers", made_up, 0.1)
     )
-    return rows
+    return rows + _beyond(figures.get("signals") or {})
+
+
+def _beyond(signals: Figures) -> list[Goal]:
+    """What all signals together were to reach."""
+    after, before = (_at(signals, "held_out", "mean", name) for name in ("stack", "all before"))
+    apart = None
+    if after and before:
+        apart = {"value": before["value"] - after["value"], "low": None, "high": None}
+    return [
+        _least("all signals: mean of sets at least .90", _at(signals, "held_out", "mean", "all"), 0.90),
+        _least("all signals: TriviaQA at least .82", _at(signals, "held_out", "sets", "triviaqa", "all"), 0.82),
+        _least(
+            "all signals, fit on places, tested on general questions: above the best free one by .03",
+            _at(signals, "from places", "above", "all", "free"),
+            0.03,
+        ),
+        _least("before any text, no worse than the stack after it by more than .05", apart, -0.05),
+    ]
 
 
 def _at(figures: Figures, *keys: str) -> Any:

@@ -30,8 +30,8 @@ from models.smollm2.recipe.fits import Fits
 LAYERS, NEURONS = 30, 1536
 SIZES = (1000, 2000, 4000, 8000)
 NAME = "smollm2-report"
-# Written by `python -m models.smollm2.recipe.scaling` and `... .lengths`, which ask an engine.
-ASKED = {"scaling": "scaling.json", "lengths": "lengths.json"}
+# Written by `python -m models.smollm2.recipe.scaling` and `... .lengths`, which ask an engine, and by `... .signals`.
+APART = {"scaling": "scaling.json", "lengths": "lengths.json", "signals": "signals.json"}
 
 Say = Callable[[str], None]
 
@@ -72,10 +72,13 @@ def measure(
     )
     figures["sparse"] = stage("sparse", lambda: sparsity.against_count(answered, fits, shares, random, draws))
     figures |= _across(answered, fits, stage, chosen.C, draws) if folds else {"crossed": None, "popularity": None}
-    for name, file in ASKED.items():
-        there = (folder / file).is_file()
-        figures[name] = json.loads((folder / file).read_text(encoding="utf-8")) if there else None
-    return finite(figures)
+    return finite({**figures, **dict.fromkeys(APART), **apart(folder)})
+
+
+def apart(folder: Path) -> dict[str, Any]:
+    """What other programs left in the workspace."""
+    there = {name: folder / file for name, file in APART.items() if (folder / file).is_file()}
+    return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in there.items()}
 
 
 def _across(answered: Answered, fits: Fits, stage: _Stages, C: float, draws: int) -> dict[str, Any]:
@@ -162,7 +165,11 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=intervals.DRAWS, help="of the bootstrap")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--no-folds", action="store_true", help="spare the five further fits over all answers")
-    parser.add_argument("--prose-only", action="store_true", help="take the figures from the JSON that is there")
+    parser.add_argument(
+        "--prose-only",
+        action="store_true",
+        help="take the figures from the JSON that is there, but for what scaling, lengths and signals left in WORK",
+    )
     given = parser.parse_args()
     began = time.monotonic()
 
@@ -183,7 +190,9 @@ def main() -> None:
                 questions=given.questions,
                 folds=not given.no_folds,
             )
-        write_json(file, figures)
+    else:
+        figures = json.loads(file.read_text(encoding="utf-8")) | finite(apart(given.work))
+    write_json(file, figures)
     figures = json.loads(file.read_text(encoding="utf-8"))
     plots.draw(figures, given.out / NAME)
     (given.out / f"{NAME}.md").write_text(prose.render(figures), encoding="utf-8")
