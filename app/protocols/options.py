@@ -101,7 +101,7 @@ class PolicyResolver:
         stricter than the default.
         """
         self.settings = GuardSettings(**settings.model_dump(include=set(GuardSettings.model_fields)))
-        self._bundle = bundle
+        self.bundle = bundle
         if settings.prompt_check:
             require_prompt_risk(bundle)
         self.threshold, self.prompt_threshold = self._thresholds(settings.threshold, settings.target_fpr)
@@ -123,7 +123,7 @@ class PolicyResolver:
             raise from_validation(error, FIELD) from None
         chosen = options.model_dump(exclude_none=True, include=_DEFAULTED)
         asked = self.settings.model_copy(update=chosen)
-        _require_possible(options, asked.mode, self._bundle)
+        _require_possible(options, asked.mode, self.bundle)
         threshold, before = self.threshold, self.prompt_threshold
         if options.threshold is not None or options.target_fpr is not None:
             threshold, before = self._thresholds(options.threshold, asked.target_fpr)
@@ -158,7 +158,7 @@ class PolicyResolver:
 
     def _thresholds(self, threshold: float | None, target_fpr: float) -> tuple[float, float | None]:
         """(of an answer, of the risk before it)."""
-        bundle = self._bundle
+        bundle = self.bundle
         if threshold is not None:
             return threshold, threshold if bundle.has_prompt_risk else None
         return bundle.threshold(target_fpr), bundle.prompt_threshold(target_fpr) if bundle.has_prompt_risk else None

@@ -17,11 +17,11 @@ from typing_extensions import TypedDict  # typing's own, before 3.12, hides from
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 
 from app import errors
-from app.protocols.options import HallucinationOptions, PolicyResolver, given
-from app.protocols.routes import ParsedRoute
+from app.protocols.options import HallucinationOptions, given
+from app.protocols.routes import Current, Guard, ParsedRoute
 from app.protocols.tokenizer import Detokenizer
-from app.protocols.wire import Hallucination, Offset, Token, Writer
-from app.telemetry.record import Exporters, RequestRecord
+from app.protocols.wire import Hallucination, Offset, Token
+from app.telemetry.record import RequestRecord
 from guard.compat import RefusalError
 from guard.engine.client import GuardedEngine
 from guard.engine.context import RequestContext
@@ -118,6 +118,7 @@ class RiskReplies(TypedDict):
 class Prepared:
     """One item as tokens, ready for the engine."""
 
+    guard: Guard
     policy: Policy
     prompt: list[int]
     response: list[int]
@@ -131,27 +132,26 @@ class RiskScorer:
         self,
         engine: GuardedEngine,
         model: str,
-        resolver: PolicyResolver,
+        current: Current,
         speller: Detokenizer,
-        writer: Writer,
-        exporters: Exporters,
         seconds: float,
     ) -> None:
-        self._engine, self._model, self._resolver = engine, model, resolver
-        self._speller, self._writer, self._exporters = speller, writer, exporters
-        self._seconds = seconds
+        self._engine, self._model, self._current = engine, model, current
+        self._speller, self._seconds = speller, seconds
         # One thread: a tokenizer may be lent to no other while it works, and texts take their turns.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hguard-risk")
 
     async def prepared(self, items: Sequence[RiskItem], single: bool) -> list[Prepared]:
         """All of them, or RequestError for the first that is wrong; rendered and tokenized off the event loop."""
-        loop = asyncio.get_running_loop()
+        loop, guard = asyncio.get_running_loop(), self._current()
         made = []
         for index, item in enumerate(items):  # one at a time: who comes later waits for an item, not for a list
-            made.append(await loop.run_in_executor(self._thread, _located, self, item, None if single else index))
+            made.append(
+                await loop.run_in_executor(self._thread, _located, self, guard, item, None if single else index)
+            )
         return made
 
-    def prepare(self, item: RiskItem) -> Prepared:
+    def prepare(self, guard: Guard, item: RiskItem) -> Prepared:
         """Check one item and turn it into tokens. Raises RequestError naming the field."""
         if item.model not in (None, self._model):
             raise errors.ApiError(
@@ -162,9 +162,9 @@ class RiskScorer:
         asked: dict[str, Any] = {"tokens": True}
         if item.hallucination is not None:
             asked |= item.hallucination.model_dump(exclude_unset=True)
-        if self._resolver.settings.mode is Mode.OFF:
+        if guard.resolver.settings.mode is Mode.OFF:
             asked.setdefault("mode", Mode.SCORE)  # who asks here wants a score, whatever chats get by default
-        policy = self._resolver.resolve(asked)
+        policy = guard.resolver.resolve(asked)
         if policy.mode is Mode.OFF:
             raise RequestError("mode off leaves nothing to do here", param="hallucination.mode")
         if item.messages is not None:
@@ -180,7 +180,7 @@ class RiskScorer:
             raise errors.ApiError(
                 f"prompt and response have {length} tokens, more than the {room} that fit", "response", 413
             )
-        return Prepared(policy, prompt, response, spelled)
+        return Prepared(guard, policy, prompt, response, spelled)
 
     @with_cancellation
     async def answer(self, request: Request) -> JSONResponse:
@@ -193,25 +193,26 @@ class RiskScorer:
     async def score(self, work: Prepared, index: int) -> RiskReply:
         """The response object for one item."""
         request_id = f"risk-{uuid.uuid4().hex}"
-        call = RequestContext(work.policy, choices=1)
+        bundle = work.guard.resolver.bundle
+        call = RequestContext(work.policy, choices=1, bundle=bundle)
         began = time.perf_counter()
         try:
             verdict = await self._engine.score(
-                work.prompt, work.response, work.policy, request_id, within=self._seconds
+                work.prompt, work.response, work.policy, request_id, within=self._seconds, bundle=bundle
             )
         except RefusalError as refusal:
             raise errors.ApiError(refusal.message, status=int(refusal.http_status)) from None
         if verdict.decision.action is Action.ABSTAINED:  # who asks has the text: it is marked, and not withheld
             verdict.decision = Decision(verdict.decision.flagged, Action.FLAGGED)
         call.verdicts[0] = verdict
-        self._exporters.observe(RequestRecord("/risk", call, time.perf_counter() - began))
+        work.guard.exporters.observe(RequestRecord("/risk", call, time.perf_counter() - began))
         return {
             "id": request_id,
             "object": "hallucination.risk",
             "created": int(time.time()),
             "index": index,
             "model": self._model,
-            "hallucination": self._writer.write([verdict], work.spelled),
+            "hallucination": work.guard.writer.write([verdict], work.spelled),
             "usage": {"prompt_tokens": len(work.prompt), "response_tokens": len(work.response)},
         }
 
@@ -237,10 +238,10 @@ def items_of(content: Any) -> list[RiskItem]:
         raise errors.from_validation(error) from None
 
 
-def _located(scorer: RiskScorer, item: RiskItem, index: int | None) -> Prepared:
+def _located(scorer: RiskScorer, guard: Guard, item: RiskItem, index: int | None) -> Prepared:
     """``scorer.prepare``; in a list, a complaint names the item too."""
     try:
-        return scorer.prepare(item)
+        return scorer.prepare(guard, item)
     except RequestError as error:
         if index is None:
             raise

@@ -38,7 +38,7 @@ log = logging.getLogger("hguard")
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """What all guarded routes share. refusal, fallback: the texts in the place of what is withheld."""
+    """What all guarded routes share, for one probe. refusal, fallback: the texts in the place of what is withheld."""
 
     resolver: PolicyResolver
     writer: Writer
@@ -47,13 +47,16 @@ class Guard:
     fallback: str
 
 
-def router(guard: Guard) -> APIRouter:
+Current = Callable[[], Guard]  # that of a request which begins now; it keeps it to its end
+
+
+def router(current: Current) -> APIRouter:
     """A route for each API."""
     routes = APIRouter(route_class=ParsedRoute)
     for adapter in ADAPTERS.values():
         routes.add_api_route(
             adapter.path,
-            _endpoint(guard, adapter),
+            _endpoint(current, adapter),
             methods=["POST"],
             name=adapter.method,
             response_model=adapter.response,
@@ -62,9 +65,9 @@ def router(guard: Guard) -> APIRouter:
     return routes
 
 
-def _endpoint(guard: Guard, adapter: Adapter) -> Callable[..., Awaitable[Response]]:
+def _endpoint(current: Current, adapter: Adapter) -> Callable[..., Awaitable[Response]]:
     async def endpoint(asked: GuardedRequest, request: Request) -> Response:
-        return GuardedResponse(guard, adapter, asked)
+        return GuardedResponse(current(), adapter, asked)
 
     endpoint.__annotations__["asked"] = adapter.request
     return endpoint
@@ -111,7 +114,12 @@ class GuardedResponse(Response):
         """Raises RequestError for options that are not allowed."""
         super().__init__()
         policy = guard.resolver.resolve(asked.hallucination, adapter.wants_token_risk(asked))
-        self._call = RequestContext(policy, unshown=adapter.shows_nothing(asked), as_one=not adapter.separates_thoughts)
+        self._call = RequestContext(
+            policy,
+            unshown=adapter.shows_nothing(asked),
+            as_one=not adapter.separates_thoughts,
+            bundle=guard.resolver.bundle,
+        )
         self._guard, self._adapter, self._asked = guard, adapter, asked
         self._context = ResponseContext(self._call, guard.writer, guard.refusal, guard.fallback)
 

@@ -32,6 +32,7 @@ from app.protocols.tokenizer import Detokenizer
 from app.protocols.wire import Writer
 from app.resolver import find_model, find_probe
 from app.server import address, docs, health, lifecycle, system
+from app.server.exchange import ProbeExchange
 from app.server.head import Head
 from app.server.routes import close_unguarded
 from app.settings import Settings
@@ -58,8 +59,7 @@ class Plan:
 
 def plan(settings: Settings, extra: Sequence[str] = ()) -> Plan:
     """Check model, probe, engine and options. Raises GuardError with a sentence for the operator."""
-    model, name, bundle = matched(settings)
-    require_calibrated(bundle, settings.model)
+    model, name, bundle = _served(settings)
     if bundle.reference is None:
         warn(
             f"probe {bundle.card.id} has no reference: config.json and the layers' scores are compared with nothing; "
@@ -72,6 +72,13 @@ def plan(settings: Settings, extra: Sequence[str] = ()) -> Plan:
         raise UnsupportedError("the address is set with --host and --port before --, not among vLLM's arguments")
     support.require_node(args, first=True)
     return Plan(settings, model, name, bundle, resolver, args)
+
+
+def _served(settings: Settings) -> tuple[Path, str, Bundle]:
+    """As ``matched``; and GuardError for a probe that was never calibrated."""
+    model, name, bundle = matched(settings)
+    require_calibrated(bundle, settings.model)
+    return model, name, bundle
 
 
 def matched(settings: Settings) -> tuple[Path, str, Bundle]:
@@ -103,14 +110,20 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         metrics.all_slots.set(engine.pool.size)
         OwnRequestsMetrics(engine.own, plan.name)
         tokenizer, template = engine.get_tokenizer(), chat_template(plan.args)
-        writer = Writer(bundle, Detokenizer(tokenizer).spell)
+        spell, exporters = Detokenizer(tokenizer).spell, Exporters((metrics, LogLine()))
         reader = Detokenizer(copy.deepcopy(tokenizer), template)  # works in a thread of its own
-        exporters = Exporters((metrics, LogLine()))
-        scorer = risk.RiskScorer(engine, plan.name, plan.resolver, reader, writer, exporters, settings.risk_seconds)
-        guarded = routes.Guard(plan.resolver, writer, exporters, settings.refusal, settings.fallback_text)
-        app.include_router(routes.router(guarded))
-        app.include_router(risk.router(scorer))
-        app.include_router(system.router(bundle, _effective(plan, engine, closed)))
+
+        def guard_of(bundle: Bundle) -> routes.Guard:
+            resolver, writer = PolicyResolver(settings, bundle), Writer(bundle, spell)
+            return routes.Guard(resolver, writer, exporters, settings.refusal, settings.fallback_text)
+
+        exchange = app.state.exchange = ProbeExchange(engine, lambda: _served(settings)[2], guard_of, metrics)
+        current = exchange.current
+        app.include_router(routes.router(current))
+        app.include_router(risk.router(risk.RiskScorer(engine, plan.name, current, reader, settings.risk_seconds)))
+        app.include_router(
+            system.router(lambda: exchange.bundle, lambda: _effective(plan, current().resolver, engine, closed))
+        )
         app.include_router(health.router(admission, lambda: engine.errored))
         if app.openapi_url:  # without `-- --disable-fastapi-docs`
             app.include_router(docs.router())
@@ -149,6 +162,7 @@ async def serve(plan: Plan, sock: socket.socket) -> None:
             drain_seconds=plan.settings.drain_seconds,
             keep_alive_seconds=plan.settings.keep_alive_seconds,
             ready=lambda: print(ready, flush=True),
+            on_hangup=app.state.exchange,
         )
 
 
@@ -184,8 +198,9 @@ def _admission(settings: Settings, running: int) -> Admission:
     return Admission(settings.max_concurrent_requests, min(running + queue, settings.slots))
 
 
-def _effective(plan: Plan, engine: Any, closed: list[str]) -> dict[str, Any]:
+def _effective(plan: Plan, resolver: PolicyResolver, engine: Any, closed: list[str]) -> dict[str, Any]:
     distribution, version = engine_version()
+    bundle = resolver.bundle
     return {
         "version": guard.__version__,
         "engine": {"distribution": distribution, "version": version, "compiled": not plan.args.enforce_eager},
@@ -194,9 +209,9 @@ def _effective(plan: Plan, engine: Any, closed: list[str]) -> dict[str, Any]:
             "dtype": str(engine.model_config.dtype).removeprefix("torch."),
             "context": engine.model_config.max_model_len,
         },
-        "probe": {"id": plan.bundle.card.id, "revision": plan.bundle.revision, "h_neurons": plan.bundle.h_neurons},
-        "threshold": plan.resolver.threshold,
-        "ceilings": asdict(plan.resolver.ceilings),
+        "probe": {"id": bundle.card.id, "revision": bundle.revision, "h_neurons": bundle.h_neurons},
+        "threshold": resolver.threshold,
+        "ceilings": asdict(resolver.ceilings),
         "settings": plan.settings.model_dump(mode="json", exclude={"model", "probe", "api_keys_file"}),
         "closed_routes": closed,
     }

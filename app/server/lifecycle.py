@@ -2,6 +2,7 @@
 
 SIGTERM or SIGINT starts the drain: new requests are refused while what is in flight finishes, for at most
 ``drain_seconds``; a second signal ends it at once. Either way the exit status is 0, because the end was asked for.
+SIGHUP has the probe read again; where it says that the terminal is gone, it is an end like the others.
 When the engine dies, its callers are told, and the exit status is 1, so that a supervisor starts the server anew.
 """
 
@@ -9,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,14 +40,25 @@ class _Server(uvicorn.Server):
 
 
 class _Signals:
-    """How often the operator asked for the end."""
+    """How often the operator asked for the end; SIGHUP starts ``on_hangup``."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, on_hangup: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self.count = 0
-        self._admission = admission
+        self._admission, self._on_hangup = admission, on_hangup
+        self._terminal = _has_terminal()
+        self._started: set[asyncio.Task[None]] = set()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._note)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+
+    def _hang_up(self) -> None:
+        if self._terminal and not _has_terminal():
+            self._note()
+        elif not self.count:
+            task = asyncio.create_task(self._on_hangup())
+            self._started.add(task)
+            task.add_done_callback(self._started.discard)
 
     def _note(self) -> None:
         self.count += 1
@@ -62,6 +75,7 @@ async def serve(
     drain_seconds: float,
     keep_alive_seconds: int,
     ready: Callable[[], None],
+    on_hangup: Callable[[], Coroutine[Any, Any, None]],
 ) -> None:
     """Serve to the end; ``ready`` is called once requests are accepted. Raises GuardError when the engine died."""
     config = uvicorn.Config(
@@ -77,7 +91,7 @@ async def serve(
     server = _Server(config)
     # vLLM's error handlers end "the server" when its engine has died; here that takes longer than a flag.
     app.state.server = SimpleNamespace(should_exit=False)
-    signals = _Signals(admission)
+    signals = _Signals(admission, on_hangup)
     running = asyncio.create_task(server.serve(sockets=[sock]))
     await _until(lambda: server.started or running.done())
     if server.started:
@@ -96,6 +110,15 @@ async def serve(
     await running
     if died:
         raise GuardError("the engine has died, so the server has ended; a supervisor should start it again")
+
+
+def _has_terminal() -> bool:
+    """Whether a terminal controls this process."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 async def _drain(admission: Admission, signals: _Signals, engine: Any, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def card(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def router(bundle: Bundle, settings: dict[str, Any]) -> APIRouter:
+def router(bundle: Callable[[], Bundle], settings: Callable[[], dict[str, Any]]) -> APIRouter:
     """The routes ``/``, ``/v1/probe``, ``/info``, and ``/v1/models/{model}``, which vLLM has not."""
     routes = APIRouter(tags=["hallucination"])
 
@@ -40,7 +41,7 @@ def router(bundle: Bundle, settings: dict[str, Any]) -> APIRouter:
     @routes.get("/v1/probe")
     async def probe() -> JSONResponse:
         """The card of the probe that guards the model."""
-        return JSONResponse(card(bundle))
+        return JSONResponse(card(bundle()))
 
     @routes.get("/v1/models/{model:path}")
     async def model(request: Request, model: str) -> JSONResponse:
@@ -57,6 +58,6 @@ def router(bundle: Bundle, settings: dict[str, Any]) -> APIRouter:
     @routes.get("/info")
     async def info() -> JSONResponse:
         """The settings in effect."""
-        return JSONResponse(settings)
+        return JSONResponse(settings())
 
     return routes

@@ -86,37 +86,53 @@ class Metrics:
         )
         for outcome in ("pass", "abstained"):
             self._retries.labels(model, outcome)
-        self._bands = bundle.bands
-        self._in_band = self._expect(registry)
-        info = Gauge(
-            "hguard_probe_info",
-            "The probe that guards the model; always 1",
-            ["model", "probe", "revision"],
-            registry=registry,
-        )
-        info.labels(model, bundle.card.id, bundle.revision).set(1)
-        self.slots = Gauge("hguard_slots_in_use", "Score slots claimed by requests in flight", registry=registry)
-        self.all_slots = Gauge("hguard_slots", "Score slots in total", registry=registry)
-
-    def _expect(self, registry: CollectorRegistry) -> list[Counter]:
-        """The counter of each band, and the share that it had among the calibration answers beside it."""
         labels = ["model", "band"]
-        count = Counter(
+        self._band = Counter(
             "hguard_risk_band_answers_total",
             "Scored answers of the unscaled model per band of calibration risks; absent below 100 of these",
             labels,
             registry=registry,
         )
-        share = Gauge(
+        self._expected = Gauge(
             "hguard_risk_band_expected_ratio",
             "Share of the calibration answers in each band",
             labels,
             registry=registry,
         )
+        self._info = Gauge(
+            "hguard_probe_info",
+            "The probe that guards the model; always 1",
+            ["model", "probe", "revision"],
+            registry=registry,
+        )
+        self._take(bundle)
+        self._exchanges = Counter(
+            "hguard_probe_exchanges_total",
+            "Probes that SIGHUP had exchanged on the running server, and that were refused",
+            ["model", "outcome"],
+            registry=registry,
+        )
+        for outcome in ("exchanged", "refused"):
+            self._exchanges.labels(model, outcome)
+        self.slots = Gauge("hguard_slots_in_use", "Score slots claimed by requests in flight", registry=registry)
+        self.all_slots = Gauge("hguard_slots", "Score slots in total", registry=registry)
+
+    def exchanged(self, bundle: Bundle | None) -> None:
+        """Another probe serves from now on, or was refused: None."""
+        self._exchanges.labels(self._model, "exchanged" if bundle else "refused").inc()
+        if bundle:
+            self._take(bundle)
+
+    def _take(self, bundle: Bundle) -> None:
+        """Name this probe, and count its bands from zero, beside each one's share of the calibration answers."""
+        for one in (self._band, self._expected, self._info):
+            one.clear()
+        self._bundle, self._bands = bundle, bundle.bands
+        self._info.labels(self._model, bundle.card.id, bundle.revision).set(1)
         expected = self._bands.shares if self._bands else ()
         for band, value in enumerate(expected):
-            share.labels(self._model, f"{band}").set(value)
-        return [count.labels(self._model, f"{band}") for band in range(len(expected))]
+            self._expected.labels(self._model, f"{band}").set(value)
+        self._in_band = [self._band.labels(self._model, f"{band}") for band in range(len(expected))]
 
     def observe(self, record: RequestRecord) -> None:
         """Count a finished request; one that never reached the engine has nothing to count."""
@@ -131,11 +147,12 @@ class Metrics:
         self._overhead.labels(self._model).observe(call.overhead_seconds)
         for verdict in call.verdicts.values():
             self._observe_answer(verdict)
-            if call.policy.scale == 1.0:
+            if call.policy.scale == 1.0 and (call.bundle is None or call.bundle is self._bundle):
                 self._observe_drift(verdict)
 
     def _observe_drift(self, verdict: Verdict) -> None:
-        """Prompts that were refused, and what scaled neurons answer, were not what the calibration saw."""
+        """Prompts that were refused, and what scaled neurons answer, were not what the calibration saw; nor are another
+        probe's risks to be held against this one's."""
         risk = verdict.risk if verdict.first_risk is None else verdict.first_risk
         if self._bands is not None and risk is not None and not verdict.prompt_refused:
             self._in_band[self._bands.of(risk)].inc()

@@ -28,11 +28,12 @@ from guard.engine.salts import Salts
 from guard.engine.stages import STAGES, GenerateCall
 from guard.engine.turn import Reasoning, Turns
 from guard.engine.validation import require_no_bias, require_sendable, require_valid
-from guard.errors import CapacityError
+from guard.errors import CapacityError, UnsupportedError
 from guard.ipc import capture
 from guard.ipc.score_table import ScoreTable, Slot, SlotPool
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
+from guard.probe.readout import Readout
 from guard.probe.signals import TokenSignals
 
 # Given text is scored or refused: there is no answer that could pass unscored.
@@ -64,7 +65,7 @@ class GuardedEngine:
         self._longest = longest
         self._started = itertools.count()
         self.salts = Salts(bundle.card.tensors_sha256)
-        self._given_text = GivenText(engine, table, self.salts, self.own, lambda: self.readout.uses_draws)
+        self._given_text = GivenText(engine, table, self.salts, self.own)
         bare = engine.model_config.skip_tokenizer_init
         self.placeholder = 0 if bare else int(engine.get_tokenizer().eos_token_id or 0)
         self._ends = _ends_of(engine.model_config)
@@ -73,6 +74,22 @@ class GuardedEngine:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
+
+    def adopt(self, bundle: Bundle, default: Policy) -> None:
+        """Go on with another calibration of the neurons that are tapped; requests that name theirs keep it.
+
+        Raises UnsupportedError for a bundle of other neurons, or of other weights.
+        """
+        if not bundle.reads_as(self.bundle):
+            raise UnsupportedError(
+                f"probe {bundle.card.id} ({bundle.revision}) reads other neurons, which are fixed when the engine "
+                "starts: restart the server to serve it"
+            )
+        self.bundle, self.readout, self.default_policy = bundle, bundle.readout, default
+
+    def readout_of(self, call: RequestContext) -> Readout:
+        """What makes risks of the signals of a request's answers."""
+        return self.readout if call.bundle is None else call.bundle.readout
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """vLLM asks before it starts a response, while a refusal can still be one."""
@@ -158,7 +175,7 @@ class GuardedEngine:
             answers,
             call,
             self.table,
-            self.readout,
+            self.readout_of(call),
             params.output_kind,
             self.placeholder,
             retry_follows,
@@ -187,12 +204,13 @@ class GuardedEngine:
             params = request.params.clone()
             params.n = len(gate.answers)
             start = self._given(gate, request) if slots else None
+            draws = self.readout_of(call).uses_draws
             if start is not None and not call.unshown:
-                await self._given_text.read(prompt, start, slots, scale, self._name(request_id), Purpose.TURN)
+                await self._given_text.read(prompt, start, slots, scale, self._name(request_id), Purpose.TURN, draws)
             params.max_tokens = self._bound(params)
             params.extra_args = {
                 **(params.extra_args or {}),
-                capture.KEY: capture.pack(slots, scale, draws=self.readout.uses_draws),
+                capture.KEY: capture.pack(slots, scale, draws=draws),
             }
             if call.policy.withholds and params.output_kind is RequestOutputKind.FINAL_ONLY:
                 params.output_kind = RequestOutputKind.CUMULATIVE  # to end it midway, its windows must be seen
@@ -276,13 +294,20 @@ class GuardedEngine:
         scale: float,
         request_id: str,
         purpose: Purpose = Purpose.RISK,
+        draws: bool | None = None,
     ) -> TokenSignals:
-        """Measure given text: one forward pass over prompt and response, nothing is generated."""
+        """Measure given text: one forward pass over prompt and response, nothing is generated.
+
+        ``draws``: whether the distributions behind the tokens are measured; None: where the current readout uses them.
+        """
+        draws = self.readout.uses_draws if draws is None else draws
         slots = self._claim(1, _CLOSED)
         done = False
         try:
             prompt = {"type": "token", "prompt_token_ids": [*prompt_ids, *response_ids]}
-            await self._given_text.read(prompt, len(prompt_ids) - 1, slots, scale, self._name(request_id), purpose)
+            await self._given_text.read(
+                prompt, len(prompt_ids) - 1, slots, scale, self._name(request_id), purpose, draws
+            )
             done = True
             answer = Answer(0, slots[0], prompt_length=len(prompt_ids), token_ids=list(response_ids))
             return answer.signals(self.table, 0, len(response_ids))
@@ -306,15 +331,18 @@ class GuardedEngine:
         request_id: str,
         index: int = 0,
         within: float | None = None,
+        bundle: Bundle | None = None,
     ) -> Verdict:
-        """The verdict on given text; see ``measure``. ``within``: after so many seconds it stays unscored."""
+        """The verdict on given text; see ``measure``. ``within``: after so many seconds it stays unscored. ``bundle``:
+        the probe that judges, as of a ``RequestContext``."""
+        readout = self.readout if bundle is None else bundle.readout
         ids = list(response_ids)
         try:
             async with asyncio.timeout(within):
-                signals = await self.measure(prompt_ids, ids, policy.scale, request_id)
+                signals = await self.measure(prompt_ids, ids, policy.scale, request_id, draws=readout.uses_draws)
         except TimeoutError:
             return unscored(index, policy, ids, Unscored.TIMEOUT)
-        return verdict_on(signals, self.readout, policy, index, ids)
+        return verdict_on(signals, readout, policy, index, ids)
 
 
 def _ends_of(model_config: Any) -> frozenset[int]:

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from guard.policy import Decision, Policy
+from guard.probe.bundle import Bundle
 from guard.probe.readout import Explanation, Peak, Readout
 from guard.probe.signals import SignalFault, TokenSignals
 
@@ -123,6 +124,8 @@ class RequestContext:
     unshown: the response shows nothing of what is generated, since its caller wants to see the prompt alone.
     as_one: the response shows thoughts and answer as one text, so all of it is scored.
     streams: what the engine client was asked for. hung_up: the caller did not wait for the end of the response.
+    bundle: the probe that the policy was made for, which judges the answers to the end, whatever the engine client
+    goes on with; None: that of the engine client.
     """
 
     policy: Policy
@@ -135,6 +138,7 @@ class RequestContext:
     as_one: bool = False
     streams: list[AsyncGenerator[Any, None]] = field(default_factory=list)
     hung_up: bool = False
+    bundle: Bundle | None = None
 
     @property
     def left(self) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import Any
@@ -84,13 +84,10 @@ def one_pass(packed: dict[str, Any]) -> SamplingParams:
 
 
 class GivenText:
-    """Reads given text through the engine, so many rows at a time over all callers. ``draws`` says
-    whether the distributions behind the tokens are measured, too."""
+    """Reads given text through the engine, so many rows at a time over all callers."""
 
-    def __init__(
-        self, engine: Any, table: ScoreTable, salts: Salts, own: OwnRequests, draws: Callable[[], bool]
-    ) -> None:
-        self._engine, self._table, self._salts, self._own, self._draws = engine, table, salts, own, draws
+    def __init__(self, engine: Any, table: ScoreTable, salts: Salts, own: OwnRequests) -> None:
+        self._engine, self._table, self._salts, self._own = engine, table, salts, own
 
     @cached_property
     def _at_once(self) -> tuple[int, int | None]:
@@ -108,8 +105,10 @@ class GivenText:
         scale: float,
         name: str,
         purpose: Purpose,
+        draws: bool,
     ) -> None:
-        """Leave in each of the slots what is measured on the prompt's tokens from position ``start`` on.
+        """Leave in each of the slots what is measured on the prompt's tokens from position ``start`` on; with
+        ``draws``, of the distributions behind them, too.
 
         Of the prefix cache no position is read that is measured (cached ones have no activations); what is written to
         it is plain, or salted. A long text goes through in pieces, which find each other there and nothing else.
@@ -117,7 +116,7 @@ class GivenText:
         ids, own, (first_slot, *others) = list(prompt["prompt_token_ids"]), secrets.token_hex(16), slots
         parts = list(pieces(start, len(ids), *self._at_once))
         for first, end in parts:
-            params = one_pass(capture.pack([first_slot], scale, first, self._draws()))
+            params = one_pass(capture.pack([first_slot], scale, first, draws))
             piece = {**prompt, "prompt_token_ids": ids[:end]}
             if len(parts) > 1:
                 params.skip_reading_prefix_cache, piece["cache_salt"] = False, own

@@ -39,9 +39,12 @@ class GenerateCall:
 class Engine(Protocol):
     """What a stage has of the engine client."""
 
-    readout: Readout
     table: ScoreTable
     placeholder: int
+
+    def readout_of(self, call: RequestContext) -> Readout:
+        """What makes risks of the signals of a request's answers."""
+        ...
 
     def beside(
         self, request: GenerateCall, parameters: Callable[[Slot], SamplingParams], purpose: Purpose
@@ -91,7 +94,7 @@ class PromptCheck(Stage):
                 return None
             output, slot = looked
             answer = Answer(0, slot, prompt_length=len(output.prompt_token_ids))
-            risk = engine.readout.prompt_risk(answer.signals(engine.table, 0, 0).prompt_score)
+            risk = engine.readout_of(call).prompt_risk(answer.signals(engine.table, 0, 0).prompt_score)
         first, count = request.first, request.params.n
         call.usage_adjustment[first] += 1
         if risk is None or risk < policy.prompt_threshold:

@@ -18,6 +18,8 @@ from multiprocessing import context, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
+from guard.launch import interrupts
+
 PRELOADED = "guard.launch.preloaded"
 # What libraries read when they are loaded, of what vLLM sets for its processes. All else they are told.
 READ_AT_IMPORT = (
@@ -38,7 +40,7 @@ def start() -> None:
     multiprocessing.set_forkserver_preload([PRELOADED])
     own = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("HGUARD_")}  # keys among them
     resource_tracker.ensure_running()  # it would be started with the fork server, and unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # stays blocked in it: ``interrupts``
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, interrupts.FOR_THE_SERVER)  # stay blocked in it
     try:
         forkserver.ensure_running()
     finally:

@@ -1,6 +1,7 @@
 """Ctrl-C is for the process that a person started: it decides what becomes of the answers in flight.
 
 A terminal sends it to every process of a command. The engine's would end at once, and cut short what the server drains.
+So they would at SIGHUP, which a terminal sends as it goes, and which has the server read its probe again.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+FOR_THE_SERVER = {signal.SIGINT, signal.SIGHUP}
+
 
 @contextlib.contextmanager
 def kept_from_children() -> Iterator[None]:
-    """While an engine starts: its processes never see SIGINT, and here it ends the start at once.
+    """While an engine starts: its processes see neither signal, and here SIGINT ends the start at once.
 
     A blocked signal stays blocked in what a process starts, from its first instruction on; a handler would come after
     its imports, and vLLM sets its own. asyncio would tell the task that starts the engine, and that does not wait.
@@ -50,7 +53,7 @@ def _end(number: int, frame: object) -> None:
 def _start_blocked(start: Any) -> Any:
     def blocked(process: BaseProcess) -> None:
         resource_tracker.ensure_running()  # spawning would start it, and unblock the signal after that
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_SERVER)
         try:
             start(process)
         finally:

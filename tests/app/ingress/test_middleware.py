@@ -133,7 +133,7 @@ class Table:
         app: FastAPI = build_app(args, ("generate",))
         close_unguarded(app)
         house = House(keys="right-key,other-key")
-        app.include_router(system.router(bundle, {}))
+        app.include_router(system.router(lambda: bundle, dict))
         app.include_router(health.router(house.admission, lambda: False))
         app.include_router(docs.router())
         for path in GUARDED | RISK:
