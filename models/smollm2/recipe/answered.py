@@ -43,15 +43,16 @@ Index = NDArray[np.int64]
 class Answered:
     """n answers that were judged right or wrong, in the order of their questions.
 
-    rows: int64 [n], place in the workspace's arrays. sets: the question's first group. bare: the text without the name
-    that the question asks about, by which two answers are the same. signals: by name of SIGNALS, float64 [n], higher is
-    riskier: highest and mean entropy, mean surprise, and tokens. counts: by set, how many were right, wrong, declined
-    and cut at the limit.
+    entities: what each is about, in small letters. rows: int64 [n], place in the workspace's arrays. sets: the
+    question's first group. bare: the text without the name that the question asks about, by which two answers are the
+    same. signals: by name of SIGNALS, float64 [n], higher is riskier: highest and mean entropy, mean surprise, and
+    tokens. counts: by set, how many were right, wrong, declined and cut at the limit.
     """
 
     folder: Path
     norms: NDArray[np.float32]
     questions: list[Question]
+    entities: list[str]
     rows: Index
     wrong: Bools
     sets: NDArray[np.str_]
@@ -62,10 +63,6 @@ class Answered:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    @property
-    def entities(self) -> list[str]:
-        return [question.entity.casefold() for question in self.questions]
 
     def parts(self, shares: dict[str, float] = SHARES["fit"], seed: int = SEED) -> dict[str, Index]:
         """Answers by part, no entity in two."""
@@ -140,6 +137,7 @@ def load(folder: Path, norms: NDArray[np.float32], most: int | None = None, ques
         folder,
         norms,
         judged,
+        [question.entity.casefold() for question in judged],
         np.array(rows, np.int64),
         wrong,
         np.array([question.groups[0] for question in judged]),
