@@ -233,6 +233,14 @@ class Settings(GuardSettings, RequestLimits, BaseSettings):
         ),
     ] = 75
     slots: Annotated[int, Field(ge=1, description="score slots: how many answers can be guarded at once")] = 1024
+    probe_room: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="neurons of every layer for which there is room, so that SIGHUP can exchange the probe for one "
+            "of other neurons; 0: room for those that this probe reads",
+        ),
+    ] = 0
 
     @model_validator(mode="before")
     @classmethod

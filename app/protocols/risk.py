@@ -143,7 +143,7 @@ class RiskScorer:
 
     async def prepared(self, items: Sequence[RiskItem], single: bool) -> list[Prepared]:
         """All of them, or RequestError for the first that is wrong; rendered and tokenized off the event loop."""
-        loop, guard = asyncio.get_running_loop(), self._current()
+        loop, guard = asyncio.get_running_loop(), await self._current()
         made = []
         for index, item in enumerate(items):  # one at a time: who comes later waits for an item, not for a list
             made.append(

@@ -47,7 +47,7 @@ class Guard:
     fallback: str
 
 
-Current = Callable[[], Guard]  # that of a request which begins now; it keeps it to its end
+Current = Callable[[], Awaitable[Guard]]  # that of a request which begins now; it keeps it to its end
 
 
 def router(current: Current) -> APIRouter:
@@ -67,7 +67,7 @@ def router(current: Current) -> APIRouter:
 
 def _endpoint(current: Current, adapter: Adapter) -> Callable[..., Awaitable[Response]]:
     async def endpoint(asked: GuardedRequest, request: Request) -> Response:
-        return GuardedResponse(current(), adapter, asked)
+        return GuardedResponse(await current(), adapter, asked)
 
     endpoint.__annotations__["asked"] = adapter.request
     return endpoint

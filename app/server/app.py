@@ -67,7 +67,7 @@ def plan(settings: Settings, extra: Sequence[str] = ()) -> Plan:
         )
     resolver = PolicyResolver(settings, bundle)
     own = ["--host", settings.host, "--port", str(settings.port), "--disable-uvicorn-access-log", *extra]
-    args = engine_arguments(model, name, bundle, settings.compile, own, settings.relaxed)
+    args = engine_arguments(model, name, bundle, settings.compile, own, settings.relaxed, room=settings.probe_room)
     if (args.host, args.port) != (settings.host, settings.port):
         raise UnsupportedError("the address is set with --host and --port before --, not among vLLM's arguments")
     support.require_node(args, first=True)
@@ -117,12 +117,14 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
             resolver, writer = PolicyResolver(settings, bundle), Writer(bundle, spell)
             return routes.Guard(resolver, writer, exporters, settings.refusal, settings.fallback_text)
 
-        exchange = app.state.exchange = ProbeExchange(engine, lambda: _served(settings)[2], guard_of, metrics)
+        exchange = app.state.exchange = ProbeExchange(
+            engine, lambda: _served(settings)[2], guard_of, metrics, settings.drain_seconds
+        )
         current = exchange.current
         app.include_router(routes.router(current))
         app.include_router(risk.router(risk.RiskScorer(engine, plan.name, current, reader, settings.risk_seconds)))
         app.include_router(
-            system.router(lambda: exchange.bundle, lambda: _effective(plan, current().resolver, engine, closed))
+            system.router(lambda: exchange.bundle, lambda: _effective(plan, exchange.resolver, engine, closed))
         )
         app.include_router(health.router(admission, lambda: engine.errored))
         if app.openapi_url:  # without `-- --disable-fastapi-docs`

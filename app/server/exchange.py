@@ -1,7 +1,8 @@
 """Another calibration of the probe, taken up while the server runs: what SIGHUP asks for.
 
-The neurons that are read are fixed when the engine starts; what is made of them is not. Requests that have begun keep
-the probe that their options were read for, to their last byte.
+What is made of the neurons that are read is exchanged at once: requests that have begun keep the probe that their
+options were read for, to their last byte. Before other neurons are read, what is in flight comes to its end, and what
+comes meanwhile waits.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from app.protocols.options import PolicyResolver
 from app.protocols.routes import Guard
 from app.telemetry.metrics import Metrics
 from guard.engine.client import GuardedEngine
 from guard.errors import GuardError
-from guard.launch.engines import warn
+from guard.launch.engines import self_test_prompt, warn
+from guard.launch.self_test import require_live_taps
 from guard.probe.bundle import Bundle
 
 
@@ -21,22 +24,34 @@ class ProbeExchange:
     """Holds what guards a request that begins now.
 
     read: the bundle that the settings name, as it stands there now. guard_of: what all guarded routes share, with a
-    bundle. Both raise GuardError for what cannot be served.
+    bundle. Both raise GuardError for what cannot be served. seconds: how long to wait for what is in flight.
     """
 
     def __init__(
-        self, engine: GuardedEngine, read: Callable[[], Bundle], guard_of: Callable[[Bundle], Guard], metrics: Metrics
+        self,
+        engine: GuardedEngine,
+        read: Callable[[], Bundle],
+        guard_of: Callable[[Bundle], Guard],
+        metrics: Metrics,
+        seconds: float,
     ) -> None:
         self._engine, self._read, self._guard_of, self._metrics = engine, read, guard_of, metrics
-        self._guard = guard_of(engine.bundle)
-        self._one_at_a_time = asyncio.Lock()
+        self._guard, self._seconds = guard_of(engine.bundle), seconds
+        self._one_at_a_time, self._settled = asyncio.Lock(), asyncio.Event()
+        self._settled.set()
 
-    def current(self) -> Guard:
+    async def current(self) -> Guard:
+        """That of a request which begins now."""
+        await self._settled.wait()
         return self._guard
 
     @property
+    def resolver(self) -> PolicyResolver:
+        return self._guard.resolver
+
+    @property
     def bundle(self) -> Bundle:
-        return self._guard.resolver.bundle
+        return self.resolver.bundle
 
     async def __call__(self) -> None:
         """Take up the bundle that is there now. One that cannot be served is refused in a line, and changes nothing."""
@@ -48,17 +63,32 @@ class ProbeExchange:
                     print(f"hguard: probe {_named(before)} is the one that serves: nothing to exchange", flush=True)
                     return
                 made = self._guard_of(bundle)
+                if not bundle.reads_as(before):
+                    await self._retap(bundle, before)
                 self._engine.adopt(bundle, made.resolver.policy)
+                self._guard = made
             except (GuardError, OSError) as error:
                 self._metrics.exchanged(None)
                 warn(f"the probe was not exchanged, {_named(before)} serves on: {error}")
                 return
-            self._guard = made
+            finally:
+                self._settled.set()
             self._metrics.exchanged(bundle)
             print(
                 f"hguard: probe {_named(bundle)} serves from now on; requests that have begun keep {_named(before)}",
                 flush=True,
             )
+
+    async def _retap(self, bundle: Bundle, before: Bundle) -> None:
+        """Read other neurons, if they pass the self-test; else the ones from before."""
+        self._settled.clear()
+        async with self._engine.paused(self._seconds):
+            await self._engine.retap(bundle)
+            try:
+                await require_live_taps(self._engine, self_test_prompt(self._engine))
+            except BaseException:
+                await self._engine.retap(before)
+                raise
 
 
 def _named(bundle: Bundle) -> str:

@@ -31,6 +31,7 @@ from guard.engine.validation import require_no_bias, require_sendable, require_v
 from guard.errors import CapacityError, UnsupportedError
 from guard.ipc import capture
 from guard.ipc.score_table import ScoreTable, Slot, SlotPool
+from guard.ipc.taps import TapConfig
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Readout
@@ -63,6 +64,9 @@ class GuardedEngine:
         self.own = OwnRequests()
         self.default_policy = default
         self._longest = longest
+        self._open, self._idle, self._in_flight = asyncio.Event(), asyncio.Event(), 0
+        self._open.set()
+        self._idle.set()
         self._started = itertools.count()
         self.salts = Salts(bundle.card.tensors_sha256)
         self._given_text = GivenText(engine, table, self.salts, self.own)
@@ -76,16 +80,67 @@ class GuardedEngine:
         return getattr(self._engine, name)
 
     def adopt(self, bundle: Bundle, default: Policy) -> None:
-        """Go on with another calibration of the neurons that are tapped; requests that name theirs keep it.
-
-        Raises UnsupportedError for a bundle of other neurons, or of other weights.
-        """
-        if not bundle.reads_as(self.bundle):
-            raise UnsupportedError(
-                f"probe {bundle.card.id} ({bundle.revision}) reads other neurons, which are fixed when the engine "
-                "starts: restart the server to serve it"
-            )
+        """Go on with another calibration of the neurons that are tapped; requests that name theirs keep it."""
+        assert bundle.reads_as(self.bundle)
         self.bundle, self.readout, self.default_policy = bundle, bundle.readout, default
+
+    @asynccontextmanager
+    async def paused(self, seconds: float) -> AsyncIterator[None]:
+        """Once nothing is in flight any more, and while nothing begins. Raises UnsupportedError where that takes longer
+        than ``seconds``."""
+        self._open.clear()
+        try:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._idle.wait()
+            except TimeoutError:
+                raise UnsupportedError(
+                    "it reads other neurons, and answers in flight keep those that they began with: after "
+                    f"{seconds:g} s {self._in_flight} were not done; ask again when there are fewer, or grant more "
+                    "--drain-seconds"
+                ) from None
+            yield
+        finally:
+            self._open.set()
+
+    async def retap(self, bundle: Bundle) -> None:
+        """Have the workers read another bundle's neurons; only while ``paused``.
+
+        Raises UnsupportedError for one of other weights, or for which there is no room.
+        """
+        own, other = self.bundle.card.model, bundle.card.model
+        if (own.fingerprint, own.dtype) != (other.fingerprint, other.dtype):
+            raise UnsupportedError(f"probe {bundle.card.id} is of other weights, or of another precision")
+        config = TapConfig.find(self.vllm_config.additional_config)
+        assert config is not None
+        try:
+            config.fitted(bundle)
+        except UnsupportedError as error:
+            raise UnsupportedError(
+                f"{error}; restart the server to serve it, or start it with --probe-room {TapConfig.of(bundle).width} "
+                "for such exchanges"
+            ) from None
+        sha256 = bundle.card.tensors_sha256
+        await self.collective_rpc("hguard_exchange", args=(str(bundle.path.resolve()), sha256))
+        self.bundle, self.readout, self.salts.tensors_sha256 = bundle, bundle.readout, sha256
+
+    @asynccontextmanager
+    async def _begun(self, bundle: Bundle | None) -> AsyncIterator[None]:
+        """What the engine does for a request that ``bundle`` is to judge; it waits while a probe is exchanged.
+
+        Raises vLLM's refusal for load where that took the neurons that the request's probe reads.
+        """
+        await self._open.wait()
+        if bundle is not None and bundle is not self.bundle and not bundle.reads_as(self.bundle):
+            raise refused_for_load("the probe was exchanged as this request began; ask again")
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
 
     def readout_of(self, call: RequestContext) -> Readout:
         """What makes risks of the signals of a request's answers."""
@@ -130,40 +185,41 @@ class GuardedEngine:
         return stream
 
     async def _guarded(self, request: GenerateCall) -> AsyncGenerator[Any, None]:
-        call, first, params = request.call, request.first, request.params
-        policy = call.policy
-        for stage in STAGES:
-            if (refusal := await stage.before(request, self)) is not None:
-                yield refusal
-                return
-        whole: dict[int, Any] = {}  # FINAL_ONLY: completions of all tries
-        output = None
-        choices = list(range(params.n))
-        tries = [policy.scale, *(scale for stage in STAGES if (scale := stage.again(policy)) is not None)]
-        for number, scale in enumerate(tries):
-            last = number == len(tries) - 1
-            first_tries = {first + index: call.verdicts.pop(first + index) for index in choices if number}
-            for choice in first_tries:
-                call.token_risks.pop(choice, None)  # of tokens that nobody is to see
-            # No await since the slots of the first try were given back: the second always finds as many.
-            slots = self._claim(len(choices), policy) if policy.mode is not Mode.OFF else []
-            gate = self._gate(request, [first + index for index in choices], slots, retry_follows=not last)
-            async with aclosing(self._run(gate, request, slots, scale)) as outputs:
-                async for output in outputs:
-                    _remember(call, first_tries)
-                    for completion in output.outputs:
-                        completion.index = choices[completion.index]
-                    if params.output_kind is RequestOutputKind.FINAL_ONLY:
-                        whole.update((completion.index, completion) for completion in output.outputs)
-                    else:
-                        yield output
-            _remember(call, first_tries)
-            call.usage_adjustment.update(gate.retryable_tokens)
-            choices = [choices[answer.sequence] for answer in gate.retryable]
-            if not choices:
-                break
-        if params.output_kind is RequestOutputKind.FINAL_ONLY:
-            yield with_completions(output, [whole[index] for index in sorted(whole)], True)
+        async with self._begun(request.call.bundle):
+            call, first, params = request.call, request.first, request.params
+            policy = call.policy
+            for stage in STAGES:
+                if (refusal := await stage.before(request, self)) is not None:
+                    yield refusal
+                    return
+            whole: dict[int, Any] = {}  # FINAL_ONLY: completions of all tries
+            output = None
+            choices = list(range(params.n))
+            tries = [policy.scale, *(scale for stage in STAGES if (scale := stage.again(policy)) is not None)]
+            for number, scale in enumerate(tries):
+                last = number == len(tries) - 1
+                first_tries = {first + index: call.verdicts.pop(first + index) for index in choices if number}
+                for choice in first_tries:
+                    call.token_risks.pop(choice, None)  # of tokens that nobody is to see
+                # No await since the slots of the first try were given back: the second always finds as many.
+                slots = self._claim(len(choices), policy) if policy.mode is not Mode.OFF else []
+                gate = self._gate(request, [first + index for index in choices], slots, retry_follows=not last)
+                async with aclosing(self._run(gate, request, slots, scale)) as outputs:
+                    async for output in outputs:
+                        _remember(call, first_tries)
+                        for completion in output.outputs:
+                            completion.index = choices[completion.index]
+                        if params.output_kind is RequestOutputKind.FINAL_ONLY:
+                            whole.update((completion.index, completion) for completion in output.outputs)
+                        else:
+                            yield output
+                _remember(call, first_tries)
+                call.usage_adjustment.update(gate.retryable_tokens)
+                choices = [choices[answer.sequence] for answer in gate.retryable]
+                if not choices:
+                    break
+            if params.output_kind is RequestOutputKind.FINAL_ONLY:
+                yield with_completions(output, [whole[index] for index in sorted(whole)], True)
 
     def _gate(
         self, request: GenerateCall, choices: Sequence[int], slots: Sequence[Slot], retry_follows: bool
@@ -338,7 +394,7 @@ class GuardedEngine:
         readout = self.readout if bundle is None else bundle.readout
         ids = list(response_ids)
         try:
-            async with asyncio.timeout(within):
+            async with asyncio.timeout(within), self._begun(bundle):
                 signals = await self.measure(prompt_ids, ids, policy.scale, request_id, draws=readout.uses_draws)
         except TimeoutError:
             return unscored(index, policy, ids, Unscored.TIMEOUT)

@@ -10,10 +10,10 @@ from typing import Any
 
 
 class Salts:
-    """Salts of one server process. ``tensors_sha256``: of the probe, which says what is scaled."""
+    """Salts of one server process. ``tensors_sha256``: of the probe, which says what is scaled from now on."""
 
     def __init__(self, tensors_sha256: str) -> None:
-        self._tensors_sha256 = tensors_sha256
+        self.tensors_sha256 = tensors_sha256
         self._secret = secrets.token_bytes(32)  # no caller can name the prefixes of scaled requests
 
     def salted(self, prompt: Any, scale: float) -> Any:
@@ -26,5 +26,5 @@ class Salts:
             return {**prompt, "cache_salt": f"plain|{own}"} if own else prompt
         if not isinstance(prompt, Mapping):
             raise TypeError("vLLM's routes pass rendered prompts; a scaled request needs one to salt its cache")
-        of = f"{own}|{self._tensors_sha256}|{scale!r}".encode(errors="surrogatepass")
+        of = f"{own}|{self.tensors_sha256}|{scale!r}".encode(errors="surrogatepass")
         return {**prompt, "cache_salt": f"scale|{hmac.new(self._secret, of, hashlib.sha256).hexdigest()}"}

@@ -6,15 +6,15 @@ to every worker. Without it a graph that was compiled without taps would be load
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.errors import TapError
+from guard.errors import TapError, UnsupportedError
 from guard.probe.bundle import Bundle, load_bundle
 
 KEY = "hguard"
@@ -31,6 +31,11 @@ class LayerTap:
     neuron: NDArray[np.int64]
     folded: NDArray[np.float32]
     scaled: NDArray[np.int64]
+
+    def padded(self, width: int) -> LayerTap:
+        """The same with room for ``width`` neurons: what is added weighs 0."""
+        further = width - len(self.neuron)
+        return replace(self, neuron=np.pad(self.neuron, (0, further)), folded=np.pad(self.folded, (0, further)))
 
     def shard(self, start: int, size: int) -> LayerTap:
         """This tap on a rank that holds neurons start..start+size-1: indices become local, foreign ones weigh 0."""
@@ -65,14 +70,24 @@ class TapSpec:
         taps = {}
         for number in np.unique(layer).tolist():
             chosen = layer == number
-            padding = width - int(chosen.sum())
-            taps[int(number)] = LayerTap(
-                int(number),
-                np.pad(neuron[chosen].astype(np.int64), (0, padding)),
-                np.pad(folded[chosen], (0, padding)),
-                neuron[chosen & (coefficient > 0)].astype(np.int64),
-            )
+            scaled = neuron[chosen & (coefficient > 0)].astype(np.int64)
+            own = LayerTap(int(number), neuron[chosen].astype(np.int64), folded[chosen], scaled)
+            taps[int(number)] = own.padded(width)
         return cls(taps, width)
+
+    def fitted(self, layers: Sequence[int], width: int) -> TapSpec:
+        """These taps in these layers, each with room for ``width`` neurons; a layer that has none reads nothing.
+
+        Raises UnsupportedError for what has no room there.
+        """
+        if missing := sorted(self.layers.keys() - set(layers)):
+            raise UnsupportedError(f"it reads neurons of layers {', '.join(map(str, missing))}, which are not tapped")
+        if self.width > width:
+            raise UnsupportedError(f"it reads {self.width} neurons of a layer, and there is room for {width}")
+        none = LayerTap(0, np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int64))
+        return TapSpec(
+            {layer: replace(self.layers.get(layer, none), layer=layer).padded(width) for layer in layers}, width
+        )
 
     def summary(self) -> dict[str, Any]:
         """What goes into the engine's configuration, and so into its compile-cache key."""
@@ -95,9 +110,12 @@ class TapConfig:
     ops: int = OPS
 
     @classmethod
-    def of(cls, bundle: Bundle) -> TapConfig:
+    def of(cls, bundle: Bundle, room: int = 0) -> TapConfig:
+        """``room``: how many neurons each layer of the model has room for, so that another probe may take their place;
+        0: for this probe's, where it has any."""
         summary = spec_of(bundle).summary()
-        return cls(str(bundle.path.resolve()), bundle.card.tensors_sha256, summary["layers"], summary["width"])
+        layers = list(range(bundle.card.model.layers)) if room else summary["layers"]
+        return cls(str(bundle.path.resolve()), bundle.card.tensors_sha256, layers, max(summary["width"], room))
 
     @classmethod
     def find(cls, additional_config: Any) -> TapConfig | None:
@@ -113,4 +131,8 @@ class TapConfig:
         bundle = load_bundle(Path(self.bundle))
         if bundle.card.tensors_sha256 != self.sha256:
             raise TapError(f"probe bundle {self.bundle} changed while the engine was starting; start again")
-        return spec_of(bundle)
+        return self.fitted(bundle)
+
+    def fitted(self, bundle: Bundle) -> TapSpec:
+        """The taps of a bundle where this configuration has room. Raises UnsupportedError where it has none."""
+        return spec_of(bundle).fitted(self.layers, self.width)

@@ -74,11 +74,12 @@ def engine_arguments(
     extra: Sequence[str] = (),
     relaxed: bool = False,
     weightless: bool = False,
+    room: int = 0,
 ) -> Namespace:
     """vLLM's parsed arguments for a guarded engine. Raises UnsupportedError for what cannot be guarded.
 
     ``relaxed`` tolerates another dtype, chat template or cache than the probe was fit on, and says so. ``weightless``:
-    ``model`` is a shape to measure, with random weights and no tokenizer.
+    ``model`` is a shape to measure, with random weights and no tokenizer. ``room``: as of ``TapConfig.of``.
     """
     fit_on = bundle.card.model
     args = _parsed(model, served_name, fit_on.dtype, compiled, extra, weightless)
@@ -86,7 +87,7 @@ def engine_arguments(
         if not relaxed:
             raise UnsupportedError(f"{difference}: {remedy}; --relaxed (of serve) tolerates it")
         warn(f"WARNING: {difference}; its risks may be off")
-    args.additional_config = {**(args.additional_config or {}), **TapConfig.of(bundle).additional_config()}
+    args.additional_config = {**(args.additional_config or {}), **TapConfig.of(bundle, room).additional_config()}
     return args
 
 

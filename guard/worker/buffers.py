@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,14 +33,27 @@ class Taps:
     _read: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     _folded: list[torch.Tensor] = field(default_factory=list)
     _layers: list[int] = field(default_factory=list)
+    _exchange: list[Callable[[TapSpec], None]] = field(default_factory=list)
     _weights: list[torch.Tensor] = field(default_factory=list)
     _stacked: torch.Tensor | None = None
 
-    def add_layer(self, layer: int, folded: torch.Tensor) -> None:
-        """Count a tapped layer; called in the order in which layers are built, which is that in which they run."""
+    def add_layer(self, layer: int, folded: torch.Tensor, exchange: Callable[[TapSpec], None] | None = None) -> None:
+        """Count a tapped layer; called in the order in which layers are built, which is that in which they run.
+
+        ``exchange``: has the layer read other neurons, in the buffers that it has.
+        """
         self.tapped_layers += 1
+        if exchange is not None:
+            self._exchange.append(exchange)
         self._layers.append(layer)
         self._folded.append(folded)
+
+    def exchange(self, spec: TapSpec) -> None:
+        """Read other neurons from the next step on, of the same layers and as many. In place: compiled graphs keep the
+        buffers' addresses."""
+        for layer in self._exchange:
+            layer(spec)
+        self.spec, self._weights, self._stacked = spec, [], None
 
     def count_alone(self, layer: int | None) -> None:
         """From the next step on this layer alone counts in a score; None: all do, as they did at first.

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from vllm.config import get_current_vllm_config
 from vllm.model_executor.custom_op import op_registry_oot
 from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear, UnquantizedLinearMethod
 
 from guard.errors import TapError, UnsupportedError
 from guard.ipc.collecting import Site
-from guard.ipc.taps import LayerTap
+from guard.ipc.taps import LayerTap, TapSpec
 from guard.worker import activations, buffers, ops
 from guard.worker.activations import Accumulators, Collector
 from guard.worker.buffers import Taps
@@ -65,20 +66,25 @@ class GuardRowParallelLinear(RowParallelLinear):
         if taps is None or layer not in taps.spec.layers:
             return
         self._require_readable(prefix)
-        tap = taps.spec.layers[layer].shard(self.tp_rank * size, size)
-        self.add_tap(tap, taps)
+        self.add_tap(taps.spec.layers[layer].shard(self.tp_rank * size, size), taps)
 
     def add_tap(self, tap: LayerTap, taps: Taps) -> None:
         """Read ``tap``, which is this rank's part, from now on."""
         device = taps.score.device
-        # Padding, too, where it repeats a scaled neuron: entries of one neuron agree.
-        scaled = np.isin(tap.neuron, tap.scaled)
         # Buffers, so that they are inputs of the compiled graph and layers stay alike; not part of the checkpoint.
-        for name, values in (("neuron", tap.neuron), ("folded", tap.folded), ("scaled", scaled)):
+        for name, values in _arrays(tap).items():
             self.register_buffer(f"hguard_{name}", torch.from_numpy(values).to(device), persistent=False)
         self.taps = taps
         self.tapped, self.hguard_layer = True, tap.layer
-        taps.add_layer(tap.layer, self.hguard_folded)
+        taps.add_layer(tap.layer, self.hguard_folded, self._exchange)
+
+    def _exchange(self, spec: TapSpec) -> None:
+        """Read this layer's neurons of another probe, which has room in the buffers."""
+        size = self.input_size_per_partition
+        assert self.hguard_layer is not None
+        tap = spec.layers[self.hguard_layer].shard(self.tp_rank * size, size)
+        for name, values in _arrays(tap).items():
+            self.get_buffer(f"hguard_{name}").copy_(torch.from_numpy(values))
 
     def _require_readable(self, prefix: str) -> None:
         """Raise UnsupportedError where activations would not be what they seem; have them kept as they are."""
@@ -165,6 +171,12 @@ def _collected(
 def _collect(tensor: torch.Tensor, into: Accumulators | None) -> None:
     if into is not None:
         torch.ops.hguard.collect_states(_rows(tensor), into.weight, into.sums)
+
+
+def _arrays(tap: LayerTap) -> dict[str, NDArray[Any]]:
+    """A layer's buffers, by name."""
+    # Padding, too, where it repeats a scaled neuron: entries of one neuron agree.
+    return {"neuron": tap.neuron, "folded": tap.folded, "scaled": np.isin(tap.neuron, tap.scaled)}
 
 
 def require_taps(model: torch.nn.Module, wanted: Collection[int], worker: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from vllm.model_executor.custom_op import op_registry_oot
 from guard.errors import GuardError, TapError, UnsupportedError
 from guard.ipc.collecting import Part, Site
 from guard.ipc.score_table import PATH_VARIABLE, ScoreTable, refusal_file
-from guard.ipc.taps import KEY
+from guard.ipc.taps import KEY, TapConfig
 from guard.worker import activations, buffers
 from guard.worker.layer import GuardRowParallelLinear, have_built, require_taps
 
@@ -94,8 +95,21 @@ class GuardWorkerMixin:
             "tapped": taps.tapped_layers,
             "expected": taps.expected_layers,
             "runner": "V2" if runner == RUNNER_V2 else "V1",
-            "probe": self.vllm_config.additional_config.get(KEY, {}).get("sha256"),  # type: ignore[attr-defined]
+            "probe": self._config().sha256 if isinstance(taps, buffers.Taps) else None,
         }
+
+    def _config(self) -> TapConfig:
+        """What is tapped now."""
+        found = TapConfig.find(self.vllm_config.additional_config)  # type: ignore[attr-defined]
+        assert found is not None
+        return found
+
+    def hguard_exchange(self, bundle: str, sha256: str) -> None:
+        """Tap another bundle's neurons, where there is room; none of an answer that has begun is read meanwhile."""
+        assert isinstance(self.hguard_taps, buffers.Taps)
+        config = replace(self._config(), bundle=bundle, sha256=sha256)
+        self.hguard_taps.exchange(config.spec())
+        self.vllm_config.additional_config[KEY] = asdict(config)  # type: ignore[attr-defined]
 
     def hguard_count(self, layer: int | None) -> None:
         """For the self-test: see ``Taps.count_alone``."""

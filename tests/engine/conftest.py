@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from app.settings import ATLAS
-from guard.probe.bundle import Bundle, load_bundle
+from guard.probe.bundle import Bundle, load_bundle, save_bundle
 from models.atlas.recipe.questions import from_ledger, load_ledger
 from models.atlas.recipe.reference import Reader
 from tests.engine import forked
@@ -68,3 +69,17 @@ def vanilla(atlas_bundle: Bundle) -> Iterator[Harness]:
     harness = plain(ATLAS, atlas_bundle, TIGHT)
     yield harness
     harness.close()
+
+
+@pytest.fixture(scope="session")
+def other(atlas_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Neurons that atlas's own probe does not read, some of them positive, in two of its layers."""
+    rng = np.random.default_rng(3)
+    model = atlas_bundle.card.model
+    own = set(zip(atlas_bundle.layer.tolist(), atlas_bundle.neuron.tolist(), strict=True))
+    drawn = [(layer, int(n)) for layer in (1, 2) for n in np.sort(rng.choice(model.neurons_per_layer, 40, False))]
+    layer, neuron = np.array([pair for pair in drawn if pair not in own], np.int32).T
+    weight = rng.normal(size=len(layer)).astype(np.float32)
+    tensors = {"layer": layer, "neuron": neuron, "coefficient": weight, "folded": weight}
+    card = atlas_bundle.card.model_copy(update={"id": "other"})
+    return save_bundle(tmp_path_factory.mktemp("other"), card, {**atlas_bundle.tensors, **tensors})

@@ -11,6 +11,7 @@ from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from models.atlas.recipe.reference import Reader
 from tests.engine.harness import SCORE, Harness, guarded
+from tests.engine.test_exchange import assert_read, exchange
 from tests.engine.test_parity import LENGTHS, assert_measured, reference
 
 
@@ -35,3 +36,12 @@ def test_compiled_scaling_is_per_request(compiled: Harness, prompts: list[list[i
     assert mixed[0].verdict is not None
     assert plain[0].verdict is not None
     assert mixed[0].verdict.risk != plain[0].verdict.risk
+
+
+def test_neurons_are_exchanged(
+    compiled: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle, other: Bundle
+) -> None:
+    """In place: graphs keep the buffers' addresses."""
+    for bundle in (other, atlas_bundle):
+        compiled.run(exchange(compiled.engine, bundle))
+        assert_read(compiled, reader, bundle, prompts[:8])

@@ -12,6 +12,7 @@ from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from models.atlas.recipe.reference import Reader
 from tests.engine.harness import Harness, guarded
+from tests.engine.test_exchange import assert_read, exchange
 from tests.engine.test_parity import LENGTHS, RELATIVE, assert_measured, reference
 
 
@@ -58,3 +59,12 @@ def test_scaling_reaches_both_ranks(
     # Draws are those of the scaled model; its neuron scores are not comparable, the hooks see |z| after scaling.
     np.testing.assert_allclose(got["entropy"], wanted["entropy"], rtol=RELATIVE, atol=1e-4)
     np.testing.assert_allclose(got["logprob"], wanted["logprob"], rtol=RELATIVE, atol=1e-4)
+
+
+def test_neurons_are_exchanged(
+    two_ranks: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle, other: Bundle
+) -> None:
+    """In place: each rank takes its own neurons."""
+    for bundle in (other, atlas_bundle):
+        two_ranks.run(exchange(two_ranks.engine, bundle))
+        assert_read(two_ranks, reader, bundle, prompts[:8])

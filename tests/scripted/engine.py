@@ -155,6 +155,11 @@ class ScriptedCore(EngineCoreClient):
         if method == "hguard_count":
             (_, (self._counted, *_), *_) = rest
             return [None]
+        if method == "hguard_exchange":
+            (_, (path, _), *_) = rest
+            bundle = load_bundle(Path(path))
+            self._levels, self._reference = Levels(bundle.readout), bundle.reference
+            return [None]
         if method != "hguard_report":
             raise NotImplementedError(method)
         return [{"tapped": self._layers, "expected": self._layers, "runner": "scripted", "probe": "scripted"}]

@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import pytest
 from fastapi import FastAPI
 
 from app.ingress.admission import Admission
-from app.server import lifecycle
+from app.server import exchange, lifecycle
 from app.settings import ATLAS, Settings
+from guard.errors import TapError
 from guard.probe.bundle import Bundle, load_bundle, save_bundle
 from tests.engine.test_shutdown import connected, ended, stream, streams
 from tests.scripted.server import ForkedScriptedServer, listening, over, scripted_app
@@ -44,6 +46,13 @@ def recalibrated(folder: Path, **of_card: Any) -> Bundle:
 
 def settings(folder: Path, **more: Any) -> Settings:
     return Settings(probe=str(folder), **more)
+
+
+@asynccontextmanager
+async def served(given: Settings) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
+    """Over a socket, as requests that overlap need it."""
+    async with scripted_app(given) as app, listening(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as http:
+        yield app, http
 
 
 async def ask(http: httpx.AsyncClient, text: str = "Is it safe?", **more: Any) -> dict[str, Any]:
@@ -78,7 +87,7 @@ async def test_what_begins_has_the_new_probe(probe: Path, capsys: pytest.Capture
 async def test_what_has_begun_keeps_its_probe(probe: Path, streams_it: bool) -> None:
     """The same answer, asked before and after: the first one's threshold, risk and name are the old ones."""
     strict = settings(probe, mode="abstain", loosest_hold="none")
-    async with scripted_app(strict) as app, listening(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as http:
+    async with served(strict) as (app, http):
         if streams_it:
             asked = {**SLOW, "hallucination": {"hold": "none"}}
             running: asyncio.Task[Any] = asyncio.create_task(stream(http, asyncio.Event(), asked))
@@ -109,12 +118,17 @@ def gone(folder: Path) -> None:
     (folder / "probe.safetensors").unlink()
 
 
-def of_other_neurons(folder: Path) -> None:
+def of_other_neurons(folder: Path, count: int = 40) -> Bundle:
+    """So many of layer 1."""
     bundle = load_bundle(folder)
-    neuron = bundle.neuron.copy()
-    own = set(bundle.neuron[bundle.layer == bundle.layer[0]].tolist())
-    neuron[0] = next(i for i in range(bundle.card.model.neurons_per_layer) if i not in own)
-    save_bundle(folder, bundle.card, {**bundle.tensors, "neuron": neuron})
+    weight = np.ones(count, np.float32)
+    read = {"layer": np.ones(count, np.int32), "neuron": np.arange(count, dtype=np.int32)}
+    card = bundle.card.model_copy(update={"id": "others"})
+    return save_bundle(folder, card, {**bundle.tensors, **read, "coefficient": weight, "folded": weight})
+
+
+def of_too_many_neurons(folder: Path) -> None:
+    of_other_neurons(folder, 60)
 
 
 def of_another_model(folder: Path) -> None:
@@ -134,7 +148,7 @@ def without_the_threshold(folder: Path) -> None:
     [
         (broken, "probe.json"),
         (gone, "probe.safetensors"),
-        (of_other_neurons, "reads other neurons, which are fixed when the engine starts: restart the server"),
+        (of_too_many_neurons, "60 neurons of a layer, and there is room for 44; restart the server to serve it"),
         (of_another_model, "its weights differ"),
         (without_the_threshold, "it takes 19 right ones"),
     ],
@@ -153,6 +167,55 @@ async def test_what_cannot_be_served_is_refused_in_a_line_and_changes_nothing(
     assert line.startswith(f"hguard: the probe was not exchanged, {before['probe']['id']} (")
     assert ") serves on: " in line
     assert why in line
+
+
+async def test_other_neurons_wait_for_what_is_in_flight(probe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with served(settings(probe)) as (app, http):
+        running = asyncio.create_task(ask(http, "Is it slow?", max_tokens=80, min_tokens=80, ignore_eos=True))
+        await until_running(app)
+        old, new = load_bundle(probe), of_other_neurons(probe)
+        changing = asyncio.create_task(app.state.exchange())
+        await asyncio.sleep(0.2)
+        late = asyncio.create_task(ask(http, max_tokens=4))
+        given = asyncio.create_task(http.post("/risk", json={"prompt": "Is it safe?", "response": "It is."}))
+        found = await running
+        assert not late.done(), "it waits for the exchange"
+        await changing
+        assert found["probe"]["revision"] == old.revision
+        assert (await late)["probe"] == {"id": "others", "revision": new.revision}
+        assert (await given).json()["hallucination"]["probe"]["id"] == "others"
+    assert "hguard: probe others (" in capsys.readouterr().out
+
+
+async def test_what_is_in_flight_for_too_long_keeps_its_neurons(
+    probe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with served(settings(probe, drain_seconds=0.1)) as (app, http):
+        running = asyncio.create_task(ask(http, "Is it slow?", max_tokens=80, min_tokens=80, ignore_eos=True))
+        await until_running(app)
+        old = load_bundle(probe)
+        of_other_neurons(probe)
+        await app.state.exchange()
+        assert not running.done()
+        assert (await ask(http, max_tokens=4))["probe"]["revision"] == old.revision
+        assert (await running)["probe"]["revision"] == old.revision
+    assert "after 0.1 s 1 were not done" in capsys.readouterr().err
+
+
+async def test_neurons_that_fail_the_self_test_are_given_back(
+    probe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fails(*_: Any) -> None:
+        raise TapError("taps return no valid scores")
+
+    async with scripted_app(settings(probe)) as app, over(app) as http:
+        before = await ask(http)
+        of_other_neurons(probe)
+        monkeypatch.setattr(exchange, "require_live_taps", fails)
+        await app.state.exchange()
+        assert await ask(http) == before
+        assert app.state.engine_client.bundle.revision == before["probe"]["revision"]
+    assert "serves on: taps return no valid scores" in capsys.readouterr().err
 
 
 async def test_the_same_probe_is_nothing_to_exchange(probe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,7 +116,11 @@ def app_of(bundle: Bundle, scripted: Scripted, registry: CollectorRegistry) -> F
     app.state.openai_serving_chat, app.state.args = scripted, SimpleNamespace()
     exporters = Exporters((Metrics(bundle, "small", registry), LogLine()))
     guarded = Guard(PolicyResolver(SETTINGS, bundle), Writer(bundle, spell), exporters, REFUSAL, MESSAGE)
-    app.include_router(router(lambda: guarded))
+
+    async def current() -> Guard:
+        return guarded
+
+    app.include_router(router(current))
     app.add_middleware(
         IngressMiddleware,
         keys=ApiKeys(),

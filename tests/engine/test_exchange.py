@@ -1,0 +1,152 @@
+"""Neurons exchanged in a running engine: it then reads what an engine would that was started with the other probe."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.settings import ATLAS
+from guard.engine.context import RequestContext, use_context
+from guard.errors import UnsupportedError
+from guard.launch.engines import engine_arguments, guarded_engine, self_test_prompt
+from guard.launch.self_test import require_live_taps
+from guard.policy import Mode, Policy
+from guard.probe.bundle import Bundle, save_bundle
+from models.atlas.recipe.reference import Reader, signals_of
+from tests.engine.harness import SCORE, Harness
+from tests.engine.test_parity import RELATIVE
+
+ROOM = 48  # neurons of a layer
+
+
+@pytest.fixture(scope="module")
+def roomy(atlas_bundle: Bundle) -> Iterator[Harness]:
+    def start() -> Any:
+        args = engine_arguments(ATLAS, "atlas", atlas_bundle, False, ["--enable-prefix-caching"], room=ROOM)
+        return guarded_engine(args, atlas_bundle, SCORE, 64)
+
+    harness = Harness(start)
+    yield harness
+    harness.close()
+
+
+async def exchange(engine: Any, bundle: Bundle) -> None:
+    async with engine.paused(30):
+        await engine.retap(bundle)
+        await require_live_taps(engine, self_test_prompt(engine))
+
+
+def scores(reader: Reader, bundle: Bundle, prompts: list[list[int]], answers: list[list[int]]) -> list[np.ndarray]:
+    """What transformers finds of the probe's neurons."""
+    norms = reader.norms.numpy()[bundle.layer, bundle.neuron]
+    weight = (bundle.folded / norms).astype(np.float32)
+    found = reader.read(prompts, answers, (bundle.layer, bundle.neuron))
+    return [signals_of(one, weight)["neurons"] for one in found]
+
+
+def assert_read(roomy: Harness, reader: Reader, bundle: Bundle, prompts: list[list[int]]) -> None:
+    produced = roomy.produce(prompts, 12)
+    wanted = scores(reader, bundle, prompts, [one.tokens for one in produced])
+    for one, expected in zip(produced, wanted, strict=True):
+        assert one.verdict is not None
+        assert one.verdict.signals is not None
+        got = one.verdict.signals["neurons"]
+        np.testing.assert_allclose(got[:-1], expected[:-1], rtol=RELATIVE, atol=RELATIVE * np.abs(expected).max())
+
+
+def test_the_other_neurons_are_read_and_scaled(
+    roomy: Harness, reader: Reader, atlas_bundle: Bundle, other: Bundle, prompts: list[list[int]]
+) -> None:
+    off = Policy(Mode.SCORE, 0.5, scale=0.0)
+    assert_read(roomy, reader, atlas_bundle, prompts[:8])
+    before = roomy.produce(prompts[:8], 12, [off] * 8)
+    roomy.run(exchange(roomy.engine, other))
+    assert_read(roomy, reader, other, prompts[:8])
+    between = roomy.produce(prompts[:8], 12, [off] * 8)
+    assert [one.logprobs for one in between] != [one.logprobs for one in before], "others are switched off"
+    roomy.run(exchange(roomy.engine, atlas_bundle))
+    assert_read(roomy, reader, atlas_bundle, prompts[:8])
+    after = roomy.produce(prompts[:8], 12, [off] * 8)
+    assert [one.tokens for one in after] == [one.tokens for one in before], "prefixes of the other's are not found"
+
+
+def test_it_waits_for_what_is_in_flight_and_what_comes_waits_for_it(
+    roomy: Harness, atlas_bundle: Bundle, other: Bundle, prompts: list[list[int]]
+) -> None:
+    engine = roomy.engine
+
+    async def amid() -> None:
+        long = asyncio.create_task(roomy.answer(prompts[0], 200))
+        async with asyncio.timeout(30):
+            while not engine.pool.in_use:  # noqa: ASYNC110 - the engine offers no event
+                await asyncio.sleep(0.005)
+        changing = asyncio.create_task(exchange(engine, other))
+        await asyncio.sleep(0.02)
+        assert not any(task.done() for task in (long, changing))
+        late = asyncio.create_task(roomy.answer(prompts[1], 4))
+        first = await long
+        assert not late.done()
+        await changing
+        assert engine.bundle is other
+        assert first.verdict is not None
+        assert len(first.tokens) == 200
+        assert (await late).verdict is not None
+
+    roomy.run(amid())
+    roomy.run(exchange(engine, atlas_bundle))
+
+
+def test_a_request_whose_neurons_are_gone_is_refused(
+    roomy: Harness, atlas_bundle: Bundle, other: Bundle, prompts: list[list[int]]
+) -> None:
+    from guard.compat import RefusalError
+
+    async def ask() -> None:
+        from vllm.sampling_params import SamplingParams
+
+        with use_context(RequestContext(SCORE, bundle=other)):
+            prompt = {"type": "token", "prompt_token_ids": prompts[0]}
+            async for _ in roomy.engine.generate(prompt, SamplingParams(max_tokens=4), "late"):
+                pass
+
+    with pytest.raises(RefusalError, match="exchanged as this request began; ask again"):
+        roomy.run(ask())
+    with pytest.raises(RefusalError, match="ask again"):
+        roomy.run(roomy.engine.score(prompts[0], prompts[1], SCORE, "late", bundle=other))
+    assert roomy.engine.pool.in_use == 0
+
+
+def test_what_has_no_room_or_takes_too_long_changes_nothing(
+    roomy: Harness, atlas_bundle: Bundle, other: Bundle, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    more = np.arange(ROOM + 1, dtype=np.int32)
+    weight = np.ones(ROOM + 1, np.float32)
+    tensors = {"layer": more * 0, "neuron": more, "coefficient": weight, "folded": weight}
+    wide = save_bundle(tmp_path, other.card, {**other.tensors, **tensors})
+    said = rf"{ROOM + 1} neurons of a layer.*room for {ROOM}.*--probe-room {ROOM + 1} "
+    with pytest.raises(UnsupportedError, match=said):
+        roomy.run(exchange(roomy.engine, wide))
+    foreign = replace(
+        other,
+        card=other.card.model_copy(update={"model": other.card.model.model_copy(update={"fingerprint": "0" * 64})}),
+    )
+    with pytest.raises(UnsupportedError, match="other weights"):
+        roomy.run(exchange(roomy.engine, foreign))
+
+    async def in_a_hurry() -> None:
+        long = asyncio.create_task(roomy.answer(prompts[0], 200))
+        await asyncio.sleep(0.02)
+        with pytest.raises(UnsupportedError, match=r"after 0\.01 s 1 were not done"):
+            async with roomy.engine.paused(0.01):
+                raise AssertionError("an answer is in flight")
+        assert len((await long).tokens) == 200
+
+    roomy.run(in_a_hurry())
+    assert roomy.engine.bundle is atlas_bundle
+    assert roomy.produce(prompts[:1], 4)[0].verdict is not None
