@@ -75,7 +75,7 @@ def _cost(name: str) -> dict[str, str]:
     rows = [row for row in _read(RESULTS / f"{name}.json")["rows"] if row["mode"] == "score+entropy"]
     speed = [f"{row['ratio']:.2f} ({row['concurrency']})" for row in rows if row["metric"] == "tokens/s"]
     (memory,) = (row for row in rows if row["metric"] == "memory, MB")
-    return {"speed": ", ".join(speed), "memory": f"+{memory['guarded'] - memory['plain']:.0f} MB"}
+    return {"speed": ", ".join(speed), "memory": f"{memory['guarded'] - memory['plain']:+.0f} MB"}
 
 
 def _read(file: Path) -> Any:

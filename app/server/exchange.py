@@ -8,6 +8,7 @@ comes meanwhile waits.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from app.protocols.options import PolicyResolver
@@ -18,6 +19,8 @@ from guard.errors import GuardError
 from guard.launch.engines import self_test_prompt, warn
 from guard.launch.self_test import require_live_taps
 from guard.probe.bundle import Bundle
+
+log = logging.getLogger("hguard")
 
 
 class ProbeExchange:
@@ -67,7 +70,9 @@ class ProbeExchange:
                     await self._retap(bundle, before)
                 self._engine.adopt(bundle, made.resolver.policy)
                 self._guard = made
-            except (GuardError, OSError) as error:
+            except Exception as error:
+                if not isinstance(error, GuardError | OSError):
+                    log.exception("exchanging the probe failed")
                 self._metrics.exchanged(None)
                 warn(f"the probe was not exchanged, {_named(before)} serves on: {error}")
                 return
@@ -83,8 +88,8 @@ class ProbeExchange:
         """Read other neurons, if they pass the self-test; else the ones from before."""
         self._settled.clear()
         async with self._engine.paused(self._seconds):
-            await self._engine.retap(bundle)
             try:
+                await self._engine.retap(bundle)
                 await require_live_taps(self._engine, self_test_prompt(self._engine))
             except BaseException:
                 await self._engine.retap(before)

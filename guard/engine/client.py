@@ -31,7 +31,7 @@ from guard.engine.validation import require_no_bias, require_sendable, require_v
 from guard.errors import CapacityError, UnsupportedError
 from guard.ipc import capture
 from guard.ipc.score_table import ScoreTable, Slot, SlotPool
-from guard.ipc.taps import TapConfig
+from guard.ipc.taps import TapConfig, sendable
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Readout
@@ -67,6 +67,7 @@ class GuardedEngine:
         self._open, self._idle, self._in_flight = asyncio.Event(), asyncio.Event(), 0
         self._open.set()
         self._idle.set()
+        self._lost = False  # whether it is known what the workers read
         self._started = itertools.count()
         self.salts = Salts(bundle.card.tensors_sha256)
         self._given_text = GivenText(engine, table, self.salts, self.own)
@@ -104,7 +105,8 @@ class GuardedEngine:
             self._open.set()
 
     async def retap(self, bundle: Bundle) -> None:
-        """Have the workers read another bundle's neurons; only while ``paused``.
+        """Have the workers read another bundle's neurons; only while ``paused``. Where a worker fails to, nothing is
+        scored, or served, until all of them have read one.
 
         Raises UnsupportedError for one of other weights, or for which there is no room.
         """
@@ -121,7 +123,9 @@ class GuardedEngine:
                 "for such exchanges"
             ) from None
         sha256 = bundle.card.tensors_sha256
-        await self.collective_rpc("hguard_exchange", args=(str(bundle.path.resolve()), sha256))
+        self._lost = True
+        await self.collective_rpc("hguard_exchange", args=(sha256, sendable(bundle)))
+        self._lost = False
         self.bundle, self.readout, self.salts.tensors_sha256 = bundle, bundle.readout, sha256
 
     @asynccontextmanager
@@ -131,6 +135,10 @@ class GuardedEngine:
         Raises vLLM's refusal for load where that took the neurons that the request's probe reads.
         """
         await self._open.wait()
+        if self._lost:
+            raise refused_for_load(
+                "a worker failed to exchange the probe, so nothing can be scored: restart the server"
+            )
         if bundle is not None and bundle is not self.bundle and not bundle.reads_as(self.bundle):
             raise refused_for_load("the probe was exchanged as this request began; ask again")
         self._in_flight += 1

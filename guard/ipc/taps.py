@@ -99,6 +99,18 @@ def spec_of(bundle: Bundle) -> TapSpec:
     return TapSpec.from_arrays(bundle.layer, bundle.neuron, bundle.folded, bundle.coefficient)
 
 
+def sendable(bundle: Bundle) -> dict[str, list[Any]]:
+    """A bundle's neurons for a message to the workers, on whatever node."""
+    return {name: getattr(bundle, name).tolist() for name in ("layer", "neuron", "folded", "coefficient")}
+
+
+def received(neurons: dict[str, list[Any]]) -> TapSpec:
+    """The layout of what was ``sendable``."""
+    layer, neuron = (np.array(neurons[name], np.int32) for name in ("layer", "neuron"))
+    folded, coefficient = (np.array(neurons[name], np.float32) for name in ("folded", "coefficient"))
+    return TapSpec.from_arrays(layer, neuron, folded, coefficient)
+
+
 @dataclass(frozen=True, slots=True)
 class TapConfig:
     """Which bundle to tap, and the layout that it must have."""

@@ -13,7 +13,7 @@ from vllm.model_executor.custom_op import op_registry_oot
 from guard.errors import GuardError, TapError, UnsupportedError
 from guard.ipc.collecting import Part, Site
 from guard.ipc.score_table import PATH_VARIABLE, ScoreTable, refusal_file
-from guard.ipc.taps import KEY, TapConfig
+from guard.ipc.taps import KEY, TapConfig, received
 from guard.worker import activations, buffers
 from guard.worker.layer import GuardRowParallelLinear, have_built, require_taps
 
@@ -104,11 +104,12 @@ class GuardWorkerMixin:
         assert found is not None
         return found
 
-    def hguard_exchange(self, bundle: str, sha256: str) -> None:
-        """Tap another bundle's neurons, where there is room; none of an answer that has begun is read meanwhile."""
+    def hguard_exchange(self, sha256: str, neurons: dict[str, list[Any]]) -> None:
+        """Tap another bundle's ``neurons`` (``guard.ipc.taps.sendable``), where there is room. The engine does nothing
+        else meanwhile, and the bundle's files, which others may have replaced, are not read again."""
         assert isinstance(self.hguard_taps, buffers.Taps)
-        config = replace(self._config(), bundle=bundle, sha256=sha256)
-        self.hguard_taps.exchange(config.spec())
+        config = replace(self._config(), sha256=sha256)
+        self.hguard_taps.exchange(received(neurons).fitted(config.layers, config.width))
         self.vllm_config.additional_config[KEY] = asdict(config)  # type: ignore[attr-defined]
 
     def hguard_count(self, layer: int | None) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from app.settings import ATLAS
+from guard.compat import RefusalError
 from guard.engine.context import RequestContext, use_context
 from guard.errors import UnsupportedError
 from guard.launch.engines import engine_arguments, guarded_engine, self_test_prompt
@@ -105,8 +106,6 @@ def test_it_waits_for_what_is_in_flight_and_what_comes_waits_for_it(
 def test_a_request_whose_neurons_are_gone_is_refused(
     roomy: Harness, atlas_bundle: Bundle, other: Bundle, prompts: list[list[int]]
 ) -> None:
-    from guard.compat import RefusalError
-
     async def ask() -> None:
         from vllm.sampling_params import SamplingParams
 
@@ -149,4 +148,24 @@ def test_what_has_no_room_or_takes_too_long_changes_nothing(
 
     roomy.run(in_a_hurry())
     assert roomy.engine.bundle is atlas_bundle
+    assert roomy.produce(prompts[:1], 4)[0].verdict is not None
+
+
+def test_workers_that_fail_to_exchange_score_nothing_until_they_have(
+    roomy: Harness, atlas_bundle: Bundle, other: Bundle, prompts: list[list[int]]
+) -> None:
+    """Some of them may read one probe, and some the other: no answer may pass for scored."""
+    engine, failing = roomy.engine, pytest.MonkeyPatch()
+
+    async def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a worker failed")
+
+    failing.setattr(engine._engine, "collective_rpc", fails)
+    with pytest.raises(RuntimeError, match="a worker failed"):
+        roomy.run(exchange(engine, other))
+    failing.undo()
+    assert engine.bundle is atlas_bundle
+    with pytest.raises(RefusalError, match="restart the server"):
+        roomy.produce(prompts[:1], 4)
+    roomy.run(exchange(engine, atlas_bundle))
     assert roomy.produce(prompts[:1], 4)[0].verdict is not None

@@ -156,9 +156,6 @@ class ScriptedCore(EngineCoreClient):
             (_, (self._counted, *_), *_) = rest
             return [None]
         if method == "hguard_exchange":
-            (_, (path, _), *_) = rest
-            bundle = load_bundle(Path(path))
-            self._levels, self._reference = Levels(bundle.readout), bundle.reference
             return [None]
         if method != "hguard_report":
             raise NotImplementedError(method)
