@@ -207,10 +207,11 @@ async def test_what_a_prompt_holds_of_a_turn_is_scored_after_its_thoughts() -> N
     async with scripted_app(choose=lambda _: Script(text=rest), extra=REASONING) as app, over(app) as client:
         engine = app.state.engine_client
         for path, more in asked.items():
-            engine.readout = noting = Noting(engine.readout)
+            noting = Noting(engine.readout)
+            engine.readout_of = lambda _, noting=noting: noting
             reply = await client.post(path, json={"model": "atlas", "hallucination": {"mode": "score"}, **more})
             assert reply.status_code == 200, reply.text
-            lengths[path], engine.readout = noting.longest, noting.inner
+            lengths[path] = noting.longest
     assert lengths == {CHAT: len(ids_of(given + rest)), COMPLETIONS: len(ids_of(turn + rest))}
 
 
