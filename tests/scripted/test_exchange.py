@@ -25,7 +25,7 @@ from tests.engine.test_shutdown import connected, ended, stream, streams
 from tests.scripted.server import ForkedScriptedServer, listening, over, scripted_app
 from tests.scripted.test_scripted import CHAT, asking
 
-SLOW = asking("Is it slow?", max_tokens=80, min_tokens=80, ignore_eos=True)  # four seconds
+SLOW = asking("Is it slow?", max_tokens=40, min_tokens=40, ignore_eos=True)  # two seconds
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ async def test_what_has_begun_keeps_its_probe(probe: Path, streams_it: bool) -> 
             asked = {**SLOW, "hallucination": {"hold": "none"}}
             running: asyncio.Task[Any] = asyncio.create_task(stream(http, asyncio.Event(), asked))
         else:
-            running = asyncio.create_task(ask(http, "Is it slow?", max_tokens=80, min_tokens=80, ignore_eos=True))
+            running = asyncio.create_task(ask(http, "Is it slow?", max_tokens=40, min_tokens=40, ignore_eos=True))
         await until_running(app)
         old, new = load_bundle(probe), recalibrated(probe)
         await app.state.exchange()
@@ -171,7 +171,7 @@ async def test_what_cannot_be_served_is_refused_in_a_line_and_changes_nothing(
 
 async def test_other_neurons_wait_for_what_is_in_flight(probe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with served(settings(probe)) as (app, http):
-        running = asyncio.create_task(ask(http, "Is it slow?", max_tokens=80, min_tokens=80, ignore_eos=True))
+        running = asyncio.create_task(ask(http, "Is it slow?", max_tokens=40, min_tokens=40, ignore_eos=True))
         await until_running(app)
         old, new = load_bundle(probe), of_other_neurons(probe)
         changing = asyncio.create_task(app.state.exchange())
@@ -191,7 +191,7 @@ async def test_what_is_in_flight_for_too_long_keeps_its_neurons(
     probe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with served(settings(probe, drain_seconds=0.1)) as (app, http):
-        running = asyncio.create_task(ask(http, "Is it slow?", max_tokens=80, min_tokens=80, ignore_eos=True))
+        running = asyncio.create_task(ask(http, "Is it slow?", max_tokens=40, min_tokens=40, ignore_eos=True))
         await until_running(app)
         old = load_bundle(probe)
         of_other_neurons(probe)
