@@ -1,4 +1,4 @@
-"""Another calibration of the probe, taken up while the server runs: what SIGHUP asks for.
+"""Another probe, taken up while the server runs: what SIGHUP asks for.
 
 What is made of the neurons that are read is exchanged at once: requests that have begun keep the probe that their
 options were read for, to their last byte. Before other neurons are read, what is in flight comes to its end, and what
@@ -74,7 +74,12 @@ class ProbeExchange:
                 if not isinstance(error, GuardError | OSError):
                     log.exception("exchanging the probe failed")
                 self._metrics.exchanged(None)
-                warn(f"the probe was not exchanged, {_named(before)} serves on: {error}")
+                then = (
+                    "and workers may read neither, so nothing is served"
+                    if self._engine.lost
+                    else "the old one serves on"
+                )
+                warn(f"the probe was not exchanged, {then} ({_named(before)}): {error}")
                 return
             finally:
                 self._settled.set()

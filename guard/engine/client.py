@@ -67,7 +67,7 @@ class GuardedEngine:
         self._open, self._idle, self._in_flight = asyncio.Event(), asyncio.Event(), 0
         self._open.set()
         self._idle.set()
-        self._lost = False  # whether it is known what the workers read
+        self.lost = False  # whether it is known what the workers read
         self._started = itertools.count()
         self.salts = Salts(bundle.card.tensors_sha256)
         self._given_text = GivenText(engine, table, self.salts, self.own)
@@ -123,9 +123,9 @@ class GuardedEngine:
                 "for such exchanges"
             ) from None
         sha256 = bundle.card.tensors_sha256
-        self._lost = True
+        self.lost = True
         await self.collective_rpc("hguard_exchange", args=(sha256, sendable(bundle)))
-        self._lost = False
+        self.lost = False
         self.bundle, self.readout, self.salts.tensors_sha256 = bundle, bundle.readout, sha256
 
     @asynccontextmanager
@@ -135,7 +135,7 @@ class GuardedEngine:
         Raises vLLM's refusal for load where that took the neurons that the request's probe reads.
         """
         await self._open.wait()
-        if self._lost:
+        if self.lost:
             raise refused_for_load(
                 "a worker failed to exchange the probe, so nothing can be scored: restart the server"
             )

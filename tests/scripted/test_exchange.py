@@ -164,8 +164,7 @@ async def test_what_cannot_be_served_is_refused_in_a_line_and_changes_nothing(
         metrics = (await http.get("/metrics")).text
         assert 'hguard_probe_exchanges_total{model="atlas",outcome="refused"} 1.0' in metrics
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"hguard: the probe was not exchanged, {before['probe']['id']} (")
-    assert ") serves on: " in line
+    assert line.startswith(f"hguard: the probe was not exchanged, the old one serves on ({before['probe']['id']} (")
     assert why in line
 
 
@@ -215,7 +214,24 @@ async def test_neurons_that_fail_the_self_test_are_given_back(
         await app.state.exchange()
         assert await ask(http) == before
         assert app.state.engine_client.bundle.revision == before["probe"]["revision"]
-    assert "serves on: taps return no valid scores" in capsys.readouterr().err
+    assert "taps return no valid scores" in capsys.readouterr().err
+
+
+async def test_workers_that_read_neither_probe_serve_nothing(
+    probe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a worker failed")
+
+    async with scripted_app(settings(probe)) as app, over(app) as http:
+        of_other_neurons(probe)
+        monkeypatch.setattr(app.state.engine_client._engine, "collective_rpc", fails)
+        await app.state.exchange()
+        for path, body in ((CHAT, asking("Is it safe?")), ("/risk", {"prompt": "Is it safe?", "response": "It is."})):
+            reply = await http.post(path, json=body)
+            assert reply.status_code == 503, reply.text
+            assert "restart the server" in reply.text
+    assert "and workers may read neither, so nothing is served (" in capsys.readouterr().err
 
 
 async def test_the_same_probe_is_nothing_to_exchange(probe: Path, capsys: pytest.CaptureFixture[str]) -> None:
