@@ -17,6 +17,7 @@ from app.telemetry.metrics import Metrics
 from guard.engine.client import GuardedEngine
 from guard.errors import GuardError
 from guard.launch.engines import self_test_prompt, warn
+from guard.launch.retap import retap
 from guard.launch.self_test import require_live_taps
 from guard.probe.bundle import Bundle
 
@@ -76,7 +77,7 @@ class ProbeExchange:
                 self._metrics.exchanged(None)
                 then = (
                     "and workers may read neither, so nothing is served"
-                    if self._engine.lost
+                    if self._engine.traffic.lost
                     else "the old one serves on"
                 )
                 warn(f"the probe was not exchanged, {then} ({_named(before)}): {error}")
@@ -92,12 +93,12 @@ class ProbeExchange:
     async def _retap(self, bundle: Bundle, before: Bundle) -> None:
         """Read other neurons, if they pass the self-test; else the ones from before."""
         self._settled.clear()
-        async with self._engine.paused(self._seconds):
+        async with self._engine.traffic.paused(self._seconds):
             try:
-                await self._engine.retap(bundle)
+                await retap(self._engine, bundle)
                 await require_live_taps(self._engine, self_test_prompt(self._engine))
             except BaseException:
-                await self._engine.retap(before)
+                await retap(self._engine, before)
                 raise
 
 

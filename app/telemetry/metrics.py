@@ -12,7 +12,7 @@ from app.errors import Reason
 from app.ingress.admission import Admission
 from app.telemetry.record import RequestRecord
 from guard.engine.context import Unscored, Verdict
-from guard.engine.own import OwnRequests, Purpose
+from guard.engine.traffic import OwnRequests, Purpose
 from guard.policy import Action, Mode
 from guard.probe.bundle import Bundle
 

@@ -22,16 +22,15 @@ from guard.engine.answer import Answer, unscored, verdict_on
 from guard.engine.context import RequestContext, Unscored, Verdict, current_context, use_context
 from guard.engine.gate import OutputGate
 from guard.engine.outputs import with_completions
-from guard.engine.own import OwnRequests, Purpose
 from guard.engine.reading import GivenText
 from guard.engine.salts import Salts
 from guard.engine.stages import STAGES, GenerateCall
+from guard.engine.traffic import OwnRequests, Purpose, Traffic
 from guard.engine.turn import Reasoning, Turns
 from guard.engine.validation import require_no_bias, require_sendable, require_valid
-from guard.errors import CapacityError, UnsupportedError
+from guard.errors import CapacityError
 from guard.ipc import capture
 from guard.ipc.score_table import ScoreTable, Slot, SlotPool
-from guard.ipc.taps import TapConfig, sendable
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Readout
@@ -64,10 +63,7 @@ class GuardedEngine:
         self.own = OwnRequests()
         self.default_policy = default
         self._longest = longest
-        self._open, self._idle, self._in_flight = asyncio.Event(), asyncio.Event(), 0
-        self._open.set()
-        self._idle.set()
-        self.lost = False  # whether it is known what the workers read
+        self.traffic = Traffic(lambda: self.bundle)
         self._started = itertools.count()
         self.salts = Salts(bundle.card.tensors_sha256)
         self._given_text = GivenText(engine, table, self.salts, self.own)
@@ -84,71 +80,6 @@ class GuardedEngine:
         """Go on with another calibration of the neurons that are tapped; requests that name theirs keep it."""
         assert bundle.reads_as(self.bundle)
         self.bundle, self.readout, self.default_policy = bundle, bundle.readout, default
-
-    @asynccontextmanager
-    async def paused(self, seconds: float) -> AsyncIterator[None]:
-        """Once nothing is in flight any more, and while nothing begins. Raises UnsupportedError where that takes longer
-        than ``seconds``."""
-        self._open.clear()
-        try:
-            try:
-                async with asyncio.timeout(seconds):
-                    await self._idle.wait()
-            except TimeoutError:
-                raise UnsupportedError(
-                    "it reads other neurons, and answers in flight keep those that they began with: after "
-                    f"{seconds:g} s {self._in_flight} were not done; ask again when there are fewer, or grant more "
-                    "--drain-seconds"
-                ) from None
-            yield
-        finally:
-            self._open.set()
-
-    async def retap(self, bundle: Bundle) -> None:
-        """Have the workers read another bundle's neurons; only while ``paused``. Where a worker fails to, nothing is
-        scored, or served, until all of them have read one.
-
-        Raises UnsupportedError for one of other weights, or for which there is no room.
-        """
-        own, other = self.bundle.card.model, bundle.card.model
-        if (own.fingerprint, own.dtype) != (other.fingerprint, other.dtype):
-            raise UnsupportedError(f"probe {bundle.card.id} is of other weights, or of another precision")
-        config = TapConfig.find(self.vllm_config.additional_config)
-        assert config is not None
-        try:
-            config.fitted(bundle)
-        except UnsupportedError as error:
-            raise UnsupportedError(
-                f"{error}; restart the server to serve it, or start it with --probe-room {TapConfig.of(bundle).width} "
-                "for such exchanges"
-            ) from None
-        sha256 = bundle.card.tensors_sha256
-        self.lost = True
-        await self.collective_rpc("hguard_exchange", args=(sha256, sendable(bundle)))
-        self.lost = False
-        self.bundle, self.readout, self.salts.tensors_sha256 = bundle, bundle.readout, sha256
-
-    @asynccontextmanager
-    async def _begun(self, bundle: Bundle | None) -> AsyncIterator[None]:
-        """What the engine does for a request that ``bundle`` is to judge; it waits while a probe is exchanged.
-
-        Raises vLLM's refusal for load where that took the neurons that the request's probe reads.
-        """
-        await self._open.wait()
-        if self.lost:
-            raise refused_for_load(
-                "a worker failed to exchange the probe, so nothing can be scored: restart the server"
-            )
-        if bundle is not None and bundle is not self.bundle and not bundle.reads_as(self.bundle):
-            raise refused_for_load("the probe was exchanged as this request began; ask again")
-        self._in_flight += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._idle.set()
 
     def readout_of(self, call: RequestContext) -> Readout:
         """What makes risks of the signals of a request's answers."""
@@ -193,7 +124,7 @@ class GuardedEngine:
         return stream
 
     async def _guarded(self, request: GenerateCall) -> AsyncGenerator[Any, None]:
-        async with self._begun(request.call.bundle):
+        async with self.traffic.begun(request.call.bundle):
             call, first, params = request.call, request.first, request.params
             policy = call.policy
             for stage in STAGES:
@@ -402,7 +333,7 @@ class GuardedEngine:
         readout = self.readout if bundle is None else bundle.readout
         ids = list(response_ids)
         try:
-            async with asyncio.timeout(within), self._begun(bundle):
+            async with asyncio.timeout(within), self.traffic.begun(bundle):
                 signals = await self.measure(prompt_ids, ids, policy.scale, request_id, draws=readout.uses_draws)
         except TimeoutError:
             return unscored(index, policy, ids, Unscored.TIMEOUT)

@@ -18,8 +18,8 @@ from typing import Any
 
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from guard.engine.own import OwnRequests, Purpose
 from guard.engine.salts import Salts
+from guard.engine.traffic import OwnRequests, Purpose
 from guard.ipc import capture
 from guard.ipc.rows import rows_of_step
 from guard.ipc.score_table import ScoreTable, Slot

@@ -17,7 +17,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from guard.engine.answer import Answer, refused
 from guard.engine.context import RequestContext
 from guard.engine.outputs import emptied, own_output
-from guard.engine.own import Purpose
+from guard.engine.traffic import Purpose
 from guard.ipc import capture
 from guard.ipc.score_table import ScoreTable, Slot
 from guard.policy import Policy

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from guard import precision
 from guard.engine.client import GuardedEngine
-from guard.engine.own import Purpose
+from guard.engine.traffic import Purpose
 from guard.errors import TapError
 from guard.probe.identity import forward_config
 from guard.probe.reference import Reference

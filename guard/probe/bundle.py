@@ -69,10 +69,14 @@ class Bundle:
         text = json.dumps(self.card.as_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    def fits_the_weights_of(self, other: Bundle) -> bool:
+        """Whether both were fit on the same weights, in the same precision."""
+        own, theirs = self.card.model, other.card.model
+        return (own.fingerprint, own.dtype) == (theirs.fingerprint, theirs.dtype)
+
     def reads_as(self, other: Bundle) -> bool:
         """Whether both measure the same of the same weights, and differ at most in what is made of it."""
-        own, theirs = self.card.model, other.card.model
-        return (own.fingerprint, own.dtype) == (theirs.fingerprint, theirs.dtype) and all(
+        return self.fits_the_weights_of(other) and all(
             np.array_equal(getattr(self, name), getattr(other, name))
             for name in ("layer", "neuron", "folded", "coefficient")
         )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from guard.harness.config import AnswerConfig
-from guard.ipc.collecting import Part, Site, Table
+from guard.ipc.collecting import Collecting, Site, Table
 
 Method = Literal["platt", "isotonic"]
 Kept = Literal["residual", "attention", "question"]
@@ -72,7 +72,7 @@ class FitConfig(CalibrationConfig):
     @property
     def tables(self) -> tuple[Table, ...]:
         """The arrays of a fit's answers."""
-        parts = (Part.SPAN, Part.LAST_PROMPT, *((Part.QUESTION,) if self.question else ()))
+        parts = Collecting(self.slots, self.sites, self.question).parts
         return tuple((site, part) for site in (Site.NEURONS, *self.sites) for part in parts)
 
     def stage_settings(self) -> dict[str, object]:

@@ -136,8 +136,8 @@ async def answer_all(
             continue
         if done:
             raise FitError(
-                f"{len(done)} answers in {work.folder} were given without --keep {','.join(how.keep)}: give another "
-                "--out, or leave --keep out"
+                f"{work.folder} has {len(done)} answers, and no {path.name} of them: give another --out, or the --keep "
+                "that they were given with"
             )
         with translate_os_errors(work.folder):
             new_means(path, len(questions), shape[0], shape[1] if site is Site.NEURONS else engine.width(site))

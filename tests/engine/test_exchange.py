@@ -16,6 +16,7 @@ from guard.compat import RefusalError
 from guard.engine.context import RequestContext, use_context
 from guard.errors import UnsupportedError
 from guard.launch.engines import engine_arguments, guarded_engine, self_test_prompt
+from guard.launch.retap import retap
 from guard.launch.self_test import require_live_taps
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle, save_bundle
@@ -38,8 +39,8 @@ def roomy(atlas_bundle: Bundle) -> Iterator[Harness]:
 
 
 async def exchange(engine: Any, bundle: Bundle) -> None:
-    async with engine.paused(200):
-        await engine.retap(bundle)
+    async with engine.traffic.paused(200):
+        await retap(engine, bundle)
         await require_live_taps(engine, self_test_prompt(engine))
 
 
@@ -142,7 +143,7 @@ def test_what_has_no_room_or_takes_too_long_changes_nothing(
         long = asyncio.create_task(roomy.answer(prompts[0], 120))
         await asyncio.sleep(0.02)
         with pytest.raises(UnsupportedError, match=r"after 0\.01 s 1 were not done"):
-            async with roomy.engine.paused(0.01):
+            async with roomy.engine.traffic.paused(0.01):
                 raise AssertionError("an answer is in flight")
         assert len((await long).tokens) == 120
 

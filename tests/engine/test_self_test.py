@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from guard.engine.client import GuardedEngine
-from guard.engine.own import Purpose
+from guard.engine.traffic import Purpose
 from guard.errors import TapError
 from guard.launch.self_test import require_live_taps
 from guard.probe.bundle import Bundle

@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.settings import BEYOND, Settings
-from guard.engine.own import Purpose
+from guard.engine.traffic import Purpose
 from guard.policy import Fail, Mode
 from guard.probe.readout import Readout
 from tests.scripted.server import ForkedScriptedServer, listening, over, scripted_app
