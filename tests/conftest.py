@@ -81,7 +81,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def make_card(identity: ModelIdentity | None = None) -> ProbeCard:
-    stack = StackParameters.of(Stack((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.5, 0.25), -1.0))
+    stack = StackParameters.of(
+        Stack((0.0, 0.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0, 1.0), (1.0, 0.5, 0.25, 0.0, 0.0), -1.0)
+    )
     identity = identity or ModelIdentity(
         id="small",
         fingerprint="f" * 64,

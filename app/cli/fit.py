@@ -108,7 +108,8 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     work = StageStore(options.out / "work", settings)
     norms = norms_of(model, identity.layers, identity.neurons_per_layer)
     fit = Fit(work, questions, identity, norms, config, options.id or f"{Path(name).name}-probe", neurons, judge)
-    engines = RealEngines(model, identity.dtype, config.slots, options.compiled, extra, config.sites, config.question)
+    kept = config.sites, config.question, config.measured
+    engines = RealEngines(model, identity.dtype, config.slots, options.compiled, extra, *kept)
     return _finish(fit.run(engines, options.out), work, options)
 
 

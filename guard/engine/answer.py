@@ -97,7 +97,7 @@ class Answer:
         if self.slot is None or self.unscorable or known < 0 or complete <= self.windows_scored:
             return None
         part = self.signals(table, self.windows_scored - self.given, known)
-        fault, risk = part.fault_within(readout.uses_draws), float(np.nan)
+        fault, risk = part.fault_within(readout.used), float(np.nan)
         if fault is None:
             risk = _risk(part, readout, self.windows_scored)
         if np.isfinite(risk):
@@ -147,7 +147,7 @@ def verdict_on(
 
     ``given``: so many of the first are no part of the answer, whose tokens are ``ids``, but of the turn that it ends.
     """
-    fault = signals.fault(readout.uses_draws)
+    fault = signals.fault(readout.used)
     if fault is not None:
         return unscored(index, policy, ids, Unscored(fault.value))
     try:

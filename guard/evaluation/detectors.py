@@ -59,9 +59,10 @@ def alone(signals: TokenSignals, signal: Signal) -> np.floating[Any]:
 
 def parts_of(signals: Sequence[TokenSignals], readout: Readout) -> dict[str, NDArray[np.floating]]:
     """What each part of the probe, and an answer's length, say of each answer: higher is riskier."""
+    measured = [signal for signal in SIGNALS if all(signal.name in one.values for one in signals)]
     return {
         "stack": np.array([readout.risk(one)[0] for one in signals]),
-        **{signal.name: np.array([alone(one, signal) for one in signals]) for signal in SIGNALS},
+        **{signal.name: np.array([alone(one, signal) for one in signals]) for signal in measured},
         LAST_PROMPT: np.array([one.prompt_score for one in signals]),
         "length": np.array([len(one) for one in signals], float),
     }

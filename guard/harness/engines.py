@@ -15,6 +15,7 @@ from guard.ipc.collecting import Collecting, Site
 from guard.launch.engines import collecting_arguments, collecting_engine, engine_arguments, guarded_engine
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
+from guard.probe.signals import ALWAYS
 
 T = TypeVar("T")
 _SCORE_SLOTS = 128
@@ -32,7 +33,7 @@ class Engines(Protocol):
 class RealEngines:
     """vLLM on the model in ``model``; ``slots`` answers are collected at once, ``extra`` are vLLM's own options.
 
-    sites, question: what is collected beside neurons, as in ``Collecting``.
+    sites, question: what is collected beside neurons, as in ``Collecting``. measured: the signals of tokens.
     """
 
     model: Path
@@ -42,12 +43,13 @@ class RealEngines:
     extra: Sequence[str] = ()
     sites: tuple[Site, ...] = ()
     question: bool = False
+    measured: frozenset[str] = ALWAYS
 
     @asynccontextmanager
     async def collecting(self) -> AsyncIterator[CollectingEngine]:
         kept = Collecting(self.slots, self.sites, self.question)
         args = collecting_arguments(self.model, self.dtype, kept, self.compiled, self.extra)
-        async with _told(collecting_engine(args, self.slots), "answers and collects") as engine:
+        async with _told(collecting_engine(args, self.slots, self.measured), "answers and collects") as engine:
             yield engine
 
     def guarded(self, bundle: Bundle) -> AbstractAsyncContextManager[Any]:

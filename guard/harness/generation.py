@@ -32,7 +32,7 @@ async def answer_all(
 
     Says so where activations were not finite, and what to do about it.
     """
-    engine.readout = unit_readout()  # so that everything is measured, whatever the bundle uses
+    engine.readout = unit_readout(engine.table.measured)  # so that all of it is measured, whatever the bundle uses
     tokenizer = engine.get_tokenizer()
     known = {row["question"]: row for row in work.rows(ANSWERED)}
     gate = asyncio.Semaphore(_AT_ONCE)

@@ -14,23 +14,28 @@ import tempfile
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guard.errors import CapacityError, TapError, UnsupportedError
-from guard.probe.signals import Source, names
+from guard.probe.signals import ALWAYS, COLUMN, Source, names
 
 PATH_VARIABLE = "HGUARD_RING_PATH"
 
-# An entry of each source: what the forward pass of a position yields, and what is known of the token at a position
-# once it is drawn. Apart, since the two are known in different steps.
-ENTRIES = {
-    source: np.dtype([("generation", np.uint32), *((name, np.float32) for name in names(source))]) for source in Source
-}
-_ENTRY_BYTES = sum(entry.itemsize for entry in ENTRIES.values())
-_HEADER = np.dtype([("slots", np.int64), ("positions", np.int64)])
+_HEADER = np.dtype([("slots", np.int64), ("positions", np.int64), ("measured", np.int64)])
+
+
+@cache
+def entries(measured: frozenset[str]) -> dict[Source, np.dtype[np.void]]:
+    """An entry of each source: what the forward pass of a position yields, and what is known of the token at a position
+    once it is drawn. Apart, since the two are known in different steps."""
+    return {
+        source: np.dtype([("generation", np.uint32), *((name, np.float32) for name in names(source, measured))])
+        for source in Source
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +46,11 @@ class Slot:
     generation: int
 
 
-def require_room(slots: int, positions: int) -> str:
+def require_room(slots: int, positions: int, measured: frozenset[str] = ALWAYS) -> str:
     """The folder for a table of this size. Raises UnsupportedError where the table could outgrow its memory."""
     shared = Path("/dev/shm").is_dir() and os.access("/dev/shm", os.W_OK)
     folder = "/dev/shm" if shared else tempfile.gettempdir()
-    size, room = slots * positions * _ENTRY_BYTES, shutil.disk_usage(folder)
+    size, room = slots * positions * _bytes(measured), shutil.disk_usage(folder)
     if size > room.free and room.total > 0:  # a tmpfs without a limit says 0
         raise UnsupportedError(
             f"the scores of {slots} answers of {positions} tokens may take {size >> 20} MiB, and {folder} has "
@@ -55,15 +60,20 @@ def require_room(slots: int, positions: int) -> str:
     return folder
 
 
-class ScoreTable:
-    """The memory itself; both sides hold one."""
+def _bytes(measured: frozenset[str]) -> int:
+    """Of one position of one slot."""
+    return sum(entry.itemsize for entry in entries(measured).values())
 
-    def __init__(self, path: Path, create: tuple[int, int] | None = None) -> None:
-        """Open the table at ``path``, or create it with (slots, positions)."""
+
+class ScoreTable:
+    """The memory itself; both sides hold one. measured: names of the signals that have a place in it."""
+
+    def __init__(self, path: Path, create: tuple[int, int] | None = None, measured: frozenset[str] = ALWAYS) -> None:
+        """Open the table at ``path``, or create it with (slots, positions) for the signals that are ``measured``."""
         self.path = path
         if create is not None:
             header = np.memmap(path, dtype=_HEADER, mode="w+", shape=(1,))
-            header[0] = create
+            header[0] = *create, sum(1 << COLUMN[name] for name in measured)
             header.flush()
         else:
             if not path.is_file():
@@ -72,25 +82,26 @@ class ScoreTable:
                 )
             header = np.memmap(path, dtype=_HEADER, mode="r", shape=(1,))
         self.slots, self.positions = int(header["slots"][0]), int(header["positions"][0])
+        self.measured = frozenset(name for name, bit in COLUMN.items() if header["measured"][0] >> bit & 1)
         shape, offset = (self.slots, self.positions), _HEADER.itemsize
         size = self.slots * self.positions
         if create is not None:
-            os.truncate(path, offset + size * _ENTRY_BYTES)
+            os.truncate(path, offset + size * _bytes(self.measured))
         self.entries: dict[Source, NDArray[np.void]] = {}
-        for source, entry in ENTRIES.items():
+        for source, entry in entries(self.measured).items():
             # As plain arrays: memmap's own class costs as much on every access as the access.
             self.entries[source] = np.asarray(np.memmap(path, entry, "r+", offset, shape))
             offset += size * entry.itemsize
 
     @classmethod
-    def create(cls, slots: int, positions: int) -> ScoreTable:
+    def create(cls, slots: int, positions: int, measured: frozenset[str] = ALWAYS) -> ScoreTable:
         """A new table in shared memory (or the temporary folder, where there is none).
 
         Raises UnsupportedError where it could outgrow that memory: the kernel would kill the worker that then writes.
         """
-        handle, name = tempfile.mkstemp(prefix="hguard-table-", dir=require_room(slots, positions))
+        handle, name = tempfile.mkstemp(prefix="hguard-table-", dir=require_room(slots, positions, measured))
         os.close(handle)
-        return cls(Path(name), (slots, positions))
+        return cls(Path(name), (slots, positions), measured)
 
     def unlink(self) -> None:
         """Remove the name. The memory lives on in the processes that opened it, and is freed when the last one ends."""
@@ -115,9 +126,9 @@ class ScoreTable:
 
         positions: of the forward pass, or of the tokens that were drawn.
         """
-        entry = np.empty(len(slots), ENTRIES[source])
+        entry = np.empty(len(slots), self.entries[source].dtype)
         entry["generation"] = generations
-        for name in names(source):
+        for name in names(source, self.measured):
             entry[name] = values[name]
         self.entries[source][slots, positions] = entry
 
@@ -134,7 +145,7 @@ class ScoreTable:
         infinite where what was measured is NaN."""
         entry = self.entries[source][slot.index, start:end]
         known = entry["generation"] == slot.generation
-        return {name: _known(known, entry[name]) for name in names(source)}
+        return {name: _known(known, entry[name]) for name in names(source, self.measured)}
 
 
 def _known(known: NDArray[np.bool_], values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -24,6 +24,7 @@ from guard.launch import cache_dirs, forkserver, interrupts, no_triton, override
 from guard.policy import Policy
 from guard.probe.bundle import Bundle
 from guard.probe.identity import model_config
+from guard.probe.signals import ALWAYS
 from guard.versions import engine_version
 
 if TYPE_CHECKING:  # what imports torch or vLLM waits until the environment is prepared
@@ -197,7 +198,7 @@ async def guarded_engine(
     from guard.engine.client import GuardedEngine
     from guard.launch.self_test import require_live_taps
 
-    async with _tapped_engine(args, slots) as (engine, table):
+    async with _tapped_engine(args, slots, bundle.readout.used | ALWAYS) as (engine, table):
         guarded = GuardedEngine(engine, bundle, table, default, longest, chat_template(args))
         await require_live_taps(guarded, self_test_prompt(engine))
         yield guarded
@@ -212,22 +213,27 @@ def chat_template(args: Namespace) -> str | None:
 
 
 @asynccontextmanager
-async def collecting_engine(args: Namespace, slots: int) -> AsyncIterator[CollectingEngine]:
-    """A running engine that samples answers and collects what its neurons do. Raises TapError when it is not tapped."""
+async def collecting_engine(
+    args: Namespace, slots: int, measured: frozenset[str] = ALWAYS
+) -> AsyncIterator[CollectingEngine]:
+    """A running engine that samples answers and collects what its neurons do; of what tokens are drawn from it keeps
+    the signals that are ``measured``. Raises TapError when it is not tapped."""
     from guard.engine.activations import CollectingEngine
     from guard.launch.self_test import require_every_layer
 
-    async with _tapped_engine(args, slots) as (engine, table):
+    async with _tapped_engine(args, slots, measured) as (engine, table):
         await require_every_layer(engine)
         yield CollectingEngine(engine, slots, table)
 
 
 @asynccontextmanager
-async def _tapped_engine(args: Namespace, slots: int) -> AsyncIterator[tuple[Any, ScoreTable]]:
+async def _tapped_engine(
+    args: Namespace, slots: int, measured: frozenset[str]
+) -> AsyncIterator[tuple[Any, ScoreTable]]:
     """vLLM with our worker, and the table that it writes to. Raises TapError with a worker's own reason to refuse."""
     from vllm.entrypoints.openai.api_server import build_async_engine_client
 
-    table = ScoreTable.create(slots, longest_sequence(args))
+    table = ScoreTable.create(slots, longest_sequence(args), measured)
     os.environ[PATH_VARIABLE] = str(table.path)
     try:
         async with _started(build_async_engine_client(args)) as engine:

@@ -13,13 +13,13 @@ text exists.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.probe.signals import SIGNALS, Array, Pooling, Signal, Source, TokenSignals
+from guard.probe.signals import ALWAYS, NEURONS, SIGNALS, Array, Pooling, Signal, Source, TokenSignals, names
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,7 @@ class Readout:
     None without one. calibrated_tokens: tokens of the longest answer that thresholds come from; None where the bundle
     does not say.
     tail: by how much logits of right answers exceed their high quantiles, on average; 0 counts all windows alike.
+    used: names of the signals that count, of which none may be missing; that of the neurons always.
     """
 
     window: int
@@ -94,16 +95,17 @@ class Readout:
     prompt_platt: tuple[float, float] | None = None
     calibrated_tokens: int | None = None
     tail: float = 0.0
+    used: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        weights = zip(SIGNALS, self.answer.weight, self.token.weight, strict=True)
+        counting = {signal.name for signal, answer, token in weights if answer or token}
+        object.__setattr__(self, "used", frozenset(counting | {NEURONS}))
 
     @property
     def uses_draws(self) -> bool:
         """Whether a signal of draws counts; a probe of neurons alone spares the engine their measurement."""
-        stacks = (self.answer.weight, self.token.weight)
-        return any(
-            weight and signal.source is Source.DRAW
-            for weights in stacks
-            for weight, signal in zip(weights, SIGNALS, strict=True)
-        )
+        return bool(names(Source.DRAW, self.used))
 
     def logit(self, signals: TokenSignals, before: int = 0) -> tuple[float, Peak]:
         """The highest stack logit over the answer's windows less their handicaps, uncalibrated, and where it is.
@@ -177,12 +179,16 @@ def handicap(place: NDArray[np.float64]) -> NDArray[np.float64]:
 def windows(signals: TokenSignals, width: int) -> tuple[Array, NDArray[np.int64], int]:
     """Features of every window: (float32 [m, signals], starts [m], width), where width is at most the answer's length.
 
-    Risk rises with each feature: where lower values of a signal are riskier, its sign is turned.
+    Risk rises with each feature: where lower values of a signal are riskier, its sign is turned. Of a signal that the
+    engine does not measure they are NaN.
     """
     n = len(signals)
     width = min(width, n)
-    pooled = [_POOLED[signal.pooling](*oriented(signals, signal), width) for signal in SIGNALS]
-    return np.stack(pooled, -1).astype(np.float32), np.arange(n - width + 1), width
+    features = np.full((n - width + 1, len(SIGNALS)), np.nan, np.float32)
+    for column, signal in enumerate(SIGNALS):
+        if signal.name in signals.values:
+            features[:, column] = _POOLED[signal.pooling](*oriented(signals, signal), width)
+    return features, np.arange(n - width + 1), width
 
 
 def token_features(signals: TokenSignals) -> Array:
@@ -225,7 +231,8 @@ def _rolling_sum(values: NDArray[np.floating], width: int) -> NDArray[np.float64
     return summed[width:] - summed[:-width]
 
 
-def unit_readout() -> Readout:
-    """A readout that uses everything, so that everything is measured; what it says is not used."""
-    stack = Stack((0.0,) * len(SIGNALS), (1.0,) * len(SIGNALS), (1.0,) * len(SIGNALS), 0.0)
+def unit_readout(used: frozenset[str] = ALWAYS) -> Readout:
+    """A readout that uses all of these, so that all of them are measured; what it says is not used."""
+    weight = tuple(float(signal.name in used) for signal in SIGNALS)
+    stack = Stack((0.0,) * len(SIGNALS), (1.0,) * len(SIGNALS), weight, 0.0)
     return Readout(1, stack, (1.0, 0.0), stack)

@@ -6,7 +6,7 @@ forward pass). The score table, the readout, the card, the stages of a fit and e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -42,7 +42,8 @@ class Signal:
     """One number for each token.
 
     sign: 1 where higher is riskier, -1 where lower is. pooling: over a window, in the stack. alone: over a whole
-    answer, where evaluation takes this signal as a baseline.
+    answer, where evaluation takes this signal as a baseline. always: whether every engine measures it, or
+    those whose probe reads it.
     """
 
     name: str
@@ -50,24 +51,31 @@ class Signal:
     sign: int
     pooling: Pooling
     alone: Pooling
+    always: bool = True
 
 
 NEURONS = "neurons"  # sum_j c_j |z_j| / ||h||: ``guard.probe.cett``
 ENTROPY = "entropy"  # nats
 LOGPROB = "logprob"  # nats, of the token itself
+MARGIN = "margin"  # nats, by which the likeliest token is likelier than the next
+TOP_MASS = "top_mass"  # probability of the ten likeliest tokens together
 
 SIGNALS = (
     Signal(NEURONS, Source.FORWARD, 1, Pooling.MEAN, Pooling.MEAN),
     Signal(ENTROPY, Source.DRAW, 1, Pooling.MAX, Pooling.MAX),
     Signal(LOGPROB, Source.DRAW, -1, Pooling.MAX, Pooling.MEAN),
+    Signal(MARGIN, Source.DRAW, -1, Pooling.MAX, Pooling.MEAN, always=False),
+    Signal(TOP_MASS, Source.DRAW, -1, Pooling.MAX, Pooling.MEAN, always=False),
 )
 COLUMN = {signal.name: column for column, signal in enumerate(SIGNALS)}  # of a matrix of features
+ALWAYS = frozenset(signal.name for signal in SIGNALS if signal.always)
+OPTIONAL = tuple(signal.name for signal in SIGNALS if not signal.always)
 
 
 @cache
-def names(source: Source) -> tuple[str, ...]:
-    """The names of the signals of one source."""
-    return tuple(signal.name for signal in SIGNALS if signal.source is source)
+def names(source: Source, measured: frozenset[str] = ALWAYS) -> tuple[str, ...]:
+    """The names of those of one source that are ``measured``."""
+    return tuple(signal.name for signal in SIGNALS if signal.source is source and signal.name in measured)
 
 
 class SignalFault(StrEnum):
@@ -85,7 +93,7 @@ class TokenSignals:
     NaN stands for what was not measured, an infinity for a measurement that is not a finite number.
 
     last_prompt: of the last prompt token, by name of a signal of the forward pass.
-    values: by name of a signal, float32 [n].
+    values: by name of a signal that the engine measures, float32 [n].
     """
 
     last_prompt: Mapping[str, float]
@@ -95,7 +103,9 @@ class TokenSignals:
         return len(self.values[NEURONS])
 
     def __getitem__(self, name: str) -> Array:
-        return self.values[name]
+        """A signal's values; of one that the engine does not measure, NaN."""
+        found = self.values.get(name)
+        return np.full(len(self), np.nan, np.float32) if found is None else found
 
     @property
     def prompt_score(self) -> float:
@@ -113,22 +123,22 @@ class TokenSignals:
         values = {name: measured.tolist() for name, measured in self.values.items()}
         return {"last_prompt": dict(self.last_prompt), "values": values}
 
-    def fault(self, draws: bool = True) -> SignalFault | None:
-        """Why these signals cannot be scored, or None; without ``draws``, signals of draws may be missing."""
+    def fault(self, used: frozenset[str] | None = None) -> SignalFault | None:
+        """Why these signals cannot be scored, or None; those not among ``used`` (None: all measured) may be missing."""
         if len(self) == 0:
             return SignalFault.EMPTY
+        used = frozenset(self.values) if used is None else used
+        forward = names(Source.FORWARD, used)
         return _fault_in(
-            np.array([self.last_prompt[name] for name in names(Source.FORWARD)], np.float32),
-            *(part for name in names(Source.FORWARD) for part in _all_but_missing_last(self.values[name])),
-            *self._draws(draws),
+            np.array([self.last_prompt.get(name, np.nan) for name in forward], np.float32),
+            *(part for name in forward for part in _all_but_missing_last(self[name])),
+            *(self[name] for name in names(Source.DRAW, used)),
         )
 
-    def fault_within(self, draws: bool = True) -> SignalFault | None:
+    def fault_within(self, used: frozenset[str] | None = None) -> SignalFault | None:
         """As ``fault``, of tokens amid an answer: each must have a score, and the prompt's does not count."""
-        return _fault_in(*(self.values[name] for name in names(Source.FORWARD)), *self._draws(draws))
-
-    def _draws(self, wanted: bool) -> tuple[Array, ...]:
-        return tuple(self.values[name] for name in names(Source.DRAW)) if wanted else ()
+        used = frozenset(self.values) if used is None else used
+        return _fault_in(*(self[name] for name in used))
 
     def part(self, first: int, last: int) -> TokenSignals:
         """Those of tokens first..last-1; ``last_prompt`` is kept where ``first`` is 0."""
@@ -137,13 +147,20 @@ class TokenSignals:
 
     def forget_last(self) -> None:
         """Leave out the forward pass over the last token, in place."""
-        for name in names(Source.FORWARD):
+        for name in names(Source.FORWARD, frozenset(self.values)):
             self.values[name][-1] = np.nan
 
 
 def unmeasured_prompt() -> dict[str, float]:
     """The last prompt token's signals where there are none."""
-    return dict.fromkeys(names(Source.FORWARD), float(np.nan))
+    return {NEURONS: float(np.nan)}
+
+
+def parsed(given: Collection[str]) -> tuple[str, ...]:
+    """Optional signals by name, in the order of the registry. Raises ValueError for any other name."""
+    if unknown := sorted(set(given) - set(OPTIONAL)):
+        raise ValueError(f"there is no further signal {', '.join(unknown)}; there are {', '.join(OPTIONAL)}")
+    return tuple(name for name in OPTIONAL if name in given)
 
 
 def _all_but_missing_last(values: Array) -> tuple[Array, Array]:

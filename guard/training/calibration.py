@@ -23,15 +23,18 @@ _UNREGULARISED = 1e6  # inverse strength that leaves a logistic regression on fe
 
 
 def stack(features: NDArray[np.float32], wrong: NDArray[np.bool_]) -> Stack:
-    """A logistic regression on standardised features [m, signals]."""
-    scaler = StandardScaler().fit(features)
-    model = LogisticRegression(C=1.0, max_iter=1000).fit(scaler.transform(features), wrong)
-    return Stack(
-        tuple(map(float, scaler.mean_)),
-        tuple(map(float, scaler.scale_)),
-        tuple(map(float, model.coef_[0])),
-        float(model.intercept_[0]),
-    )
+    """A logistic regression on standardised features [m, signals]; what is NaN everywhere was not measured."""
+    measured = ~np.isnan(features).all(0)
+    scaler = StandardScaler().fit(features[:, measured])
+    model = LogisticRegression(C=1.0, max_iter=1000).fit(scaler.transform(features[:, measured]), wrong)
+    mean, scale, weight = np.zeros((3, features.shape[1]))
+    scale[:] = 1
+    mean[measured], scale[measured], weight[measured] = scaler.mean_, scaler.scale_, model.coef_[0]
+    return Stack(_floats(mean), _floats(scale), _floats(weight), float(model.intercept_[0]))
+
+
+def _floats(values: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(map(float, values))
 
 
 def platt(scores: Sequence[float], wrong: NDArray[np.bool_]) -> tuple[float, float]:
@@ -79,9 +82,12 @@ def fit_readout(
         chosen.append(features[np.argmax(features[:, COLUMN[ENTROPY]])])
     answer_stack = stack(np.stack(chosen), wrong)
     tokens, labels = [], []
+    measured = [COLUMN[name] for name in COLUMN if name in signals[0].values]
     for i in range(len(signals)) if by_token is None else by_token:
         features, (start, end) = token_features(signals[i]), spans[i]
-        known = np.isfinite(features).all(1)  # the last token of an answer that was cut has no neuron score
+        known = np.isfinite(features[:, measured]).all(
+            1
+        )  # the last token of an answer that was cut has no neuron score
         position = np.arange(len(features))
         tokens.append(features[known])
         labels.append(((position >= start) & (position < end) & wrong[i])[known])

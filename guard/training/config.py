@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from guard.harness.config import AnswerConfig
 from guard.ipc.collecting import Collecting, Site, Table
+from guard.probe.signals import ALWAYS, OPTIONAL, parsed
 
 Method = Literal["platt", "isotonic"]
 Kept = Literal["residual", "attention", "question"]
@@ -47,6 +48,12 @@ class FitConfig(CalibrationConfig):
         True, description="fit them on the last prompt token, too, so that there is a risk before generation"
     )
     refit: bool = Field(False, description="fit the chosen neurons again with L2")
+    signals: tuple[str, ...] = Field(
+        (),
+        description="what the probe reads beside neurons, entropy and log-probability: "
+        + ", ".join(OPTIONAL)
+        + ", with commas between",
+    )
     slots: int = Field(32, ge=1, description="answers that are read at once")
     keep: tuple[Kept, ...] = Field(
         (),
@@ -54,10 +61,20 @@ class FitConfig(CalibrationConfig):
         "question, with commas between",
     )
 
-    @field_validator("keep", mode="before")
+    @field_validator("keep", "signals", mode="before")
     @classmethod
     def _listed(cls, given: Any) -> Any:
         return tuple(given.split(",")) if isinstance(given, str) else given
+
+    @field_validator("signals")
+    @classmethod
+    def _known(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        return parsed(given)
+
+    @property
+    def measured(self) -> frozenset[str]:
+        """The signals that engines measure."""
+        return ALWAYS | set(self.signals)
 
     @property
     def sites(self) -> tuple[Site, ...]:

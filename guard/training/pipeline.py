@@ -227,7 +227,7 @@ class Fit:
 
     def _rough(self, data: DataSplit, found: NeuronSelection) -> Bundle:
         """A bundle to measure with: what it says of risk is not used."""
-        parameters, _ = calibration.calibrated(unit_readout(), [], np.zeros(0, bool))
+        parameters, _ = calibration.calibrated(unit_readout(self._config.measured), [], np.zeros(0, bool))
         folder = self._work.path(f"rough-{found.C:g}")
         return self._bundle(folder, data, found, parameters, {"right_risks": np.zeros(99, np.float32)})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from guard.ipc.capture import CaptureParams
 from guard.ipc.rows import rows_of_call
 from guard.ipc.score_table import ScoreTable
-from guard.probe.signals import ENTROPY, LOGPROB, Source
+from guard.probe.signals import ALWAYS, ENTROPY, LOGPROB, MARGIN, TOP_MASS, Source
 
 Measured = dict[str, torch.Tensor]  # signals of one source by name, float32 [rows] each
 
@@ -178,8 +178,9 @@ def measure_given(
     compute_logits: Callable[[torch.Tensor], torch.Tensor | None],
     tokens: NDArray[np.int64],
     vocabulary: int,
+    wanted: Collection[str] = ALWAYS,
 ) -> list[tuple[Source, Rows, Measured]]:
-    """The signals of draws of given tokens [rows], each drawn one row before its own.
+    """The signals of draws of given tokens [rows], those that are ``wanted``, each drawn one row before its own.
 
     Every rank must call this: ``compute_logits`` gathers the vocabulary over them, and returns None on those that do
     not sample.
@@ -192,7 +193,7 @@ def measure_given(
         logits = compute_logits(hidden[index])
         if logits is None:
             continue
-        found = Statistics.of(logits)
+        found = Statistics.of(logits, wanted)
         chosen = torch.from_numpy(tokens[part]).to(hidden.device, non_blocking=True)
         # Positions are those of the tokens, one after the rows that draw them.
         own = Rows(np.arange(len(logits)), rows.owner[part], rows.position[part] + 1)
@@ -204,31 +205,47 @@ def measure_given(
 _CACHED = 1 << 18
 # exp(-200) is 0 in float32, and 0 * -200 is 0 where 0 * -inf (a token that the model rules out) is not.
 _NEGLIGIBLE = -200.0
+_LIKELIEST = 10  # tokens in TOP_MASS
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Of each row of logits [rows, vocabulary]: entropy in nats and log of the sum of exponentials, float32 [rows]."""
+    """Of each row of logits [rows, vocabulary]: entropy in nats and log of the sum of exponentials, float32 [rows];
+    likeliest: what else is wanted of their distributions, by name."""
 
     entropy: torch.Tensor
     normaliser: torch.Tensor
+    likeliest: Measured = field(default_factory=dict)
 
     @classmethod
-    def of(cls, logits: torch.Tensor) -> Statistics:
-        if logits.is_cuda:
-            from guard.worker.kernels import row_statistics
-
-            return cls(*row_statistics(logits))
-        step = max(1, _CACHED // logits.shape[1])
-        if logits.shape[0] <= step:
-            return cls(*_statistics(logits))
-        entropy, normaliser = zip(*(_statistics(part) for part in torch.split(logits, step)), strict=True)
-        return cls(torch.cat(entropy), torch.cat(normaliser))
+    def of(cls, logits: torch.Tensor, wanted: Collection[str] = ALWAYS) -> Statistics:
+        entropy, normaliser = _moments(logits)
+        return cls(entropy, normaliser, _of_likeliest(logits, normaliser, wanted))
 
     def signals(self, logits: torch.Tensor, tokens: torch.Tensor) -> Measured:
         """The signals of a draw of one token of each row, tokens int64 [rows]; logits may be masked but at those."""
         chosen = logits.gather(1, tokens[:, None])[:, 0].float()
-        return {ENTROPY: self.entropy, LOGPROB: chosen - self.normaliser}
+        return {ENTROPY: self.entropy, LOGPROB: chosen - self.normaliser, **self.likeliest}
+
+
+def _of_likeliest(logits: torch.Tensor, normaliser: torch.Tensor, wanted: Collection[str]) -> Measured:
+    """MARGIN and TOP_MASS, float32 [rows], where one is wanted; normaliser [rows]: 0 of log-probabilities."""
+    if MARGIN not in wanted and TOP_MASS not in wanted:
+        return {}
+    top = logits.topk(min(_LIKELIEST, logits.shape[1])).values.float()
+    return {MARGIN: top[:, 0] - top[:, 1], TOP_MASS: (top - normaliser[:, None]).exp().sum(1)}
+
+
+def _moments(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if logits.is_cuda:
+        from guard.worker.kernels import row_statistics
+
+        return row_statistics(logits)
+    step = max(1, _CACHED // logits.shape[1])
+    if logits.shape[0] <= step:
+        return _statistics(logits)
+    entropy, normaliser = zip(*(_statistics(part) for part in torch.split(logits, step)), strict=True)
+    return torch.cat(entropy), torch.cat(normaliser)
 
 
 def _statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -249,18 +266,20 @@ class Drawn:
     themselves where they are few: that takes fewer calls than anything else.
     """
 
-    def __init__(self, logits: torch.Tensor) -> None:
-        """logits [rows, vocabulary], on the CPU."""
+    def __init__(self, logits: torch.Tensor, wanted: Collection[str] = ALWAYS) -> None:
+        """logits [rows, vocabulary], on the CPU; ``wanted``: the signals to measure."""
         self._statistics: Statistics | None = None
         if logits.numel() <= _CACHED:
             self._kept = logits.float().log_softmax(-1).clamp_min_(_NEGLIGIBLE)
             self._entropy = -(self._kept.exp().mul_(self._kept).sum(-1))
+            self._likeliest = _of_likeliest(self._kept, torch.zeros(len(logits)), wanted)
         else:
-            self._statistics = Statistics.of(logits)
+            self._statistics = Statistics.of(logits, wanted)
             self._kept = logits.clone() if logits.dtype is torch.float32 else logits
 
     def signals(self, tokens: torch.Tensor) -> Measured:
         """The signals of a draw of one token of each row: tokens int64 [rows]."""
         if self._statistics is None:
-            return {ENTROPY: self._entropy, LOGPROB: self._kept.gather(1, tokens[:, None])[:, 0]}
+            logprob = self._kept.gather(1, tokens[:, None])[:, 0]
+            return {ENTROPY: self._entropy, LOGPROB: logprob, **self._likeliest}
         return self._statistics.signals(self._kept, tokens)

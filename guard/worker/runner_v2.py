@@ -19,7 +19,7 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from guard.errors import TapError, UnsupportedError
 from guard.ipc.capture import EMPTY, unpack
 from guard.ipc.score_table import ScoreTable
-from guard.probe.signals import Source
+from guard.probe.signals import ALWAYS, Source
 from guard.worker.batch import BatchParams, Measured, Statistics, Step, StepCapture, measure_given
 from guard.worker.buffers import Taps
 
@@ -33,7 +33,7 @@ class GuardModelState(DefaultModelState):
         self._captures = BatchParams.of([EMPTY] * count, [0] * count)
         self._prompts: dict[int, np.ndarray] = {}  # of given text only
         self.taps: Taps | None = None
-        self.writes = False
+        self.table: ScoreTable | None = None  # of the one rank that writes
         self.step: Step | None = None
         self.ready = np.empty(0, np.bool_)
         self.index = np.empty(0, np.intp)
@@ -88,7 +88,11 @@ class GuardSampler:
     @property
     def _wanted(self) -> bool:
         step = self._state.step
-        return self._state.writes and step is not None and step.drawn
+        return self._state.table is not None and step is not None and step.drawn
+
+    def _statistics(self, logits: torch.Tensor) -> Statistics:
+        assert self._state.table is not None
+        return Statistics.of(logits, self._state.table.measured)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sampler, name)
@@ -96,12 +100,12 @@ class GuardSampler:
     def keep_raw(self, logits: torch.Tensor) -> None:
         """Measure ``logits`` before a grammar masks them in place."""
         if self._wanted:
-            self._raw = Statistics.of(logits)
+            self._raw = self._statistics(logits)
 
     def __call__(self, logits: torch.Tensor, input_batch: Any) -> Any:
         raw, self._raw, self.measured = self._raw, None, None
         if self._wanted and raw is None:
-            raw = Statistics.of(logits)
+            raw = self._statistics(logits)
         output = self._sampler(logits, input_batch)
         if raw is not None:
             # A drawn token was never masked, so its logit is still the model's own.
@@ -143,7 +147,7 @@ class AdapterV2:
             raise UnsupportedError("sampling or prefill sharded over ranks is not supported: rows would be misplaced")
         self._runner, self._taps, self._table = runner, taps, table
         self._state, self._sampler = state, state.sampler
-        state.taps, state.writes = taps, table is not None
+        state.taps, state.table = taps, table
         self._sample_tokens = runner.sample_tokens
         runner.sample_tokens = self._guarded_sample_tokens
         grammar = runner.structured_outputs_worker
@@ -191,7 +195,10 @@ class AdapterV2:
         if len(given):
             tokens = self._state.given_tokens(given.owner, given.position + 1)
             compute_logits = self._runner.model.compute_logits
-            step_capture.measured += measure_given(given, hidden, compute_logits, tokens, self._runner.vocab_size)
+            wanted = ALWAYS if self._table is None else self._table.measured
+            step_capture.measured += measure_given(
+                given, hidden, compute_logits, tokens, self._runner.vocab_size, wanted
+            )
         return step_capture
 
 

@@ -18,8 +18,8 @@ from guard.ipc.capture import EMPTY, CaptureParams
 from guard.ipc.score_table import PATH_VARIABLE, ScoreTable, Slot, SlotPool
 from guard.ipc.taps import spec_of
 from guard.probe.bundle import Bundle
-from guard.probe.signals import NEURONS, Source
-from guard.worker.batch import BatchParams, Step, StepCapture, measure_given
+from guard.probe.signals import COLUMN, NEURONS, Source
+from guard.worker.batch import BatchParams, Drawn, Statistics, Step, StepCapture, measure_given
 from guard.worker.buffers import Taps
 from guard.worker.layer import GuardRowParallelLinear
 from guard.worker.worker import GuardWorkerMixin, kind_of
@@ -168,3 +168,15 @@ def test_the_v2_runner_must_have_taken_what_we_offered(bundle: Bundle) -> None:
     runner = SimpleNamespace(model_state=object(), sampler=object())
     with pytest.raises(TapError, match="did not take the guard's model state"):
         AdapterV2(runner, taps(bundle, 1), None)  # type: ignore[arg-type]
+
+
+def test_the_likeliest_tokens_are_measured_where_they_are_wanted() -> None:
+    logits, tokens = torch.randn(3, 50, generator=torch.Generator().manual_seed(1)), torch.tensor([1, 2, 3])
+    best = logits.softmax(-1).sort(descending=True).values
+    for found in (
+        Drawn(logits, set(COLUMN)).signals(tokens),
+        Statistics.of(logits, set(COLUMN)).signals(logits, tokens),
+    ):
+        torch.testing.assert_close(found["margin"], (best[:, 0] / best[:, 1]).log())
+        torch.testing.assert_close(found["top_mass"], best[:, :10].sum(1))
+    assert set(Drawn(logits).signals(tokens)) == {"entropy", "logprob"}
