@@ -140,7 +140,8 @@ def test_a_grammar_does_not_hide_the_model_s_own_doubt() -> None:
     def vllm_sampler(masked: torch.Tensor, input_batch: Any) -> Any:
         return SimpleNamespace(sampled_token_ids=masked.argmax(-1, keepdim=True))
 
-    sampler = GuardSampler(vllm_sampler, cast(GuardModelState, SimpleNamespace(step=step, writes=True)))
+    state = SimpleNamespace(step=step, table=SimpleNamespace(measured=ALWAYS))
+    sampler = GuardSampler(vllm_sampler, cast(GuardModelState, state))
     sampler.keep_raw(logits)
     logits[0, 0] = -torch.inf
     sampler(logits, None)
