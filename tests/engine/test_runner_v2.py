@@ -16,7 +16,7 @@ from app.settings import ATLAS
 from guard.ipc.capture import CaptureParams
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
-from guard.probe.signals import TokenSignals
+from guard.probe.signals import ALWAYS, TokenSignals
 from guard.worker.batch import BatchParams, Step
 from guard.worker.runner_v2 import GuardModelState, GuardSampler
 from models.atlas.recipe.reference import Reader
