@@ -11,8 +11,8 @@ from hypothesis import settings
 
 from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.card import SCHEMA_VERSION, ModelIdentity, ProbeCard, ReadoutParameters, StackParameters, Training
-from guard.probe.readout import Stack
 from tests.engine import forked
+from tests.measured import stack_of
 
 # Examples are the same every time, and a slow machine is no failure.
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -81,9 +81,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def make_card(identity: ModelIdentity | None = None) -> ProbeCard:
-    stack = StackParameters.of(
-        Stack((0.0, 0.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0, 1.0), (1.0, 0.5, 0.25, 0.0, 0.0), -1.0)
-    )
+    stack = StackParameters.of(stack_of((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.5, 0.25), -1.0))
     identity = identity or ModelIdentity(
         id="small",
         fingerprint="f" * 64,

@@ -168,7 +168,7 @@ class Examination:
                 tokens = longest_sequence(prepared.args)
         except SystemExit:
             raise GuardError(f"vLLM refuses its arguments: {said.getvalue().strip().splitlines()[-1]}") from None
-        require_room(self.settings.slots, tokens)
+        require_room(self.settings.slots, tokens, self._bundle.measured)
         threshold = prepared.resolver.threshold
         return (
             f"mode {self.settings.mode}, threshold {threshold:.3f}; vLLM takes its own; answers up to {tokens} tokens"

@@ -67,7 +67,10 @@ class ProbeExchange:
                     print(f"hguard: probe {_named(before)} is the one that serves: nothing to exchange", flush=True)
                     return
                 if missing := sorted(bundle.readout.used - self._engine.table.measured):
-                    raise GuardError(f"it reads {', '.join(missing)}, which this engine does not measure: start anew")
+                    raise GuardError(
+                        f"it reads {', '.join(missing)}, which the running engine does not measure: restart the server "
+                        "with it"
+                    )
                 made = self._guard_of(bundle)
                 if not bundle.reads_as(before):
                     await self._retap(bundle, before)

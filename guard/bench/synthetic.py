@@ -21,7 +21,7 @@ from guard.probe.card import (
     Training,
 )
 from guard.probe.identity import identify
-from guard.probe.signals import COLUMN
+from guard.probe.signals import ALWAYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def write_probe(
         "folded": coefficient,
         "right_risks": np.linspace(0.01, 0.99, 99, dtype=np.float32),
     }
-    stack = StackParameters(signals={name: Term(mean=0.0, scale=1.0, weight=1.0) for name in COLUMN}, bias=0.0)
+    stack = StackParameters(signals={name: Term(mean=0.0, scale=1.0, weight=1.0) for name in ALWAYS}, bias=0.0)
     identity = identity or ModelIdentity(
         id=shape.name,
         fingerprint="0" * 64,

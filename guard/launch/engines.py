@@ -198,7 +198,7 @@ async def guarded_engine(
     from guard.engine.client import GuardedEngine
     from guard.launch.self_test import require_live_taps
 
-    async with _tapped_engine(args, slots, bundle.readout.used | ALWAYS) as (engine, table):
+    async with _tapped_engine(args, slots, bundle.measured) as (engine, table):
         guarded = GuardedEngine(engine, bundle, table, default, longest, chat_template(args))
         await require_live_taps(guarded, self_test_prompt(engine))
         yield guarded

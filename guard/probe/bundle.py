@@ -29,6 +29,7 @@ from guard.probe.drift import Bands
 from guard.probe.identity import differences, forward_config
 from guard.probe.readout import Readout
 from guard.probe.reference import Reference, config_differences, read_reference, write_reference
+from guard.probe.signals import ALWAYS
 
 FILES = ("probe.json", "probe.safetensors")
 TENSORS: dict[str, type[np.generic]] = {
@@ -100,6 +101,11 @@ class Bundle:
     @property
     def readout(self) -> Readout:
         return self.card.readout.readout()
+
+    @property
+    def measured(self) -> frozenset[str]:
+        """The signals that an engine with this probe measures."""
+        return self.readout.used | ALWAYS
 
     @property
     def has_prompt_risk(self) -> bool:

@@ -40,7 +40,7 @@ from guard.probe.card import (
 )
 from guard.probe.readout import unit_readout
 from guard.probe.reference import Reference
-from guard.probe.signals import NEURONS, TokenSignals
+from guard.probe.signals import NEURONS, Source, TokenSignals, names
 from guard.training import calibration
 from guard.training.config import FitConfig
 from guard.training.examples import DataSplit, Locate, choose, chosen_in, require_questions
@@ -112,6 +112,7 @@ class Fit:
         if chosen is None or not self._collected(chosen):
             async with engines.collecting() as engine:
                 chosen = await self._choose_and_collect(engine, chosen)
+        self._require_measured(chosen)
         data = self._data(chosen)
         self._say(", ".join(f"{len(index)} answers for {name}" for name, index in data.parts.items()))
         candidates = self._find(data)
@@ -123,6 +124,15 @@ class Fit:
 
     def _data(self, chosen: Sequence[Example]) -> DataSplit:
         return DataSplit.of(self._questions, chosen, SHARES, self._config.seed)
+
+    def _require_measured(self, chosen: Sequence[Example]) -> None:
+        """Raise FitError where answers lack a signal of draws that the probe is to read: it would be left out."""
+        wanted = names(Source.DRAW, self._config.measured)
+        if missing := [name for name in wanted if any(name not in one.draws for one in chosen)]:
+            raise FitError(
+                f"the answers in {self._work.folder} were not measured for {', '.join(missing)}: the engine that answers "
+                "has to measure what the probe reads"
+            )
 
     def _collected(self, chosen: Sequence[Example]) -> bool:
         return self._config.span == "answer" or collected(self._work, FACTS) >= len(chosen)

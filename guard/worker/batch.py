@@ -178,14 +178,15 @@ def measure_given(
     compute_logits: Callable[[torch.Tensor], torch.Tensor | None],
     tokens: NDArray[np.int64],
     vocabulary: int,
-    wanted: Collection[str] = ALWAYS,
+    table: ScoreTable | None,
 ) -> list[tuple[Source, Rows, Measured]]:
-    """The signals of draws of given tokens [rows], those that are ``wanted``, each drawn one row before its own.
+    """The signals of draws of given tokens [rows], each drawn one row before its own; those that ``table`` has a place
+    for, which the one rank that writes has.
 
     Every rank must call this: ``compute_logits`` gathers the vocabulary over them, and returns None on those that do
     not sample.
     """
-    measured = []
+    measured, wanted = [], ALWAYS if table is None else table.measured
     step = rows_of_call(vocabulary)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)

@@ -13,7 +13,7 @@ import torch
 
 from guard.ipc.capture import CaptureParams, unpack
 from guard.ipc.score_table import ScoreTable
-from guard.probe.signals import ALWAYS, Source
+from guard.probe.signals import Source
 from guard.worker.batch import BatchParams, Drawn, Step, StepCapture, measure_given
 from guard.worker.buffers import Taps
 
@@ -88,7 +88,7 @@ class AdapterV1:
             tokens = batch.token_ids_cpu[given.owner, given.position + 1].astype(np.int64)
             model = self._runner.model
             step_capture.measured += measure_given(
-                given, hidden, model.compute_logits, tokens, batch.vocab_size, self._wanted
+                given, hidden, model.compute_logits, tokens, batch.vocab_size, self._table
             )
         if self._table is not None:
             step_capture.deposit(self._table)
@@ -105,11 +105,6 @@ class AdapterV1:
             signals = drawn.signals(output.sampled_token_ids[:, 0].long())
             StepCapture(step.captured, [(Source.DRAW, rows, signals)]).deposit(self._table)
         return output
-
-    @property
-    def _wanted(self) -> frozenset[str]:
-        """The signals to measure; a rank that writes none is asked for none of those that not every engine measures."""
-        return ALWAYS if self._table is None else self._table.measured
 
     def _hide_generators(self) -> None:
         """Take the generators of requests whose draw is discarded (their prompt goes on) out of this step.

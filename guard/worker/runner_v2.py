@@ -19,7 +19,7 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from guard.errors import TapError, UnsupportedError
 from guard.ipc.capture import EMPTY, unpack
 from guard.ipc.score_table import ScoreTable
-from guard.probe.signals import ALWAYS, Source
+from guard.probe.signals import Source
 from guard.worker.batch import BatchParams, Measured, Statistics, Step, StepCapture, measure_given
 from guard.worker.buffers import Taps
 
@@ -85,27 +85,24 @@ class GuardSampler:
         self._raw: Statistics | None = None
         self.measured: Measured | None = None
 
-    @property
-    def _wanted(self) -> bool:
-        step = self._state.step
-        return self._state.table is not None and step is not None and step.drawn
-
-    def _statistics(self, logits: torch.Tensor) -> Statistics:
-        assert self._state.table is not None
-        return Statistics.of(logits, self._state.table.measured)
+    def _wanted(self, logits: torch.Tensor) -> Statistics | None:
+        """Those of ``logits`` that this step and the table have a place for; None where they have none."""
+        table, step = self._state.table, self._state.step
+        if table is None or step is None or not step.drawn:
+            return None
+        return Statistics.of(logits, table.measured)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sampler, name)
 
     def keep_raw(self, logits: torch.Tensor) -> None:
         """Measure ``logits`` before a grammar masks them in place."""
-        if self._wanted:
-            self._raw = self._statistics(logits)
+        self._raw = self._wanted(logits)
 
     def __call__(self, logits: torch.Tensor, input_batch: Any) -> Any:
         raw, self._raw, self.measured = self._raw, None, None
-        if self._wanted and raw is None:
-            raw = self._statistics(logits)
+        if raw is None:
+            raw = self._wanted(logits)
         output = self._sampler(logits, input_batch)
         if raw is not None:
             # A drawn token was never masked, so its logit is still the model's own.
@@ -195,10 +192,8 @@ class AdapterV2:
         if len(given):
             tokens = self._state.given_tokens(given.owner, given.position + 1)
             compute_logits = self._runner.model.compute_logits
-            wanted = ALWAYS if self._table is None else self._table.measured
-            step_capture.measured += measure_given(
-                given, hidden, compute_logits, tokens, self._runner.vocab_size, wanted
-            )
+            vocabulary = self._runner.vocab_size
+            step_capture.measured += measure_given(given, hidden, compute_logits, tokens, vocabulary, self._table)
         return step_capture
 
 

@@ -23,7 +23,7 @@ from guard.judge.question import Question
 from guard.probe.bundle import Bundle, load_bundle
 from guard.probe.cett import norms_of
 from guard.probe.identity import identify
-from guard.probe.signals import TokenSignals
+from guard.probe.signals import Source, TokenSignals, names
 from guard.training import pipeline
 from guard.training.config import CalibrationConfig, FitConfig
 from guard.training.examples import ANSWERS, CHOSEN, SAMPLES, DataSplit
@@ -33,7 +33,7 @@ from guard.training.selection import MEASURED, SUPPRESSED
 from models.atlas.recipe.questions import from_ledger, load_ledger
 from models.atlas.recipe.reference import Reader
 
-OPTIONS = FitConfig(samples=2, max_tokens=16, slots=24, ablation_questions=40)
+OPTIONS = FitConfig(samples=2, max_tokens=16, slots=24, ablation_questions=40, signals="margin,top_mass")
 # Prompts and answers are cut into chunks, and 24 sequences do not fit into the cache at once.
 TIGHT = ("--max-num-batched-tokens=64", "--block-size=32", "--num-gpu-blocks-override=20", "--max-num-seqs=64")
 
@@ -97,7 +97,7 @@ def fitted(
     folder = tmp_path_factory.mktemp("fit")
     identity = identify(ATLAS, "atlas", "vllm-cpu")
     norms = norms_of(ATLAS, identity.layers, identity.neurons_per_layer)
-    engines = Engines(ATLAS, identity.dtype, OPTIONS.slots, extra=TIGHT)
+    engines = Engines(ATLAS, identity.dtype, OPTIONS.slots, extra=TIGHT, measured=OPTIONS.measured)
 
     def run() -> Bundle:
         work = StageStore(folder / "work", {"seed": 0})
@@ -143,6 +143,10 @@ def test_collected_means_are_transformers_s(fitted: tuple[Bundle, Path], reader:
     wanted = np.stack([reading.mean for reading in readings]).reshape(collected.shape)
     assert len(chosen) > 100
     np.testing.assert_allclose(collected, wanted, rtol=1e-3, atol=1e-5 * wanted.max())
+    for one, reading in zip(chosen, readings, strict=True):
+        for name in OPTIONS.signals:
+            drawn = one.draws[name][: len(reading.entropy)]
+            np.testing.assert_allclose(drawn, getattr(reading, name), rtol=1e-3, atol=1e-4)
 
 
 def test_what_is_collected_with_an_answer_stands_for_what_is_measured_of_it(fitted: tuple[Bundle, Path]) -> None:
@@ -165,8 +169,8 @@ def test_what_is_collected_with_an_answer_stands_for_what_is_measured_of_it(fitt
         made = whole(chosen[row], *cett)
         assert made.prompt_score == pytest.approx(one.prompt_score, rel=1e-3, abs=1e-4)
         assert np.nanmean(made["neurons"]) == pytest.approx(np.nanmean(one["neurons"]), rel=1e-3, abs=1e-4)
-        np.testing.assert_allclose(made["entropy"], one["entropy"], rtol=1e-3, atol=1e-4)
-        np.testing.assert_allclose(made["logprob"], one["logprob"], rtol=1e-3, atol=1e-4)
+        for name in names(Source.DRAW, OPTIONS.measured):
+            np.testing.assert_allclose(made[name], one[name], rtol=1e-3, atol=1e-4)
 
 
 def test_collected_leads_are_transformers_s(
@@ -189,6 +193,7 @@ def test_the_bundle_serves(fitted: tuple[Bundle, Path]) -> None:
     again = load_bundle(bundle.path)
     assert again.revision == bundle.revision
     assert bundle.h_neurons > 0
+    assert bundle.readout.used == OPTIONS.measured
     assert bundle.card.metrics["all"].auroc["stack"].value > 0.8
     assert {"0.10", "0.05"} >= set(bundle.card.thresholds) - {"0.01"}
 

@@ -9,7 +9,7 @@ import pytest
 
 from guard.errors import CapacityError, TapError
 from guard.ipc.score_table import ScoreTable, Slot, SlotPool
-from guard.probe.signals import ENTROPY, LOGPROB, NEURONS, Source
+from guard.probe.signals import ALWAYS, ENTROPY, LOGPROB, MARGIN, NEURONS, Source
 
 
 @pytest.fixture
@@ -32,6 +32,23 @@ def test_the_other_side_sees_what_was_written(table: ScoreTable) -> None:
     np.testing.assert_array_equal(table.read(Source.FORWARD, slot, 4, 7)[NEURONS], [np.nan, 1.5, np.nan])
     entropy, logprob = table.read(Source.DRAW, slot, 5, 6).values()
     assert (entropy[0], logprob[0]) == (1.5, -1.5)
+
+
+def test_only_what_is_measured_has_a_place() -> None:
+    table = ScoreTable.create(1, 4, measured=ALWAYS | {MARGIN})
+    try:
+        there, slot = ScoreTable(table.path), Slot(0, 1)
+        assert there.measured == table.measured == ALWAYS | {MARGIN}
+        index, value = np.array([0]), np.array([2.5], np.float32)
+        values = {ENTROPY: value, LOGPROB: value, MARGIN: -value}
+        there.write(Source.DRAW, index, np.array([1], np.uint32), np.array([3]), values)
+        assert {name: one[0] for name, one in table.read(Source.DRAW, slot, 3, 4).items()} == {
+            ENTROPY: 2.5,
+            LOGPROB: 2.5,
+            MARGIN: -2.5,
+        }
+    finally:
+        table.unlink()
 
 
 def test_a_copy_has_what_was_written_and_nothing_else(table: ScoreTable) -> None:

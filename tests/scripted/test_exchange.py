@@ -21,6 +21,7 @@ from app.server import exchange, lifecycle
 from app.settings import ATLAS, Settings
 from guard.errors import TapError
 from guard.probe.bundle import Bundle, load_bundle, save_bundle
+from guard.probe.card import Term
 from tests.engine.test_shutdown import connected, ended, stream, streams
 from tests.scripted.server import ForkedScriptedServer, listening, over, scripted_app
 from tests.scripted.test_scripted import CHAT, asking
@@ -258,6 +259,21 @@ async def test_a_probe_that_uses_fewer_signals_goes_on_with_those(probe: Path) -
         await app.state.exchange()
         found = await ask(http, hallucination={"explain": True})
         assert list(found["results"][0]["explanation"]["signals"]) == ["neurons"]
+
+
+async def test_a_probe_that_reads_what_is_not_measured_is_refused(
+    probe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with scripted_app(settings(probe)) as app, over(app) as http:
+        before = load_bundle(probe)
+        readout = before.card.readout
+        signals = {**readout.answer.signals, "margin": Term(mean=0.0, scale=1.0, weight=1.0)}
+        answer = readout.answer.model_copy(update={"signals": signals})
+        recalibrated(probe, readout=readout.model_copy(update={"answer": answer}))
+        await app.state.exchange()
+        assert (await http.get("/v1/probe")).json()["revision"] == before.revision
+        assert (await ask(http))["type"] == "hallucination_results"
+    assert "it reads margin, which the running engine does not measure: restart the server" in capsys.readouterr().err
 
 
 async def test_sighup(probe: Path) -> None:

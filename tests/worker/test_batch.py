@@ -119,7 +119,7 @@ def test_given_tokens_are_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     step = step_of([(CaptureParams(slot.index, slot.generation, 1.0, 0), 8, 0, 7)])
     rows = step.given(step.activations())
     tokens = np.array([3, 1, 7, 0, 2, 2, 5])
-    draws = measure_given(rows, hidden, lambda h: h @ head, tokens, 8)
+    draws = measure_given(rows, hidden, lambda h: h @ head, tokens, 8, None)
     assert [len(rows) for _, rows, _ in draws] == [2, 2, 2, 1]
     table = ScoreTable.create(1, 8)
     try:
@@ -134,7 +134,7 @@ def test_given_tokens_are_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_ranks_that_do_not_sample_measure_nothing() -> None:
     step = step_of([(CaptureParams(0, 1, 1.0, 0), 3, 0, 2)])
-    assert measure_given(step.activations(), torch.zeros(2, 4), lambda _: None, np.array([1, 2]), 8) == []
+    assert measure_given(step.activations(), torch.zeros(2, 4), lambda _: None, np.array([1, 2]), 8, None) == []
 
 
 def test_a_runner_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch, bundle: Bundle, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class Reading:
     mean: float32 [layers * neurons], CETT averaged over the last prompt token and the answer's tokens.
     output: float32 [layers * hidden], the output of each layer's MLP, averaged the same way.
     tokens: float32 [n + 1, k] CETT of chosen neurons (the last prompt token first), when any were chosen.
-    entropy, logprob: float32 [n].
+    entropy, logprob, margin, top_mass: float32 [n].
     """
 
     mean: Array
@@ -35,6 +35,8 @@ class Reading:
     tokens: Array
     entropy: Array
     logprob: Array
+    margin: Array
+    top_mass: Array
 
 
 class Reader:
@@ -87,6 +89,7 @@ class Reader:
                 )
                 kept = cett[:, chosen[0], chosen[1]] if chosen is not None else cett[:, :0, 0]
                 logp = logits[row, span.start : span.stop - 1].float().log_softmax(-1)
+                ranked = logp.sort(-1, descending=True).values
                 drawn = logp.gather(1, torch.tensor(answer, dtype=torch.int64)[:, None])[:, 0]
                 yield Reading(
                     cett.mean(0).flatten().numpy(),
@@ -94,6 +97,8 @@ class Reader:
                     kept.numpy(),
                     (-(logp.exp() * logp).sum(-1)).numpy(),
                     drawn.numpy(),
+                    (ranked[:, 0] - ranked[:, 1]).numpy(),
+                    ranked[:, :10].exp().sum(-1).numpy(),
                 )
 
     @contextmanager
