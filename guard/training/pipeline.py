@@ -130,8 +130,8 @@ class Fit:
         wanted = names(Source.DRAW, self._config.measured)
         if missing := [name for name in wanted if any(name not in one.draws for one in chosen)]:
             raise FitError(
-                f"the answers in {self._work.folder} were not measured for {', '.join(missing)}: the engine that answers "
-                "has to measure what the probe reads"
+                f"the answers in {self._work.folder} were not measured for {', '.join(missing)}: the engine that "
+                "answers has to measure what the probe reads"
             )
 
     def _collected(self, chosen: Sequence[Example]) -> bool:
