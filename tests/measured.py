@@ -1,14 +1,18 @@
-"""Signals that were never measured, and stacks of them."""
+"""Signals that were never measured, stacks of them, and heads that nothing taught."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.probe.bundle import Bundle, save_bundle
+from guard.probe.card import Term
+from guard.probe.heads import Head, tensors_of
 from guard.probe.readout import Stack
-from guard.probe.signals import ENTROPY, LOGPROB, NEURONS, SIGNALS, TokenSignals
+from guard.probe.signals import ATTENTION, ENTROPY, LOGPROB, NEURONS, RESIDUAL, SIGNALS, TokenSignals
 
 Three = tuple[float, float, float]
 Values = Sequence[float] | NDArray[np.floating]
@@ -24,3 +28,18 @@ def stack_of(mean: Three, scale: Three, weight: Three, bias: float) -> Stack:
     """Of neurons, entropy and log-probability; what comes after them in the registry has no weight."""
     further = len(SIGNALS) - 3
     return Stack((*mean, *[0.0] * further), (*scale, *[1.0] * further), (*weight, *[0.0] * further), bias)
+
+
+def with_heads(bundle: Bundle, folder: Path, width: int, seed: int = 5) -> Bundle:
+    """The same probe, saved in ``folder``, which reads random heads, too, of states so wide; its risks mean nothing."""
+    rng = np.random.default_rng(seed)
+    layers = {RESIDUAL: [0, bundle.card.model.layers - 1], ATTENTION: [1, bundle.card.model.layers - 1]}
+    heads = {
+        name: Head(np.array(one, np.int32), rng.normal(size=(len(one), width)).astype(np.float32) / 8)
+        for name, one in layers.items()
+    }
+    term = Term(mean=0.0, scale=1.0, weight=0.5)
+    readout = bundle.card.readout
+    answer = readout.answer.model_copy(update={"signals": {**readout.answer.signals, **dict.fromkeys(heads, term)}})
+    card = bundle.card.model_copy(update={"readout": readout.model_copy(update={"answer": answer})})
+    return save_bundle(folder, card, {**bundle.tensors, **tensors_of(heads)})

@@ -63,7 +63,7 @@ def _pieces(bundle: Bundle, config: Any, count: int) -> dict[str, Callable[[], N
         taps.begin(plain)
         for _ in spec.layers:
             taps.read(z.index_select(1, neuron), h)
-        taps.total(len(z))
+        taps.signals(len(z))
 
     def draws() -> None:
         if logits.is_cuda:

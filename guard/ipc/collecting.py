@@ -29,6 +29,12 @@ class Site(StrEnum):
         return self in (Site.NEURONS, Site.ATTENTION)
 
 
+NAMES = {  # what has to be built for a site
+    Site.RESIDUAL: "QKVParallelLinear named model.layers.N.self_attn.qkv_proj",
+    Site.ATTENTION: "RowParallelLinear named model.layers.N.self_attn.o_proj",
+}
+
+
 class Part(StrEnum):
     """Tokens of a sequence whose mean is kept.
 

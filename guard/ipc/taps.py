@@ -1,4 +1,4 @@
-"""The layout of a probe's neurons over a model's layers, and what the engine's configuration says of it.
+"""The layout of a probe's neurons and heads over a model's layers, and what the engine's configuration says of it.
 
 The latter is ``VllmConfig.additional_config["hguard"]``: vLLM hashes it into the key of its compile cache and hands it
 to every worker. Without it a graph that was compiled without taps would be loaded from the cache, silently.
@@ -7,7 +7,7 @@ to every worker. Without it a graph that was compiled without taps would be load
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from guard.errors import TapError, UnsupportedError
 from guard.probe.bundle import Bundle, load_bundle
+from guard.probe.heads import Head
 
 KEY = "hguard"
 # Which ops a compiled graph calls, and with what. Raised whenever that changes: no cache must bring back a graph that
 # calls them as they were.
-OPS = 2
+OPS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +53,14 @@ class LayerTap:
 
 @dataclass(frozen=True, slots=True)
 class TapSpec:
-    """All taps of a probe. Every layer is padded to the same K, so that compiled layers stay alike."""
+    """All taps of a probe. Every layer is padded to the same K, so that compiled layers stay alike.
+
+    heads: by name of a signal and layer, the weight of each number of its states, float32 [width].
+    """
 
     layers: dict[int, LayerTap]
     width: int
+    heads: dict[str, dict[int, NDArray[np.float32]]] = field(default_factory=dict)
 
     @classmethod
     def from_arrays(
@@ -64,8 +69,9 @@ class TapSpec:
         neuron: NDArray[np.int32],
         folded: NDArray[np.float32],
         coefficient: NDArray[np.float32],
+        heads: Mapping[str, Head] | None = None,
     ) -> TapSpec:
-        """Group a verified probe's k > 0 neurons by layer."""
+        """Group a verified probe's k > 0 neurons, and its heads by name of a signal, by layer."""
         width = int(np.unique(layer, return_counts=True)[1].max())
         taps = {}
         for number in np.unique(layer).tolist():
@@ -73,12 +79,15 @@ class TapSpec:
             scaled = neuron[chosen & (coefficient > 0)].astype(np.int64)
             own = LayerTap(int(number), neuron[chosen].astype(np.int64), folded[chosen], scaled)
             taps[int(number)] = own.padded(width)
-        return cls(taps, width)
+        by_layer = {
+            name: dict(zip(head.layer.tolist(), head.weight, strict=True)) for name, head in (heads or {}).items()
+        }
+        return cls(taps, width, by_layer)
 
     def fitted(self, layers: Sequence[int], width: int) -> TapSpec:
         """These taps in these layers, each with room for ``width`` neurons; a layer that has none reads nothing.
 
-        Raises UnsupportedError for what has no room there.
+        Raises UnsupportedError for neurons that have no room there.
         """
         if missing := sorted(self.layers.keys() - set(layers)):
             raise UnsupportedError(f"it reads neurons of layers {', '.join(map(str, missing))}, which are not tapped")
@@ -86,39 +95,51 @@ class TapSpec:
             raise UnsupportedError(f"it reads {self.width} neurons of a layer, and there is room for {width}")
         none = LayerTap(0, np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.int64))
         return TapSpec(
-            {layer: replace(self.layers.get(layer, none), layer=layer).padded(width) for layer in layers}, width
+            {layer: replace(self.layers.get(layer, none), layer=layer).padded(width) for layer in layers},
+            width,
+            self.heads,
         )
 
     def summary(self) -> dict[str, Any]:
         """What goes into the engine's configuration, and so into its compile-cache key."""
-        return {"layers": sorted(self.layers), "width": self.width}
+        return {"layers": sorted(self.layers), "width": self.width, "heads": self.head_shapes}
+
+    @property
+    def head_shapes(self) -> dict[str, dict[int, int]]:
+        """By name of a signal and layer, how wide the states are."""
+        return {
+            name: {layer: len(one) for layer, one in sorted(weights.items())} for name, weights in self.heads.items()
+        }
 
 
 def spec_of(bundle: Bundle) -> TapSpec:
     """The tap layout of a bundle."""
-    return TapSpec.from_arrays(bundle.layer, bundle.neuron, bundle.folded, bundle.coefficient)
+    return TapSpec.from_arrays(bundle.layer, bundle.neuron, bundle.folded, bundle.coefficient, bundle.tapped_heads)
 
 
-def sendable(bundle: Bundle) -> dict[str, list[Any]]:
-    """A bundle's neurons for a message to the workers, on whatever node."""
-    return {name: getattr(bundle, name).tolist() for name in ("layer", "neuron", "folded", "coefficient")}
+def sendable(bundle: Bundle) -> dict[str, Any]:
+    """A bundle's neurons and heads for a message to the workers, on whatever node."""
+    neurons = {name: getattr(bundle, name).tolist() for name in ("layer", "neuron", "folded", "coefficient")}
+    return {**neurons, "heads": {name: head.to_dict() for name, head in bundle.tapped_heads.items()}}
 
 
-def received(neurons: dict[str, list[Any]]) -> TapSpec:
+def received(sent: Mapping[str, Any]) -> TapSpec:
     """The layout of what was ``sendable``."""
-    layer, neuron = (np.array(neurons[name], np.int32) for name in ("layer", "neuron"))
-    folded, coefficient = (np.array(neurons[name], np.float32) for name in ("folded", "coefficient"))
-    return TapSpec.from_arrays(layer, neuron, folded, coefficient)
+    layer, neuron = (np.array(sent[name], np.int32) for name in ("layer", "neuron"))
+    folded, coefficient = (np.array(sent[name], np.float32) for name in ("folded", "coefficient"))
+    heads = {name: Head.from_dict(head) for name, head in sent["heads"].items()}
+    return TapSpec.from_arrays(layer, neuron, folded, coefficient, heads)
 
 
 @dataclass(frozen=True, slots=True)
 class TapConfig:
-    """Which bundle to tap, and the layout that it must have."""
+    """Which bundle to tap, and the layout that it must have. heads: as ``TapSpec.head_shapes``."""
 
     bundle: str
     sha256: str
     layers: list[int]
     width: int
+    heads: dict[str, dict[int, int]] = field(default_factory=dict)
     ops: int = OPS
 
     @classmethod
@@ -127,13 +148,18 @@ class TapConfig:
         0: for this probe's, where it has any."""
         summary = spec_of(bundle).summary()
         layers = list(range(bundle.card.model.layers)) if room else summary["layers"]
-        return cls(str(bundle.path.resolve()), bundle.card.tensors_sha256, layers, max(summary["width"], room))
+        path, width = str(bundle.path.resolve()), max(summary["width"], room)
+        return cls(path, bundle.card.tensors_sha256, layers, width, summary["heads"])
 
     @classmethod
     def find(cls, additional_config: Any) -> TapConfig | None:
         """The configuration in ``additional_config``, or None."""
         found = additional_config.get(KEY) if isinstance(additional_config, Mapping) else None
-        return None if found is None else cls(**found)
+        if found is None:
+            return None
+        # Of a configuration that was JSON on its way, a layer is a string.
+        heads = {name: {int(layer): width for layer, width in one.items()} for name, one in found["heads"].items()}
+        return cls(**{**found, "heads": heads})
 
     def additional_config(self) -> dict[str, Any]:
         return {KEY: asdict(self)}
@@ -143,8 +169,15 @@ class TapConfig:
         bundle = load_bundle(Path(self.bundle))
         if bundle.card.tensors_sha256 != self.sha256:
             raise TapError(f"probe bundle {self.bundle} changed while the engine was starting; start again")
-        return self.fitted(bundle)
+        return self.fitted(spec_of(bundle))
 
-    def fitted(self, bundle: Bundle) -> TapSpec:
-        """The taps of a bundle where this configuration has room. Raises UnsupportedError where it has none."""
-        return spec_of(bundle).fitted(self.layers, self.width)
+    def fitted(self, spec: TapSpec) -> TapSpec:
+        """A probe's taps where this configuration has room. Raises UnsupportedError where it has none."""
+        for name, shapes in spec.head_shapes.items():
+            tapped = self.heads.get(name, {})
+            if lacking := [layer for layer, width in shapes.items() if tapped.get(layer) != width]:
+                raise UnsupportedError(
+                    f"its head on {name} is of layers {', '.join(map(str, lacking))}, which the running engine does "
+                    "not read in that width: restart the server with it"
+                )
+        return spec.fitted(self.layers, self.width)

@@ -15,6 +15,7 @@ MODULES = (
     "vllm.v1.executor.multiproc_executor",
     "guard.worker.cpu",
     "guard.worker.layer",
+    "guard.worker.states",
 )
 
 with parent.death_kills():  # once it listens, it sees by itself that the command has ended

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from guard.engine.client import GuardedEngine
 from guard.errors import UnsupportedError
-from guard.ipc.taps import TapConfig, sendable
+from guard.ipc.taps import TapConfig, sendable, spec_of
 from guard.probe.bundle import Bundle
 
 
@@ -16,15 +16,15 @@ async def retap(engine: GuardedEngine, bundle: Bundle) -> None:
     """
     if not bundle.fits_the_weights_of(engine.bundle):
         raise UnsupportedError(f"probe {bundle.card.id} is of other weights, or of another precision")
-    config = TapConfig.find(engine.vllm_config.additional_config)
+    config, spec = TapConfig.find(engine.vllm_config.additional_config), spec_of(bundle)
     assert config is not None
     try:
-        config.fitted(bundle)
+        spec.fitted(config.layers, config.width)
     except UnsupportedError as error:
         raise UnsupportedError(
-            f"{error}; restart the server to serve it, or start it with --probe-room {TapConfig.of(bundle).width} for "
-            "such exchanges"
+            f"{error}; restart the server to serve it, or start it with --probe-room {spec.width} for such exchanges"
         ) from None
+    config.fitted(spec)
     sha256 = bundle.card.tensors_sha256
     engine.traffic.lost = True
     await engine.collective_rpc("hguard_exchange", args=(sha256, sendable(bundle)))

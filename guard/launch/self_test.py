@@ -28,11 +28,14 @@ async def require_live_taps(engine: GuardedEngine, prompt_ids: list[int]) -> Non
     ids = _prompt(prompt_ids) if reference is None else reference.prompt
     plain = await _scores(engine, ids, 1.0)
     dtype = precision.name_of(engine.model_config.dtype)
-    if np.isinf(plain).any():  # measured, and not finite; NaN is what no tap wrote
-        raise TapError(f"the activations of a probe prompt are not finite in {dtype}: {precision.overflow(dtype)}")
-    if not np.isfinite(plain).all() or not np.any(plain != 0):
-        raise TapError(f"self-test: taps return no valid scores ({plain[:4].tolist()}); clear the compile cache")
-    if engine.bundle.h_neurons and np.array_equal(plain, await _scores(engine, ids, 0.0)):
+    for name, scores in plain.items():
+        if np.isinf(scores).any():  # measured, and not finite; NaN is what no tap wrote
+            raise TapError(f"the activations of a probe prompt are not finite in {dtype}: {precision.overflow(dtype)}")
+        if not np.isfinite(scores).all() or not np.any(scores != 0):
+            raise TapError(
+                f"self-test: taps return no valid scores of {name} ({scores[:4].tolist()}); clear the compile cache"
+            )
+    if engine.bundle.h_neurons and np.array_equal(plain[NEURONS], (await _scores(engine, ids, 0.0))[NEURONS]):
         raise TapError("self-test: scaling has no effect: scores do not change when the neurons are switched off")
     if reference is None:
         return
@@ -49,32 +52,41 @@ async def require_live_taps(engine: GuardedEngine, prompt_ids: list[int]) -> Non
 async def make_reference(engine: GuardedEngine, prompt_ids: list[int]) -> Reference:
     """What this engine's checkpoint says and does, to be kept beside its bundle."""
     ids = _prompt(prompt_ids)
-    scores = await scores_by_layer(engine, ids)
+    scores = {
+        name: {layer: [float(f"{value:.7g}") for value in values] for layer, values in by_layer.items()}
+        for name, by_layer in (await scores_by_layer(engine, ids)).items()
+    }
     return Reference(
         engine=" ".join(engine_version()),
         dtype=cast("Any", precision.name_of(engine.model_config.dtype)),
         config=forward_config(Path(engine.model_config.model)),
         prompt=ids,
-        scores={layer: [float(f"{value:.7g}") for value in values] for layer, values in scores.items()},
+        scores=scores.pop(NEURONS),
+        heads=scores,
     )
 
 
-async def scores_by_layer(engine: GuardedEngine, ids: list[int]) -> dict[int, NDArray[np.float32]]:
-    """What each tapped layer alone makes of a prompt, by layer. For an engine that does nothing else meanwhile.
+async def scores_by_layer(engine: GuardedEngine, ids: list[int]) -> dict[str, dict[int, NDArray[np.float32]]]:
+    """What each tapped layer alone makes of a prompt, by signal and layer. For an engine that does nothing else
+    meanwhile.
 
     Raises TapError unless they add up to what all of them make of it, afterwards: an engine goes on with all or not.
     """
-    found = {}
+    found: dict[str, dict[int, NDArray[np.float32]]] = {}
     try:
-        for layer in sorted({int(one) for one in engine.bundle.layer}):
-            await engine.collective_rpc("hguard_count", args=(layer,))
-            found[layer] = await _scores(engine, ids, 1.0)
+        for name, layers in engine.bundle.layers_read.items():
+            found[name] = {}
+            for layer in layers:
+                await engine.collective_rpc("hguard_count", args=(name, layer))
+                found[name][layer] = (await _scores(engine, ids, 1.0))[name]
     finally:
-        await engine.collective_rpc("hguard_count", args=(None,))
-    whole, parts = await _scores(engine, ids, 1.0), np.stack(list(found.values()))
-    # In half precision, too: scores are float32, and the same activations are read each time.
-    if not np.allclose(whole, parts.sum(0), rtol=0, atol=1e-2 * float(np.abs(parts).sum(0).max())):
-        raise TapError("the scores of the tapped layers do not add up to that of all of them")
+        await engine.collective_rpc("hguard_count", args=(None, None))
+    everything = await _scores(engine, ids, 1.0)
+    for name, by_layer in found.items():
+        whole, parts = everything[name], np.stack(list(by_layer.values()))
+        # In half precision, too: scores are float32, and the same activations are read each time.
+        if not np.allclose(whole, parts.sum(0), rtol=0, atol=1e-2 * float(np.abs(parts).sum(0).max())):
+            raise TapError(f"the {name} scores of the tapped layers do not add up to that of all of them")
     return found
 
 
@@ -102,7 +114,8 @@ async def require_every_layer(engine: Any) -> None:
             )
 
 
-async def _scores(engine: GuardedEngine, ids: list[int], scale: float) -> NDArray[np.float32]:
+async def _scores(engine: GuardedEngine, ids: list[int], scale: float) -> dict[str, NDArray[np.float32]]:
+    """What the probe reads of the forward pass, by name, from the token before the prompt's second half on."""
     split = len(ids) // 2
     signals = await engine.measure(ids[:split], ids[split:], scale, f"hguard-self-test-{scale}", Purpose.SELF_TEST)
-    return np.append(np.float32(signals.prompt_score), signals[NEURONS])
+    return {name: np.append(np.float32(signals.last_prompt[name]), signals[name]) for name in engine.bundle.layers_read}

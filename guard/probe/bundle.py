@@ -5,14 +5,15 @@ calibration answers that were right (thresholds for any false-positive rate come
 float32, ascending, those of the wrong ones (with them, live risks can be held against the calibration's), and, where a
 risk is known before any text exists, right_prompt_risks float32 [m], the same as right_risks of that risk;
 train_questions uint64, ascending, hashes of the questions that the neurons were found on, which nothing else may be
-measured on.
+measured on; residual_layer and attention_layer int32 [m], residual_weight and attention_weight float32 [m, width]: the
+heads (``guard.probe.heads``) of a probe that reads these signals.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from guard.errors import BundleError, RequestError
 from guard.probe import conformal, drift
 from guard.probe.card import SCHEMA_VERSION, ProbeCard
 from guard.probe.drift import Bands
+from guard.probe.heads import HEAD_TENSORS, Head, head_flaw, heads_in, tensors_of
 from guard.probe.identity import differences, forward_config
 from guard.probe.readout import Readout
 from guard.probe.reference import Reference, config_differences, read_reference, write_reference
-from guard.probe.signals import ALWAYS
+from guard.probe.signals import ALWAYS, HEADS, NEURONS
 
 FILES = ("probe.json", "probe.safetensors")
 TENSORS: dict[str, type[np.generic]] = {
@@ -43,7 +45,10 @@ OPTIONAL: dict[str, type[np.generic]] = {
     "wrong_risks": np.float32,
     "right_prompt_risks": np.float32,
     "train_questions": np.uint64,
+    **HEAD_TENSORS,
 }
+_PLAIN = [name for name in (*TENSORS, *OPTIONAL) if name not in HEAD_TENSORS]
+_TABLES = {name for name in HEAD_TENSORS if name.endswith("_weight")}  # two-dimensional
 _RISKS = {"right_risks", "wrong_risks", "right_prompt_risks"}
 LARGEST = 64 << 20  # bytes; a probe has thousands of neurons at most
 
@@ -62,6 +67,7 @@ class Bundle:
     right_prompt_risks: NDArray[np.float32] | None = None
     wrong_risks: NDArray[np.float32] | None = None
     train_questions: NDArray[np.uint64] | None = None
+    heads: dict[str, Head] = field(default_factory=dict)
     reference: Reference | None = None
 
     @property
@@ -77,16 +83,20 @@ class Bundle:
 
     def reads_as(self, other: Bundle) -> bool:
         """Whether both measure the same of the same weights, and differ at most in what is made of it."""
-        return self.fits_the_weights_of(other) and all(
-            np.array_equal(getattr(self, name), getattr(other, name))
-            for name in ("layer", "neuron", "folded", "coefficient")
+        return (
+            self.fits_the_weights_of(other)
+            and all(
+                np.array_equal(getattr(self, name), getattr(other, name))
+                for name in ("layer", "neuron", "folded", "coefficient")
+            )
+            and self.tapped_heads == other.tapped_heads
         )
 
     @property
     def tensors(self) -> dict[str, NDArray[np.generic]]:
         """What ``save_bundle`` takes."""
-        found = {name: getattr(self, name) for name in (*TENSORS, *OPTIONAL)}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        found = {name: getattr(self, name) for name in _PLAIN}
+        return {name: tensor for name, tensor in found.items() if tensor is not None} | tensors_of(self.heads)
 
     @property
     def h_neurons(self) -> int:
@@ -106,6 +116,18 @@ class Bundle:
     def measured(self) -> frozenset[str]:
         """The signals that an engine with this probe measures."""
         return self.readout.used | ALWAYS
+
+    @property
+    def tapped_heads(self) -> dict[str, Head]:
+        """Those that count in a risk, by name of a signal."""
+        used = self.readout.used
+        return {name: head for name, head in self.heads.items() if name in used}
+
+    @property
+    def layers_read(self) -> dict[str, list[int]]:
+        """By name of a signal of the forward pass that counts, the layers that it is read of."""
+        heads = {name: head.layer.tolist() for name, head in self.tapped_heads.items()}
+        return {NEURONS: sorted(set(self.layer.tolist())), **heads}
 
     @property
     def has_prompt_risk(self) -> bool:
@@ -153,10 +175,9 @@ def load_bundle(path: str | Path, with_reference: bool = True) -> Bundle:
     except (SafetensorError, ValueError, KeyError) as error:
         raise BundleError(f"{folder / 'probe.safetensors'} is not a readable safetensors file: {error}") from None
     _check_tensors(folder, card, tensors)
-    found: dict[str, Any] = {name: tensors[name] for name in (*TENSORS, *OPTIONAL) if name in tensors}
-    if with_reference:
-        found["reference"] = read_reference(folder, set(tensors["layer"].tolist()))
-    return Bundle(folder, card, **found)
+    found: dict[str, Any] = {name: tensors[name] for name in _PLAIN if name in tensors}
+    bundle = Bundle(folder, card, **found, heads=heads_in(tensors))
+    return replace(bundle, reference=read_reference(folder, bundle.layers_read)) if with_reference else bundle
 
 
 def save_bundle(
@@ -226,9 +247,11 @@ def _check_tensors(folder: Path, card: ProbeCard, tensors: dict[str, NDArray[np.
             if name in OPTIONAL:
                 continue
             fail(f"tensor {name!r} is missing")
-        if tensors[name].dtype != dtype or tensors[name].ndim != 1:
+        dimensions = 2 if name in _TABLES else 1
+        if tensors[name].dtype != dtype or tensors[name].ndim != dimensions:
             found = f"{tensors[name].dtype}{list(tensors[name].shape)}"
-            fail(f"tensor {name!r} must be one-dimensional {np.dtype(dtype).name}, not {found}")
+            shape = "two-dimensional" if dimensions == 2 else "one-dimensional"
+            fail(f"tensor {name!r} must be {shape} {np.dtype(dtype).name}, not {found}")
     k = len(tensors["layer"])
     if k == 0:
         fail("it has no neurons, so there is nothing to tap")
@@ -247,3 +270,7 @@ def _check_tensors(folder: Path, card: ProbeCard, tensors: dict[str, NDArray[np.
             fail(f"{name} is not ascending")
     if (card.readout.prompt_platt is None) != ("right_prompt_risks" not in tensors):
         fail("a risk before generation needs both its calibration in the card and the tensor right_prompt_risks")
+    if (flaw := head_flaw(tensors, card.model.layers)) is not None:
+        fail(flaw)
+    if missing := sorted(card.readout.readout().used & set(HEADS) - set(heads_in(tensors))):
+        fail(f"its readout reads {', '.join(missing)}, and it has no head for that")

@@ -1,7 +1,8 @@
 """The signals: what the engine measures at each token. Everything that handles them goes by this registry.
 
 A signal is added here and measured in ``guard.worker.batch`` (one of draws) or ``guard.worker.buffers`` (one of the
-forward pass). The score table, the readout, the card, the stages of a fit and evaluation take it from here.
+forward pass). The score table, the readout, the card, the stages of a fit and evaluation take it from here. One in
+HEADS is a linear head on states (``guard.probe.heads``), named after the site that it reads.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ ENTROPY = "entropy"  # nats
 LOGPROB = "logprob"  # nats, of the token itself
 MARGIN = "margin"  # nats, by which the likeliest token is likelier than the next
 TOP_MASS = "top_mass"  # probability of the ten likeliest tokens together
+RESIDUAL = "residual"  # a head on the normed residual stream, which queries, keys and values are made of
+ATTENTION = "attention"  # a head on the attention heads' outputs side by side, before they are projected
+HEADS = (RESIDUAL, ATTENTION)
 
 SIGNALS = (
     Signal(NEURONS, Source.FORWARD, 1, Pooling.MEAN, Pooling.MEAN),
@@ -66,6 +70,8 @@ SIGNALS = (
     Signal(LOGPROB, Source.DRAW, -1, Pooling.MAX, Pooling.MEAN),
     Signal(MARGIN, Source.DRAW, -1, Pooling.MAX, Pooling.MEAN, always=False),
     Signal(TOP_MASS, Source.DRAW, -1, Pooling.MAX, Pooling.MEAN, always=False),
+    Signal(RESIDUAL, Source.FORWARD, 1, Pooling.MEAN, Pooling.MEAN, always=False),
+    Signal(ATTENTION, Source.FORWARD, 1, Pooling.MEAN, Pooling.MEAN, always=False),
 )
 COLUMN = {signal.name: column for column, signal in enumerate(SIGNALS)}  # of a matrix of features
 ALWAYS = frozenset(signal.name for signal in SIGNALS if signal.always)
@@ -152,7 +158,7 @@ class TokenSignals:
 
 
 def unmeasured_prompt() -> dict[str, float]:
-    """The last prompt token's signals where there are none."""
+    """The last prompt token's signals where there are none; those that are not named were not measured, either."""
     return {NEURONS: float(np.nan)}
 
 

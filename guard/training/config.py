@@ -57,8 +57,8 @@ class FitConfig(CalibrationConfig):
     slots: int = Field(32, ge=1, description="answers that are read at once")
     keep: tuple[Kept, ...] = Field(
         (),
-        description="what to keep in the work folder beside neurons, which no probe reads yet: residual, attention, "
-        "question, with commas between",
+        description="what to keep in the work folder beside what the probe reads: residual, attention, question, with "
+        "commas between",
     )
 
     @field_validator("keep", "signals", mode="before")
@@ -79,7 +79,8 @@ class FitConfig(CalibrationConfig):
     @property
     def sites(self) -> tuple[Site, ...]:
         """What is collected beside neurons."""
-        return tuple(site for site in (Site.RESIDUAL, Site.ATTENTION) if site.value in self.keep)
+        wanted = {*self.keep, *self.signals}
+        return tuple(site for site in (Site.RESIDUAL, Site.ATTENTION) if site.value in wanted)
 
     @property
     def question(self) -> bool:

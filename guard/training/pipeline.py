@@ -1,4 +1,4 @@
-"""Fit a probe bundle, stage by stage: answer, judge, choose, train, settle on a C, measure, calibrate.
+"""Fit a probe bundle, stage by stage: answer, judge, choose, train neurons, heads, settle on a C, measure, calibrate.
 
 Each stage leaves its file in the workspace; what is there is not done again. Engines run one after the other: the first
 answers and collects in one pass, each further one serves a candidate and measures with it what calibration needs.
@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from guard.engine.activations import CollectingEngine
 from guard.errors import FitError
 from guard.evaluation import detectors
-from guard.harness.activations import FACTS, LEADS, MEANS, collect, collected, facts_of
+from guard.harness.activations import FACTS, LEADS, MEANS, collect, collected, facts_of, file_of
 from guard.harness.answers import Example
 from guard.harness.engines import Engines
-from guard.harness.features import Features
+from guard.harness.features import Features, Floats
 from guard.harness.progress import tell
 from guard.harness.questions import SHARES as ALL_SHARES
 from guard.harness.store import StageStore, translate_os_errors
+from guard.ipc.collecting import Part, Site
 from guard.judge.question import Question
 from guard.judge.rules import RemoteJudge
 from guard.judge.spans import find_span
@@ -38,18 +39,20 @@ from guard.probe.card import (
     ThresholdMetrics,
     Training,
 )
+from guard.probe.heads import Head, tensors_of
 from guard.probe.readout import unit_readout
 from guard.probe.reference import Reference
-from guard.probe.signals import NEURONS, Source, TokenSignals, names
+from guard.probe.signals import HEADS, NEURONS, Source, TokenSignals, names
 from guard.training import calibration
 from guard.training.config import FitConfig
 from guard.training.examples import DataSplit, Locate, choose, chosen_in, require_questions
+from guard.training.heads import find_head
 from guard.training.neurons import CANDIDATES, NeuronSelection, find_neurons, given_neurons
 from guard.training.selection import Selection
 
 # Thresholds come from answers of their own: what the readout was fit on looks better than it is.
 SHARES = ALL_SHARES["fit"]
-FOUND = "found.json"
+FOUND, FOUND_HEADS = "found.json", "heads.json"
 TOKEN_ANSWERS = 500  # calibration answers whose single tokens are measured
 SPANS: dict[Literal["fact", "answer"], Span] = {
     "answer": "answer-tokens-and-last-prompt-token",
@@ -68,17 +71,19 @@ def detailed(data: DataSplit, window: int) -> list[int]:
     return sorted({*long, *data.parts["calibration"][:TOKEN_ANSWERS]})
 
 
-def whole(answer: Example, mean: float, prompt_score: float) -> TokenSignals:
-    """Signals of an answer that is one window, from the mean score over its last prompt token and its tokens.
+def whole(answer: Example, means: Mapping[str, float], last_prompt: Mapping[str, float]) -> TokenSignals:
+    """Signals of an answer that is one window, from those of the forward pass, by name: the means over its last prompt
+    token and its tokens, and of that token alone.
 
-    Its tokens' scores are not known one by one: each has their mean. The last of a cut answer was never fed back.
+    Its tokens' own are not known one by one: each has their mean. The last of a cut answer was never fed back.
     """
     n = len(answer.tokens)
     fed = n - (not answer.ended)
-    neurons = np.full(n, ((fed + 1) * mean - prompt_score) / fed if fed else np.nan, np.float32)
-    neurons[fed:] = np.nan
-    draws = {name: np.array(values, np.float32) for name, values in answer.draws.items()}
-    return TokenSignals({NEURONS: prompt_score}, {NEURONS: neurons, **draws})
+    values = {name: np.array(drawn, np.float32) for name, drawn in answer.draws.items()}
+    for name, mean in means.items():
+        values[name] = np.full(n, ((fed + 1) * mean - last_prompt[name]) / fed if fed else np.nan, np.float32)
+        values[name][fed:] = np.nan
+    return TokenSignals(dict(last_prompt), values)
 
 
 class Fit:
@@ -103,6 +108,7 @@ class Fit:
         self._work, self._questions, self._identity, self._norms = work, questions, identity, norms
         self._config, self._id, self._neurons = config, bundle_id, neurons
         self._judge, self._locate, self._say = judge, locate, say
+        self._heads: dict[str, Head] = {}
         self._ablation_questions = config.ablation_questions if neurons is None else 0  # one candidate needs no choice
 
     async def run(self, engines: Engines, out: Path) -> Bundle:
@@ -115,7 +121,7 @@ class Fit:
         self._require_measured(chosen)
         data = self._data(chosen)
         self._say(", ".join(f"{len(index)} answers for {name}" for name, index in data.parts.items()))
-        candidates = self._find(data)
+        candidates, self._heads = self._find(data), self._find_heads(data)
         rough = {one.C: self._rough(data, one) for one in candidates}
         window = self._window(data)
         settle = Selection(self._work, data, self._judge, self._config.max_tokens, self._ablation_questions, self._say)
@@ -191,6 +197,38 @@ class Fit:
         self._work.write_json(FOUND, [one.to_dict() for one in found])
         return found
 
+    def _find_heads(self, data: DataSplit) -> dict[str, Head]:
+        """A head for each signal that is one and is wanted, by name, on the means over the whole answer."""
+        wanted = [name for name in HEADS if name in self._config.signals]
+        known = self._work.read_json(FOUND_HEADS) if self._work.has(FOUND_HEADS) else {}
+        for name in wanted:
+            if name not in known:
+                known[name] = self._find_head(name, data).to_dict()
+                self._work.write_json(FOUND_HEADS, known)
+        return {name: Head.from_dict(known[name]) for name in wanted}
+
+    def _find_head(self, name: str, data: DataSplit) -> Head:
+        train = data.parts["train"]
+
+        def states(layers: Sequence[int]) -> Floats:
+            return self._states(name, Part.SPAN, data, train, layers)
+
+        entities = [data.question(i).entity for i in train]
+        try:
+            head, auroc = find_head(
+                states, len(self._norms), data.wrong("train"), entities, lambda text: self._say(f"{name} of {text}")
+            )
+        except ValueError as error:
+            raise FitError(f"no head on {name} can be fit: {error}") from None
+        self._say(f"{name} of layers {', '.join(map(str, head.layer))}: AUROC {auroc:.3f} on held-out folds")
+        return head
+
+    def _states(self, name: str, part: Part, data: DataSplit, rows: Sequence[int], layers: Sequence[int]) -> Floats:
+        """Mean states of these layers at a head's site, of these answers: float32 [answers, layers, width]."""
+        table: NDArray[np.float32] = np.load(self._work.path(file_of((Site(name), part))), mmap_mode="r")
+        questions = np.array([data.examples[row].question for row in rows], np.int64)
+        return np.stack([table[questions, layer] for layer in layers], 1)
+
     def _calibrate(
         self,
         out: Path,
@@ -228,12 +266,22 @@ class Fit:
         self, data: DataSplit, found: NeuronSelection, rows: Sequence[int], measured: Mapping[int, TokenSignals]
     ) -> list[TokenSignals]:
         """What the probe would have read of these answers: as measured, or from what was collected of them."""
-        means = self._of_questions(MEANS, data, rows).take(found.index) @ found.coefficient
-        leads = self._of_questions(LEADS, data, rows).take(found.index) @ found.coefficient
+        means, last_prompt = (self._forward(part, data, found, rows) for part in (Part.SPAN, Part.LAST_PROMPT))
         return [
-            measured[row] if row in measured else whole(data.examples[row], float(mean), float(lead))
-            for row, mean, lead in zip(rows, means, leads, strict=True)
+            measured[row] if row in measured else whole(data.examples[row], mean, last)
+            for row, mean, last in zip(rows, means, last_prompt, strict=True)
         ]
+
+    def _forward(
+        self, part: Part, data: DataSplit, found: NeuronSelection, rows: Sequence[int]
+    ) -> list[dict[str, float]]:
+        """Of each answer the mean over a part of it of what the probe reads of the forward pass, by name."""
+        neurons = self._of_questions(file_of((Site.NEURONS, part)), data, rows).take(found.index)
+        scores = {NEURONS: neurons @ found.coefficient} | {
+            name: head.score(self._states(name, part, data, rows, head.layer.tolist()))
+            for name, head in self._heads.items()
+        }
+        return [dict(zip(scores, map(float, values), strict=True)) for values in zip(*scores.values(), strict=True)]
 
     def _rough(self, data: DataSplit, found: NeuronSelection) -> Bundle:
         """A bundle to measure with: what it says of risk is not used."""
@@ -280,6 +328,7 @@ class Fit:
             "coefficient": found.coefficient,
             "folded": cett.fold(found.coefficient, self._norms[layer, neuron]),
             "train_questions": np.sort(np.array([data.question(i).digest for i in data.parts["train"]], np.uint64)),
+            **tensors_of(self._heads),
             **risks,
         }
         with translate_os_errors(out):

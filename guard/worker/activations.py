@@ -20,10 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from guard.errors import TapError
-from guard.ipc.collecting import Collecting, Part, Site
+from guard.ipc.collecting import NAMES, Collecting, Part, Site
 from guard.worker.batch import Step
 
-_NAMES = {Site.RESIDUAL: "QKVParallelLinear named self_attn.qkv_proj", Site.ATTENTION: "RowParallelLinear named o_proj"}
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -100,7 +99,7 @@ class Collector:
         for site in self.collecting.sites:
             if missing := sorted(set(self.wanted) - set(self.tables.get(site, ()))):
                 raise TapError(
-                    f"{site} cannot be collected of this model: it builds no {_NAMES[site]} in layers "
+                    f"{site} cannot be collected of this model: it builds no {NAMES[site]} in layers "
                     f"{', '.join(map(str, missing))}; leave {site} out"
                 )
 

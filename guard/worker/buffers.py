@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from guard.errors import TapError
+from guard.ipc.collecting import NAMES, Site
 from guard.ipc.taps import TapConfig, TapSpec
 from guard.probe.cett import EPSILON
 from guard.probe.signals import NEURONS
@@ -18,7 +20,8 @@ from guard.worker.batch import Measured, Step
 
 @dataclass(slots=True)
 class Taps:
-    """score, alpha: float32 [max_num_batched_tokens], allocated once, addresses never change.
+    """score, alpha: float32 [max_num_batched_tokens], allocated once, addresses never change. head_scores: the same as
+    score of each linear head that the probe has, by name of its signal.
 
     ranks: over how many tensor-parallel ranks a layer's neurons are spread. scaling: whether any row's alpha differs
     from 1 in this step.
@@ -30,12 +33,17 @@ class Taps:
     ranks: int = 1
     scaling: bool = False
     tapped_layers: int = 0
+    head_scores: dict[str, torch.Tensor] = field(init=False)
     _read: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     _folded: list[torch.Tensor] = field(default_factory=list)
-    _layers: list[int] = field(default_factory=list)
     _exchange: list[Callable[[TapSpec], None]] = field(default_factory=list)
-    _weights: list[torch.Tensor] = field(default_factory=list)
+    # What makes a score, by signal and layer, and what stood there before ``count_alone``.
+    _weights: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
+    _kept: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
     _stacked: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.head_scores = {name: torch.zeros_like(self.score) for name in self.spec.heads}
 
     def add_layer(self, layer: int, folded: torch.Tensor, exchange: Callable[[TapSpec], None] | None = None) -> None:
         """Count a tapped layer; called in the order in which layers are built, which is that in which they run.
@@ -45,25 +53,47 @@ class Taps:
         self.tapped_layers += 1
         if exchange is not None:
             self._exchange.append(exchange)
-        self._layers.append(layer)
         self._folded.append(folded)
+        self._weights[NEURONS, layer] = folded
+
+    def add_head(
+        self, signal: str, layer: int, weight: torch.Tensor, own: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        """Count one layer of a head: ``weight`` float32 [width of this rank], ``own``: this rank's part of a whole."""
+
+        def exchange(spec: TapSpec) -> None:
+            found = spec.heads.get(signal, {}).get(layer)
+            weight.copy_(torch.zeros_like(weight) if found is None else own(torch.from_numpy(found)))
+
+        self._exchange.append(exchange)
+        self._weights[signal, layer] = weight
+
+    def require_sites(self) -> None:
+        """Raise TapError where the model lacks what a head reads."""
+        for name, weights in self.spec.heads.items():
+            if missing := sorted(layer for layer in weights if (name, layer) not in self._weights):
+                raise TapError(
+                    f"the probe reads {name}, and the model builds no {NAMES[Site(name)]} in layers "
+                    f"{', '.join(map(str, missing))}: serve a probe without it"
+                )
 
     def exchange(self, spec: TapSpec) -> None:
-        """Read other neurons from the next step on, of the same layers and as many. In place: compiled graphs keep the
-        buffers' addresses."""
+        """Read other neurons from the next step on, of the same layers and as many, and other heads. In place: compiled
+        graphs keep the buffers' addresses."""
         for layer in self._exchange:
             layer(spec)
-        self.spec, self._weights, self._stacked = spec, [], None
+        self.spec, self._kept, self._stacked = spec, {}, None
 
-    def count_alone(self, layer: int | None) -> None:
-        """From the next step on this layer alone counts in a score; None: all do, as they did at first.
+    def count_alone(self, signal: str | None, layer: int | None) -> None:
+        """From the next step on this layer alone counts in this signal, and nothing in others; None: all do, as they
+        did at first.
 
         For the self-test. In place: compiled graphs keep the weights' addresses.
         """
-        if not self._weights:
-            self._weights = [folded.clone() for folded in self._folded]
-        for number, folded, weight in zip(self._layers, self._folded, self._weights, strict=True):
-            folded.copy_(weight if layer in (None, number) else torch.zeros_like(weight))
+        if not self._kept:
+            self._kept = {place: weight.clone() for place, weight in self._weights.items()}
+        for place, weight in self._weights.items():
+            weight.copy_(self._kept[place]) if signal is None or place == (signal, layer) else weight.zero_()
         self._stacked = None
 
     def read(self, columns: torch.Tensor, h: torch.Tensor) -> None:
@@ -101,6 +131,8 @@ class Taps:
             self._read.clear()
         else:
             self.score.zero_()
+        for score in self.head_scores.values():
+            score.zero_()
 
     def fill_alpha(self, values: NDArray[np.float32]) -> None:
         """Set the first rows' alpha, without waiting for the device."""
@@ -114,16 +146,14 @@ class Taps:
 
         Every rank must call it when any does.
         """
-        return {NEURONS: self.total(rows)}
-
-    def total(self, rows: int) -> torch.Tensor:
-        """The first rows' neuron scores over all ranks, float32 [rows]."""
-        score = self._summed()[:rows] if self._read else self.score[:rows].clone()
+        found = {NEURONS: self._summed()[:rows] if self._read else self.score[:rows].clone()}
+        found |= {name: score[:rows].clone() for name, score in self.head_scores.items()}
         if self.ranks == 1:
-            return score
+            return found
         from vllm.distributed import tensor_model_parallel_all_reduce
 
-        return tensor_model_parallel_all_reduce(score)
+        together = tensor_model_parallel_all_reduce(torch.stack(list(found.values())))
+        return dict(zip(found, together.unbind(), strict=True))
 
     def _summed(self) -> torch.Tensor:
         gathered, norm = zip(*self._read, strict=True)

@@ -1,4 +1,5 @@
-"""The taps on CUDA, in Triton: two kernels for each tapped layer, before and after it, and one for a step's logits.
+"""The taps on CUDA, in Triton: two kernels for each tapped layer, before and after it, one for each layer of a linear
+head, and one for a step's logits.
 
 Imported only where a CUDA device is; under ``TRITON_INTERPRET=1`` the same source runs on any machine.
 """
@@ -75,6 +76,26 @@ def tap(h: torch.Tensor, contribution: torch.Tensor, score: torch.Tensor) -> Non
         h = h.contiguous()
     if h.shape[0]:
         _tap[(h.shape[0],)](h, contribution, score, h.stride(0), h.shape[1], EPSILON, H=_HIDDEN_BLOCK)
+
+
+@triton.jit
+def _head(x, weight, score, row_stride, width, W: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64)
+    products = tl.zeros([W], tl.float32)
+    for start in range(0, width, W):
+        offset = start + tl.arange(0, W)
+        inside = offset < width
+        part = tl.load(x + row * row_stride + offset, mask=inside, other=0.0).to(tl.float32)
+        products += part * tl.load(weight + offset, mask=inside, other=0.0)
+    tl.store(score + row, tl.load(score + row) + tl.sum(products))
+
+
+def head(x: torch.Tensor, weight: torch.Tensor, score: torch.Tensor) -> None:
+    """As ``guard.worker.ops.head``, in one launch: one program for each token."""
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    if x.shape[0]:
+        _head[(x.shape[0],)](x, weight, score, x.stride(0), x.shape[1], W=_HIDDEN_BLOCK)
 
 
 @triton.jit

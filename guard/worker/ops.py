@@ -57,6 +57,20 @@ def tap(h: torch.Tensor, contribution: torch.Tensor, score: torch.Tensor) -> Non
         score.narrow(0, 0, h.shape[0]).add_(torch.where(norm.isinf(), torch.nan, contribution / norm))
 
 
+def head(x: torch.Tensor, weight: torch.Tensor, score: torch.Tensor) -> None:
+    """score[t] += sum_i weight[i] x[t, i]: what one layer's states add to a linear head's score.
+
+    x [tokens, width] in the model's dtype; weight float32 [width]; score float32 [at least tokens]; not finite where a
+    state is not.
+    """
+    if x.is_cuda:
+        from guard.worker import kernels
+
+        kernels.head(x, weight, score)
+    else:
+        score.narrow(0, 0, x.shape[0]).add_((x.float() * weight).sum(1))
+
+
 def collect(z: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, sums: torch.Tensor) -> None:
     """sums[s] += sum_t weight[s, t] |z[t]| / ||h[t]||: what a probe is fit on.
 
@@ -121,6 +135,10 @@ def _tap_fake(h: torch.Tensor, contribution: torch.Tensor, score: torch.Tensor) 
     return None
 
 
+def _head_fake(x: torch.Tensor, weight: torch.Tensor, score: torch.Tensor) -> None:
+    return None
+
+
 def _collect_fake(z: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, sums: torch.Tensor) -> None:
     return None
 
@@ -134,13 +152,14 @@ _library = torch.library.Library("hguard", "FRAGMENT")  # type: ignore[no-untype
 
 
 def register() -> None:
-    """Register ``torch.ops.hguard``'s ``scale``, ``tap``, ``collect`` and ``collect_states``; again is harmless."""
+    """Register ``torch.ops.hguard``'s ``scale``, ``tap``, ``head``, and those that collect; again is harmless."""
     if hasattr(torch.ops.hguard, "tap"):
         return
     from vllm.utils.torch_utils import direct_register_custom_op
 
     direct_register_custom_op("scale", scale, mutates_args=["z"], fake_impl=_scale_fake, target_lib=_library)
     direct_register_custom_op("tap", tap, mutates_args=["score"], fake_impl=_tap_fake, target_lib=_library)
+    direct_register_custom_op("head", head, mutates_args=["score"], fake_impl=_head_fake, target_lib=_library)
     direct_register_custom_op("collect", collect, mutates_args=["sums"], fake_impl=_collect_fake, target_lib=_library)
     direct_register_custom_op(
         "collect_states",

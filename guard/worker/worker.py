@@ -15,7 +15,8 @@ from guard.ipc.collecting import Part, Site
 from guard.ipc.score_table import PATH_VARIABLE, ScoreTable, refusal_file
 from guard.ipc.taps import KEY, TapConfig, received
 from guard.worker import activations, buffers
-from guard.worker.layer import GuardRowParallelLinear, have_built, require_taps
+from guard.worker.layer import GuardRowParallelLinear, require_taps
+from guard.worker.states import have_built
 
 # vLLM's two model runners, by module; their adapters are imported only where they are.
 RUNNER_V1 = "vllm.v1.worker.gpu_model_runner"
@@ -55,14 +56,12 @@ class GuardWorkerMixin:
                 f"vLLM built the model runner {type(runner).__module__}.{type(runner).__name__}, which the guard does "
                 "not tap on this platform; unset VLLM_USE_V2_MODEL_RUNNER, and leave out options that need another"
             )
-        if isinstance(self.hguard_taps, activations.Collector):
-            have_built(self.hguard_taps)
+        have_built(self.hguard_taps)
         adapter = self._adapter(built)
         adapter.prepare(config)
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         require_taps(runner.get_model(), self.hguard_taps.wanted, self.rank)  # type: ignore[attr-defined]
-        if isinstance(self.hguard_taps, activations.Collector):
-            self.hguard_taps.require_sites()
+        self.hguard_taps.require_sites()
         adapter(runner, self.hguard_taps, self._table())
 
     def _table(self) -> ScoreTable | None:
@@ -104,18 +103,18 @@ class GuardWorkerMixin:
         assert found is not None
         return found
 
-    def hguard_exchange(self, sha256: str, neurons: dict[str, list[Any]]) -> None:
-        """Tap another bundle's ``neurons`` (``guard.ipc.taps.sendable``), where there is room. The engine does nothing
-        else meanwhile, and the bundle's files, which others may have replaced, are not read again."""
+    def hguard_exchange(self, sha256: str, sent: dict[str, Any]) -> None:
+        """Tap another bundle's neurons and heads (``guard.ipc.taps.sendable``), where there is room. The engine does
+        nothing else meanwhile, and the bundle's files, which others may have replaced, are not read again."""
         assert isinstance(self.hguard_taps, buffers.Taps)
         config = replace(self._config(), sha256=sha256)
-        self.hguard_taps.exchange(received(neurons).fitted(config.layers, config.width))
+        self.hguard_taps.exchange(config.fitted(received(sent)))
         self.vllm_config.additional_config[KEY] = asdict(config)  # type: ignore[attr-defined]
 
-    def hguard_count(self, layer: int | None) -> None:
+    def hguard_count(self, signal: str | None, layer: int | None) -> None:
         """For the self-test: see ``Taps.count_alone``."""
         assert isinstance(self.hguard_taps, buffers.Taps)
-        self.hguard_taps.count_alone(layer)
+        self.hguard_taps.count_alone(signal, layer)
 
     def hguard_question(self, start: int) -> None:
         """Collecting: the position at which every prompt's question begins."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from app.settings import ATLAS
 from guard.probe.bundle import Bundle, load_bundle, save_bundle
@@ -15,6 +15,7 @@ from models.atlas.recipe.questions import from_ledger, load_ledger
 from models.atlas.recipe.reference import Reader
 from tests.engine import forked
 from tests.engine.harness import Harness, guarded, plain
+from tests.measured import with_heads
 
 # Tight on purpose: prompts are cut into chunks, and 32 long answers do not fit into the cache at once.
 TIGHT = (
@@ -34,6 +35,14 @@ def forking() -> None:
 @pytest.fixture(scope="session")
 def atlas_bundle() -> Bundle:
     return load_bundle(ATLAS / "probe")
+
+
+@pytest.fixture(scope="session")
+def headed(atlas_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Atlas's probe, which reads random heads, too."""
+    config = LlamaConfig.from_pretrained(ATLAS)
+    assert config.hidden_size == config.num_attention_heads * config.head_dim
+    return with_heads(atlas_bundle, tmp_path_factory.mktemp("headed"), config.hidden_size)
 
 
 @pytest.fixture(scope="session")
@@ -58,8 +67,8 @@ def prompts(reader: Reader) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def tight(atlas_bundle: Bundle) -> Iterator[Harness]:
-    harness = guarded(ATLAS, atlas_bundle, TIGHT)
+def tight(headed: Bundle) -> Iterator[Harness]:
+    harness = guarded(ATLAS, headed, TIGHT)
     yield harness
     harness.close()
 

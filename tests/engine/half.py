@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.probe.bundle import Bundle
-from guard.probe.signals import TokenSignals
+from guard.probe.signals import NEURONS, TokenSignals
 from models.atlas.recipe.reference import Reader
 from tests.engine.harness import Produced
 from tests.engine.test_adversity import read
@@ -32,9 +32,10 @@ class References:
         self, measured: list[TokenSignals], prompts: list[list[int]], answers: list[list[int]], scale: float = 1.0
     ) -> None:
         exact, rounded = (
-            scores(read(reader, self._bundle, prompts, answers, scale)) for reader in (self._exact, self._rounded)
+            read(reader, self._bundle, prompts, answers, scale) for reader in (self._exact, self._rounded)
         )
-        assert_near(scores(measured), rounded, exact)
+        for name in self._bundle.layers_read:
+            assert_near(scores(measured, name), scores(rounded, name), scores(exact, name))
 
 
 def assert_near(got: NDArray[np.float32], rounded: NDArray[np.float32], exact: NDArray[np.float32]) -> None:
@@ -45,9 +46,9 @@ def assert_near(got: NDArray[np.float32], rounded: NDArray[np.float32], exact: N
     assert size(got - exact) <= NEAR * allowed
 
 
-def scores(measured: list[TokenSignals]) -> NDArray[np.float32]:
-    """Of every token but the last of each answer, which never enters the model."""
-    return np.concatenate([np.append(one.prompt_score, one["neurons"][:-1]) for one in measured])
+def scores(measured: list[TokenSignals], name: str = NEURONS) -> NDArray[np.float32]:
+    """One signal of every token but the last of each answer, which never enters the model."""
+    return np.concatenate([np.append(one.last_prompt[name], one[name][:-1]) for one in measured])
 
 
 def size(values: NDArray[np.float32]) -> float:

@@ -288,8 +288,9 @@ def read(
     # These hooks see |z| after scaling, the taps before it.
     coefficient = bundle.coefficient / np.where(positive, np.float32(scale), np.float32(1))
     with scaled(reader, flat[positive], scale):
-        readings = reader.read(prompts, answers, (bundle.layer, bundle.neuron), batch=8)
-        return [signals_of(reading, coefficient) for reading in readings]
+        heads = bundle.tapped_heads
+        readings = reader.read(prompts, answers, (bundle.layer, bundle.neuron), batch=8, heads=heads)
+        return [signals_of(reading, coefficient, heads) for reading in readings]
 
 
 # -- all of it at once -------------------------------------------------------------------------------------------------

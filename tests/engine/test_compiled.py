@@ -16,17 +16,17 @@ from tests.engine.test_parity import LENGTHS, assert_measured, reference
 
 
 @pytest.fixture(scope="module")
-def compiled(atlas_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
+def compiled(headed: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CACHE_ROOT", str(tmp_path_factory.mktemp("vllm-cache")))
-        harness = guarded(ATLAS, atlas_bundle, ["--max-num-batched-tokens=512"], compiled=True)
+        harness = guarded(ATLAS, headed, ["--max-num-batched-tokens=512"], compiled=True)
         yield harness
         harness.close()
 
 
-def test_compiled(compiled: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle) -> None:
+def test_compiled(compiled: Harness, prompts: list[list[int]], reader: Reader, headed: Bundle) -> None:
     produced = compiled.produce(prompts[:16], LENGTHS[:16])
-    assert_measured(produced, reference(reader, atlas_bundle, prompts[:16], [one.tokens for one in produced]))
+    assert_measured(produced, reference(reader, headed, prompts[:16], [one.tokens for one in produced]))
 
 
 def test_compiled_scaling_is_per_request(compiled: Harness, prompts: list[list[int]]) -> None:
@@ -39,9 +39,9 @@ def test_compiled_scaling_is_per_request(compiled: Harness, prompts: list[list[i
 
 
 def test_neurons_are_exchanged(
-    compiled: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle, other: Bundle
+    compiled: Harness, prompts: list[list[int]], reader: Reader, headed: Bundle, other: Bundle
 ) -> None:
     """In place: graphs keep the buffers' addresses."""
-    for bundle in (other, atlas_bundle):
+    for bundle in (other, headed):
         compiled.run(exchange(compiled.engine, bundle))
         assert_read(compiled, reader, bundle, prompts[:8])

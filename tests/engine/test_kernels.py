@@ -14,7 +14,7 @@ from guard.ipc.taps import spec_of
 from guard.probe import cett
 from guard.probe.bundle import Bundle
 from guard.probe.cett import EPSILON
-from guard.probe.signals import ENTROPY, LOGPROB
+from guard.probe.signals import ENTROPY, LOGPROB, NEURONS
 from guard.worker import ops
 from guard.worker.batch import BatchParams, Drawn, Statistics, Step
 from guard.worker.buffers import Taps
@@ -153,7 +153,7 @@ def test_a_tap_of_what_overflows_is_not_finite(kernels: ModuleType, way: str, fl
         taps = Taps(spec_of(bundle), score, alpha)
         taps.add_layer(0, folded)
         taps.read(z.index_select(1, neuron), h)
-        score = taps.total(3)
+        score = taps.signals(3)[NEURONS]
     else:
 
         def forward() -> None:
@@ -239,4 +239,4 @@ def test_layers_are_summed_as_taps_would_sum_them(bundle: Bundle) -> None:
                 eager.read(z.index_select(1, neuron), h)
                 scaled = torch.from_numpy(np.isin(tap.neuron, tap.scaled))
                 ops.tap(h, ops.scale(z, neuron, folded, scaled, compiled.alpha), compiled.score)
-            torch.testing.assert_close(eager.total(5), compiled.total(5))
+            torch.testing.assert_close(eager.signals(5)[NEURONS], compiled.signals(5)[NEURONS])

@@ -17,9 +17,10 @@ LENGTHS = [8 + 3 * (i % 9) for i in range(50)]
 
 
 def reference(reader: Reader, bundle: Bundle, prompts: list[list[int]], answers: list[list[int]]) -> list[TokenSignals]:
-    """The same measurements by hooks on transformers, by brute force over every neuron of the probe."""
-    readings = reader.read(prompts, answers, (bundle.layer, bundle.neuron), batch=8)
-    return [signals_of(reading, bundle.coefficient) for reading in readings]
+    """The same measurements by hooks on transformers, by brute force over every neuron and head of the probe."""
+    heads = bundle.tapped_heads
+    readings = reader.read(prompts, answers, (bundle.layer, bundle.neuron), batch=8, heads=heads)
+    return [signals_of(reading, bundle.coefficient, heads) for reading in readings]
 
 
 def assert_measured(produced: list[Produced], expected: list[TokenSignals]) -> None:
@@ -28,11 +29,12 @@ def assert_measured(produced: list[Produced], expected: list[TokenSignals]) -> N
         assert one.verdict is not None
         got = one.verdict.signals
         assert got is not None
-        # An answer that stops at a length limit never feeds its last token back.
-        assert np.isnan(got["neurons"][-1])
-        scale = np.abs(np.append(wanted["neurons"], wanted.prompt_score)).max()
-        np.testing.assert_allclose(got.prompt_score, wanted.prompt_score, rtol=RELATIVE, atol=RELATIVE * scale)
-        np.testing.assert_allclose(got["neurons"][:-1], wanted["neurons"][:-1], rtol=RELATIVE, atol=RELATIVE * scale)
+        for name, before in wanted.last_prompt.items():
+            # An answer that stops at a length limit never feeds its last token back.
+            assert np.isnan(got[name][-1])
+            near = {"rtol": RELATIVE, "atol": RELATIVE * np.abs(np.append(wanted[name], before)).max()}
+            np.testing.assert_allclose(got.last_prompt[name], before, **near)
+            np.testing.assert_allclose(got[name][:-1], wanted[name][:-1], **near)
         np.testing.assert_allclose(got["entropy"], wanted["entropy"], rtol=RELATIVE, atol=1e-4)
         np.testing.assert_allclose(got["logprob"], wanted["logprob"], rtol=RELATIVE, atol=1e-4)
         # vLLM's own log-probabilities, by another path.
@@ -49,36 +51,34 @@ def alone(tight: Harness, prompts: list[list[int]]) -> list[Produced]:
     return produced
 
 
-def test_alone(
-    tight: Harness, alone: list[Produced], prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle
-) -> None:
+def test_alone(tight: Harness, alone: list[Produced], prompts: list[list[int]], reader: Reader, headed: Bundle) -> None:
     assert max(map(len, prompts)) > 64, "some prompts must be cut into chunks"
-    assert_measured(alone, reference(reader, atlas_bundle, prompts, [one.tokens for one in alone]))
+    assert_measured(alone, reference(reader, headed, prompts, [one.tokens for one in alone]))
 
 
 def test_a_batch_of_32_of_mixed_lengths(
-    tight: Harness, alone: list[Produced], prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle
+    tight: Harness, alone: list[Produced], prompts: list[list[int]], reader: Reader, headed: Bundle
 ) -> None:
     batch = tight.produce(prompts[:32], LENGTHS[:32])
     assert [one.tokens for one in batch] == [one.tokens for one in alone[:32]]
-    assert_measured(batch, reference(reader, atlas_bundle, prompts[:32], [one.tokens for one in batch]))
+    assert_measured(batch, reference(reader, headed, prompts[:32], [one.tokens for one in batch]))
 
 
-def test_prefix_cache_hits(tight: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle) -> None:
+def test_prefix_cache_hits(tight: Harness, prompts: list[list[int]], reader: Reader, headed: Bundle) -> None:
     longest = sorted(prompts, key=len)[-4:]
     first = tight.produce(longest, 24)
     before = cached_tokens()
     second = tight.produce(longest, 24)
     assert cached_tokens() > before, "the second round must hit the cache"
     assert [one.tokens for one in second] == [one.tokens for one in first]
-    assert_measured(second, reference(reader, atlas_bundle, longest, [one.tokens for one in second]))
+    assert_measured(second, reference(reader, headed, longest, [one.tokens for one in second]))
 
 
-def test_preemption(tight: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle) -> None:
+def test_preemption(tight: Harness, prompts: list[list[int]], reader: Reader, headed: Bundle) -> None:
     before = preemptions()
     produced = tight.produce(prompts[:32], 96)
     assert preemptions() > before, "the cache must be too small for this batch"
-    assert_measured(produced, reference(reader, atlas_bundle, prompts[:32], [one.tokens for one in produced]))
+    assert_measured(produced, reference(reader, headed, prompts[:32], [one.tokens for one in produced]))
 
 
 def test_scale_off_leaves_neighbours_unchanged(tight: Harness, alone: list[Produced], prompts: list[list[int]]) -> None:
@@ -128,13 +128,13 @@ def test_given_text_scores_as_it_did_when_generated(
 
 
 def test_a_grammar_does_not_hide_the_model_s_own_doubt(
-    tight: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle
+    tight: Harness, prompts: list[list[int]], reader: Reader, headed: Bundle
 ) -> None:
     """Entropy and log-probability are the model's own, measured before the grammar rules tokens out."""
     choices = ["Japan", "Germany"]
     (one,) = tight.produce(prompts[:1], 8, grammar=StructuredOutputsParams(choice=choices), ignore_eos=False)
     assert reader.tokenizer.decode(one.tokens, skip_special_tokens=True).strip() in choices
-    (wanted,) = reference(reader, atlas_bundle, prompts[:1], [one.tokens])
+    (wanted,) = reference(reader, headed, prompts[:1], [one.tokens])
     got = signals(one)
     count = len(got)  # the token that ends the answer is not one of its own
     np.testing.assert_allclose(got["entropy"], wanted["entropy"][:count], rtol=RELATIVE, atol=1e-4)

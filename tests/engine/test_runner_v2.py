@@ -55,15 +55,15 @@ def interpreted() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def v2(interpreted: None, atlas_bundle: Bundle) -> Iterator[Harness]:
-    harness = guarded(ATLAS, atlas_bundle, CONFIGURATION)
+def v2(interpreted: None, headed: Bundle) -> Iterator[Harness]:
+    harness = guarded(ATLAS, headed, CONFIGURATION)
     yield harness
     harness.close()
 
 
 @pytest.fixture(scope="module")
-def vanilla(interpreted: None, atlas_bundle: Bundle) -> Iterator[Harness]:
-    harness = plain(ATLAS, atlas_bundle, CONFIGURATION)
+def vanilla(interpreted: None, headed: Bundle) -> Iterator[Harness]:
+    harness = plain(ATLAS, headed, CONFIGURATION)
     yield harness
     harness.close()
 
@@ -74,10 +74,10 @@ def test_it_is_the_v2_runner(v2: Harness) -> None:
     assert report == {"tapped": 4, "expected": 4, "runner": "V2"}
 
 
-def test_scores(v2: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle) -> None:
+def test_scores(v2: Harness, prompts: list[list[int]], reader: Reader, headed: Bundle) -> None:
     assert max(map(len, prompts[:8])) > 64, "some prompts must be cut into chunks"
     produced = v2.produce(prompts[:8], LENGTHS[:8])
-    assert_measured(produced, reference(reader, atlas_bundle, prompts[:8], [one.tokens for one in produced]))
+    assert_measured(produced, reference(reader, headed, prompts[:8], [one.tokens for one in produced]))
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +89,12 @@ def alone(v2: Harness, prompts: list[list[int]]) -> list[Produced]:
     return produced
 
 
-def test_preemption_and_prefix_hits(
-    v2: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle
-) -> None:
+def test_preemption_and_prefix_hits(v2: Harness, prompts: list[list[int]], reader: Reader, headed: Bundle) -> None:
     before = preemptions(), cached_tokens()
     produced = v2.produce(prompts[:6], 48)
     assert preemptions() > before[0], "the cache must be too small for this batch"
     assert cached_tokens() > before[1], "who returns must find part of its own past"
-    assert_measured(produced, reference(reader, atlas_bundle, prompts[:6], [one.tokens for one in produced]))
+    assert_measured(produced, reference(reader, headed, prompts[:6], [one.tokens for one in produced]))
 
 
 def test_scaling_is_per_request(v2: Harness, alone: list[Produced], prompts: list[list[int]]) -> None:

@@ -17,21 +17,17 @@ from tests.engine.test_parity import LENGTHS, RELATIVE, assert_measured, referen
 
 
 @pytest.fixture(scope="module")
-def two_ranks(atlas_bundle: Bundle) -> Iterator[Harness]:
-    harness = guarded(
-        ATLAS, atlas_bundle, ["--tensor-parallel-size=2", "--max-num-batched-tokens=64", "--max-num-seqs=32"]
-    )
+def two_ranks(headed: Bundle) -> Iterator[Harness]:
+    harness = guarded(ATLAS, headed, ["--tensor-parallel-size=2", "--max-num-batched-tokens=64", "--max-num-seqs=32"])
     yield harness
     harness.close()
 
 
-def test_scores_of_two_ranks(
-    two_ranks: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle
-) -> None:
+def test_scores_of_two_ranks(two_ranks: Harness, prompts: list[list[int]], reader: Reader, headed: Bundle) -> None:
     reports = two_ranks.run(two_ranks.engine.collective_rpc("hguard_report"))
     assert [report["tapped"] for report in reports] == [4, 4]
     produced = two_ranks.produce(prompts[:16], LENGTHS[:16])
-    assert_measured(produced, reference(reader, atlas_bundle, prompts[:16], [one.tokens for one in produced]))
+    assert_measured(produced, reference(reader, headed, prompts[:16], [one.tokens for one in produced]))
 
 
 def test_given_text_on_two_ranks(two_ranks: Harness, prompts: list[list[int]]) -> None:
@@ -45,7 +41,7 @@ def test_given_text_on_two_ranks(two_ranks: Harness, prompts: list[list[int]]) -
 
 
 def test_scaling_reaches_both_ranks(
-    two_ranks: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle
+    two_ranks: Harness, prompts: list[list[int]], reader: Reader, headed: Bundle
 ) -> None:
     from models.atlas.recipe.trials import scaled
 
@@ -53,18 +49,18 @@ def test_scaling_reaches_both_ranks(
     assert one.verdict is not None
     got = one.verdict.signals
     assert got is not None
-    flat = atlas_bundle.layer.astype(np.int64) * atlas_bundle.card.model.neurons_per_layer + atlas_bundle.neuron
-    with scaled(reader, flat[atlas_bundle.coefficient > 0], 0.5):
-        (wanted,) = reference(reader, atlas_bundle, prompts[:1], [one.tokens])
+    flat = headed.layer.astype(np.int64) * headed.card.model.neurons_per_layer + headed.neuron
+    with scaled(reader, flat[headed.coefficient > 0], 0.5):
+        (wanted,) = reference(reader, headed, prompts[:1], [one.tokens])
     # Draws are those of the scaled model; its neuron scores are not comparable, the hooks see |z| after scaling.
     np.testing.assert_allclose(got["entropy"], wanted["entropy"], rtol=RELATIVE, atol=1e-4)
     np.testing.assert_allclose(got["logprob"], wanted["logprob"], rtol=RELATIVE, atol=1e-4)
 
 
 def test_neurons_are_exchanged(
-    two_ranks: Harness, prompts: list[list[int]], reader: Reader, atlas_bundle: Bundle, other: Bundle
+    two_ranks: Harness, prompts: list[list[int]], reader: Reader, headed: Bundle, other: Bundle
 ) -> None:
     """In place: each rank takes its own neurons."""
-    for bundle in (other, atlas_bundle):
+    for bundle in (other, headed):
         two_ranks.run(exchange(two_ranks.engine, bundle))
         assert_read(two_ranks, reader, bundle, prompts[:8])

@@ -16,6 +16,7 @@ from guard.probe.bundle import Bundle, load_bundle, require_model, save_bundle
 from guard.probe.identity import forward_config, identify
 from guard.probe.reference import FILE, TOLERANCES, Reference, config_differences, write_reference
 from tests.conftest import LAYERS, make_card, make_tensors
+from tests.measured import with_heads
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -26,34 +27,44 @@ def made(config: dict[str, Any] | None = None, dtype: Any = "float32") -> Refere
     return Reference(engine="an engine", dtype=dtype, config=config or {}, prompt=list(range(12)), scores=scores)
 
 
+def with_head(reference: Reference) -> Reference:
+    scores = {2: np.random.default_rng(1).normal(size=7).round(4).tolist()}
+    return reference.model_copy(update={"heads": {"residual": scores}})
+
+
 def measured(reference: Reference) -> dict[int, np.ndarray]:
     return {layer: np.array(scores, np.float32) for layer, scores in reference.scores.items()}
+
+
+def differences(reference: Reference, scores: dict[int, np.ndarray], dtype: str, **heads: Any) -> list[str]:
+    """Of the neurons' scores by layer, and of heads'."""
+    return reference.differences({"neurons": scores, **heads}, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_wrong_layer_shard_or_norm_is_no_rounding(dtype: str) -> None:
     reference = made(dtype=dtype)
     right = measured(reference)
-    assert reference.differences(right, dtype) == []
+    assert differences(reference, right, dtype) == []
     swapped = {**right, 0: right[1], 1: right[0]}
-    assert [line[:7] for line in reference.differences(swapped, dtype)] == ["layer 0", "layer 1"]
+    assert [line[:7] for line in differences(reference, swapped, dtype)] == ["layer 0", "layer 1"]
     half = {**right, 1: right[1] / 2}
-    (line,) = reference.differences(half, dtype)
+    (line,) = differences(reference, half, dtype)
     assert line.startswith("layer 1 is 50.0% off, where ")
     scaled = {layer: 1.1 * scores for layer, scores in right.items()}
-    assert reference.differences(scaled, dtype), "in all layers that is no rounding, though it may be in one"
+    assert differences(reference, scaled, dtype), "in all layers that is no rounding, though it may be in one"
     lost = {**right, 0: np.full_like(right[0], np.nan)}
-    assert reference.differences(lost, dtype)
+    assert differences(reference, lost, dtype)
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [("float32", 0.001), ("float16", 0.004), ("bfloat16", 0.03)])
 def test_rounding_passes(dtype: str, rounding: float) -> None:
     reference, rng = made(dtype=dtype), np.random.default_rng(1)
     noisy = {layer: one + rounding * rng.normal(size=len(one)) for layer, one in measured(reference).items()}
-    assert reference.differences(noisy, dtype) == []
+    assert differences(reference, noisy, dtype) == []
     if dtype == "bfloat16":
-        assert reference.differences(noisy, "float32") == [], "the coarser of two precisions says how near is near"
-        assert made(dtype="float32").differences(noisy, "float32")
+        assert differences(reference, noisy, "float32") == [], "the coarser of two precisions says how near is near"
+        assert differences(made(dtype="float32"), noisy, "float32")
 
 
 def test_tolerances_widen_with_precision() -> None:
@@ -64,7 +75,19 @@ def test_tolerances_widen_with_precision() -> None:
 def test_a_layer_that_hardly_counts_may_stray(bundle: Bundle) -> None:
     reference = made()
     faint = reference.model_copy(update={"scores": {**reference.scores, 1: [1e-6] * 7}})
-    assert faint.differences({**measured(faint), 1: np.full(7, -1e-6)}, "float32") == []
+    assert differences(faint, {**measured(faint), 1: np.full(7, -1e-6)}, "float32") == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_head_is_held_to_its_own_layers(dtype: str) -> None:
+    reference = with_head(made(dtype=dtype))
+    own, right = measured(reference), np.array(reference.heads["residual"][2], np.float32)
+    assert differences(reference, own, dtype, residual={2: right}) == []
+    (line,) = differences(reference, own, dtype, residual={2: 1.5 * right})
+    assert line.startswith("residual of layer 2 is 50.0% off, where ")
+    (line,) = differences(reference, own, dtype, residual={2: right[::-1]})
+    assert differences(reference, own, dtype, residual={2: np.full(7, np.nan)})
+    assert differences(reference, {**own, 0: own[1]}, dtype, residual={2: right}), "neurons are held as ever"
 
 
 def test_it_is_kept_beside_the_bundle_and_changes_no_revision(tmp_path: Path) -> None:
@@ -75,6 +98,20 @@ def test_it_is_kept_beside_the_bundle_and_changes_no_revision(tmp_path: Path) ->
     assert with_one.revision == plain.revision
     assert load_bundle(with_one.path, with_reference=False).reference is None
     assert save_bundle(tmp_path / "probe", make_card(), make_tensors()).reference is None, "of an earlier bundle"
+
+
+def test_one_with_a_head_is_read_as_it_was_written(tmp_path: Path) -> None:
+    bare = save_bundle(tmp_path / "bare", make_card(), make_tensors())
+    probe = with_heads(bare, tmp_path / "probe", 8)
+    heads = {name: {layer: [0.5] * 7 for layer in layers} for name, layers in list(probe.layers_read.items())[1:]}
+    reference = made().model_copy(update={"heads": heads})
+    assert save_bundle(probe.path, probe.card, probe.tensors, reference).reference == reference
+    write_reference(probe.path, made())
+    with pytest.raises(BundleError, match="made for another probe"):
+        load_bundle(probe.path)
+    write_reference(bare.path, reference)
+    with pytest.raises(BundleError, match="made for another probe"):
+        load_bundle(bare.path)
 
 
 @pytest.mark.parametrize(

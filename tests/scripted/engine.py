@@ -153,7 +153,7 @@ class ScriptedCore(EngineCoreClient):
 
     async def collective_rpc_async(self, method: str, *rest: Any) -> list[Any]:
         if method == "hguard_count":
-            (_, (self._counted, *_), *_) = rest
+            (_, (_, self._counted), *_) = rest
             return [None]
         if method == "hguard_exchange":
             return [None]

@@ -91,7 +91,7 @@ def test_scaled_neurons_are_scaled_and_all_are_scored(layer: int, way: str, shap
         torch.testing.assert_close(h, exact, rtol=tolerance, atol=10 * tolerance)
         folded = torch.from_numpy(FOLDED[own]).double()
         score = rows[:, NEURON[own]].double().abs() @ folded / exact.norm(dim=1)
-        torch.testing.assert_close(taps.total(ROWS).double(), score, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(taps.signals(ROWS)["neurons"].double(), score, rtol=tolerance, atol=tolerance)
 
 
 def test_a_compile_cache_knows_the_ops(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,14 @@
-"""The reference: what a transformers model does on its own answers, by hooks on ``mlp.down_proj``.
+"""The reference: what a transformers model does on its own answers, by hooks on layers.
 
-Answers, mean CETT of every neuron, entropy, surprise. Parity tests hold the engine's taps to it; fits use the engine.
+Answers, mean CETT of every neuron, entropy, surprise, layers' states. Parity tests hold the engine's taps to it; fits
+use the engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from guard.probe.cett import column_norms, contributions
-from guard.probe.signals import ENTROPY, LOGPROB, NEURONS, TokenSignals
+from guard.probe.heads import Head
+from guard.probe.signals import ATTENTION, ENTROPY, LOGPROB, NEURONS, TokenSignals
 
 Array = NDArray[np.float32]
 
@@ -28,6 +30,7 @@ class Reading:
     output: float32 [layers * hidden], the output of each layer's MLP, averaged the same way.
     tokens: float32 [n + 1, k] CETT of chosen neurons (the last prompt token first), when any were chosen.
     entropy, logprob, margin, top_mass: float32 [n].
+    states: by the name of a head, float32 [n + 1, layers, width]: what it reads of the layers that were chosen.
     """
 
     mean: Array
@@ -37,6 +40,7 @@ class Reading:
     logprob: Array
     margin: Array
     top_mass: Array
+    states: dict[str, Array] = field(default_factory=dict)
 
 
 class Reader:
@@ -74,12 +78,14 @@ class Reader:
         answers: Sequence[list[int]],
         chosen: tuple[NDArray[np.int32], NDArray[np.int32]] | None = None,
         batch: int = 64,
+        heads: Mapping[str, Head] | None = None,
     ) -> Iterator[Reading]:
-        """Measure each answer in one teacher-forced pass; ``chosen`` is (layer, neuron) of the tokens to keep."""
+        """Measure each answer in one teacher-forced pass; ``chosen`` is (layer, neuron) of the tokens to keep; of
+        ``heads`` the states are."""
         for start in range(0, len(prompts), batch):
             part = list(zip(prompts[start : start + batch], answers[start : start + batch], strict=True))
             ids, mask = _pad([p + a for p, a in part], self.tokenizer.pad_token_id, left=False)
-            with self._captured() as seen:
+            with self._captured() as seen, self._states(heads or {}) as states:
                 logits = self.model(ids, attention_mask=mask).logits
             for row, (prompt, answer) in enumerate(part):
                 span = slice(len(prompt) - 1, len(prompt) + len(answer))
@@ -99,6 +105,7 @@ class Reader:
                     drawn.numpy(),
                     (ranked[:, 0] - ranked[:, 1]).numpy(),
                     ranked[:, :10].exp().sum(-1).numpy(),
+                    {name: torch.stack([x[row, span] for x in one], 1).float().numpy() for name, one in states.items()},
                 )
 
     @contextmanager
@@ -115,12 +122,32 @@ class Reader:
             for hook in hooks:
                 hook.remove()
 
+    @contextmanager
+    def _states(self, heads: Mapping[str, Head]) -> Iterator[dict[str, list[torch.Tensor]]]:
+        """What heads read of their layers during one forward pass, by name and in order of layers."""
+        seen: dict[str, list[torch.Tensor]] = {name: [] for name in heads}
+        hooks = []
+        for name, head in heads.items():
+            for layer in head.layer.tolist():
+                attention = self.model.model.layers[layer].self_attn
+                into = (
+                    attention.o_proj if name == ATTENTION else getattr(attention, "qkv_proj", None) or attention.q_proj
+                )
+                hooks.append(into.register_forward_pre_hook(lambda _, inputs, to=seen[name]: to.append(inputs[0])))
+        try:
+            yield seen
+        finally:
+            for hook in hooks:
+                hook.remove()
 
-def signals_of(reading: Reading, coefficient: Array) -> TokenSignals:
-    """What the taps would have measured: scores of the probe's neurons, the last prompt token's apart."""
-    scores = (reading.tokens @ coefficient).astype(np.float32)
-    values = {NEURONS: scores[1:], ENTROPY: reading.entropy, LOGPROB: reading.logprob}
-    return TokenSignals({NEURONS: float(scores[0])}, values)
+
+def signals_of(reading: Reading, coefficient: Array, heads: Mapping[str, Head] | None = None) -> TokenSignals:
+    """What the taps would have measured: scores of the probe's neurons and heads, the last prompt token's apart."""
+    scores = {NEURONS: (reading.tokens @ coefficient).astype(np.float32)} | {
+        name: head.score(reading.states[name]).astype(np.float32) for name, head in (heads or {}).items()
+    }
+    values = {name: one[1:] for name, one in scores.items()} | {ENTROPY: reading.entropy, LOGPROB: reading.logprob}
+    return TokenSignals({name: float(one[0]) for name, one in scores.items()}, values)
 
 
 def _pad(rows: Sequence[list[int]], pad: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
