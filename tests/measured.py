@@ -31,14 +31,14 @@ def stack_of(mean: Three, scale: Three, weight: Three, bias: float) -> Stack:
 
 
 def with_heads(bundle: Bundle, folder: Path, width: int, seed: int = 5) -> Bundle:
-    """The same probe, saved in ``folder``, which reads random heads, too, of states so wide; its risks mean nothing."""
+    """The same probe, saved in ``folder``, which reads random heads, too, of states so wide; risks are nearly its own."""
     rng = np.random.default_rng(seed)
     layers = {RESIDUAL: [0, bundle.card.model.layers - 1], ATTENTION: [1, bundle.card.model.layers - 1]}
     heads = {
         name: Head(np.array(one, np.int32), rng.normal(size=(len(one), width)).astype(np.float32) / 8)
         for name, one in layers.items()
     }
-    term = Term(mean=0.0, scale=1.0, weight=0.5)
+    term = Term(mean=0.0, scale=1.0, weight=1e-3)
     readout = bundle.card.readout
     answer = readout.answer.model_copy(update={"signals": {**readout.answer.signals, **dict.fromkeys(heads, term)}})
     card = bundle.card.model_copy(update={"readout": readout.model_copy(update={"answer": answer})})

@@ -24,15 +24,16 @@ from guard.probe.signals import TokenSignals
 from models.atlas.recipe.reference import Reader, signals_of
 from tests.engine.harness import SCORE, Harness
 from tests.engine.test_parity import RELATIVE
+from tests.measured import with_heads
 
 ROOM = 48  # neurons of a layer
 
 
 @pytest.fixture(scope="module")
-def roomy(atlas_bundle: Bundle) -> Iterator[Harness]:
+def roomy(headed: Bundle) -> Iterator[Harness]:
     def start() -> Any:
-        args = engine_arguments(ATLAS, "atlas", atlas_bundle, False, ["--enable-prefix-caching"], room=ROOM)
-        return guarded_engine(args, atlas_bundle, SCORE, 64)
+        args = engine_arguments(ATLAS, "atlas", headed, False, ["--enable-prefix-caching"], room=ROOM)
+        return guarded_engine(args, headed, SCORE, 64)
 
     harness = Harness(start)
     yield harness
@@ -65,23 +66,23 @@ def assert_read(roomy: Harness, reader: Reader, bundle: Bundle, prompts: list[li
 
 
 def test_the_other_neurons_are_read_and_scaled(
-    roomy: Harness, reader: Reader, atlas_bundle: Bundle, other: Bundle, prompts: list[list[int]]
+    roomy: Harness, reader: Reader, headed: Bundle, other: Bundle, prompts: list[list[int]]
 ) -> None:
     off = Policy(Mode.SCORE, 0.5, scale=0.0)
-    assert_read(roomy, reader, atlas_bundle, prompts[:8])
+    assert_read(roomy, reader, headed, prompts[:8])
     before = roomy.produce(prompts[:8], 12, [off] * 8)
     roomy.run(exchange(roomy.engine, other))
     assert_read(roomy, reader, other, prompts[:8])
     between = roomy.produce(prompts[:8], 12, [off] * 8)
     assert [one.logprobs for one in between] != [one.logprobs for one in before], "others are switched off"
-    roomy.run(exchange(roomy.engine, atlas_bundle))
-    assert_read(roomy, reader, atlas_bundle, prompts[:8])
+    roomy.run(exchange(roomy.engine, headed))
+    assert_read(roomy, reader, headed, prompts[:8])
     after = roomy.produce(prompts[:8], 12, [off] * 8)
     assert [one.tokens for one in after] == [one.tokens for one in before], "prefixes of the other's are not found"
 
 
 def test_it_waits_for_what_is_in_flight_and_what_comes_waits_for_it(
-    roomy: Harness, atlas_bundle: Bundle, other: Bundle, prompts: list[list[int]]
+    roomy: Harness, headed: Bundle, other: Bundle, prompts: list[list[int]]
 ) -> None:
     engine = roomy.engine
 
@@ -103,11 +104,11 @@ def test_it_waits_for_what_is_in_flight_and_what_comes_waits_for_it(
         assert (await late).verdict is not None
 
     roomy.run(amid())
-    roomy.run(exchange(engine, atlas_bundle))
+    roomy.run(exchange(engine, headed))
 
 
 def test_a_request_whose_neurons_are_gone_is_refused(
-    roomy: Harness, atlas_bundle: Bundle, other: Bundle, prompts: list[list[int]]
+    roomy: Harness, headed: Bundle, other: Bundle, prompts: list[list[int]]
 ) -> None:
     async def ask() -> None:
         from vllm.sampling_params import SamplingParams
@@ -125,7 +126,7 @@ def test_a_request_whose_neurons_are_gone_is_refused(
 
 
 def test_what_has_no_room_or_takes_too_long_changes_nothing(
-    roomy: Harness, atlas_bundle: Bundle, other: Bundle, prompts: list[list[int]], tmp_path: Path
+    roomy: Harness, headed: Bundle, other: Bundle, prompts: list[list[int]], tmp_path: Path
 ) -> None:
     more = np.arange(ROOM + 1, dtype=np.int32)
     weight = np.ones(ROOM + 1, np.float32)
@@ -150,12 +151,12 @@ def test_what_has_no_room_or_takes_too_long_changes_nothing(
         assert len((await long).tokens) == 120
 
     roomy.run(in_a_hurry())
-    assert roomy.engine.bundle is atlas_bundle
+    assert roomy.engine.bundle is headed
     assert roomy.produce(prompts[:1], 4)[0].verdict is not None
 
 
 def test_workers_that_fail_to_exchange_score_nothing_until_they_have(
-    roomy: Harness, atlas_bundle: Bundle, other: Bundle, prompts: list[list[int]]
+    roomy: Harness, headed: Bundle, other: Bundle, prompts: list[list[int]]
 ) -> None:
     """Some of them may read one probe, and some the other: no answer may pass for scored."""
     engine, failing = roomy.engine, pytest.MonkeyPatch()
@@ -167,8 +168,33 @@ def test_workers_that_fail_to_exchange_score_nothing_until_they_have(
     with pytest.raises(RuntimeError, match="a worker failed"):
         roomy.run(exchange(engine, other))
     failing.undo()
-    assert engine.bundle is atlas_bundle
+    assert engine.bundle is headed
     with pytest.raises(RefusalError, match="restart the server"):
         roomy.produce(prompts[:1], 4)
-    roomy.run(exchange(engine, atlas_bundle))
+    roomy.run(exchange(engine, headed))
     assert roomy.produce(prompts[:1], 4)[0].verdict is not None
+
+
+def test_other_heads_are_read_and_none_where_a_probe_has_none(
+    roomy: Harness, reader: Reader, atlas_bundle: Bundle, headed: Bundle, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    roomy.run(exchange(roomy.engine, atlas_bundle))
+    assert_read(roomy, reader, atlas_bundle, prompts[:4])
+    roomy.run(exchange(roomy.engine, with_heads(headed, tmp_path, 192, seed=6)))
+    assert_read(roomy, reader, roomy.engine.bundle, prompts[:4])
+    roomy.run(exchange(roomy.engine, headed))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"residual_layer": np.array([1, 2], np.int32)}, r"head on residual is of layers 1, 2, which .* does not read"),
+        ({"attention_weight": np.ones((2, 191), np.float32)}, r"head on attention is of layers 1, 3, .* in that width"),
+    ],
+)
+def test_a_head_elsewhere_or_of_another_width_changes_nothing(
+    roomy: Harness, headed: Bundle, tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=says):
+        roomy.run(exchange(roomy.engine, save_bundle(tmp_path, headed.card, {**headed.tensors, **change})))
+    assert roomy.engine.bundle is headed

@@ -33,7 +33,9 @@ from guard.training.selection import MEASURED, SUPPRESSED
 from models.atlas.recipe.questions import from_ledger, load_ledger
 from models.atlas.recipe.reference import Reader
 
-OPTIONS = FitConfig(samples=2, max_tokens=16, slots=24, ablation_questions=40, signals="margin,top_mass")
+OPTIONS = FitConfig(
+    samples=2, max_tokens=16, slots=24, ablation_questions=40, signals="margin,top_mass,residual,attention"
+)
 # Prompts and answers are cut into chunks, and 24 sequences do not fit into the cache at once.
 TIGHT = ("--max-num-batched-tokens=64", "--block-size=32", "--num-gpu-blocks-override=20", "--max-num-seqs=64")
 
@@ -97,7 +99,7 @@ def fitted(
     folder = tmp_path_factory.mktemp("fit")
     identity = identify(ATLAS, "atlas", "vllm-cpu")
     norms = norms_of(ATLAS, identity.layers, identity.neurons_per_layer)
-    engines = Engines(ATLAS, identity.dtype, OPTIONS.slots, extra=TIGHT, measured=OPTIONS.measured)
+    engines = Engines(ATLAS, identity.dtype, OPTIONS.slots, extra=TIGHT, sites=OPTIONS.sites, measured=OPTIONS.measured)
 
     def run() -> Bundle:
         work = StageStore(folder / "work", {"seed": 0})
@@ -144,7 +146,7 @@ def test_collected_means_are_transformers_s(fitted: tuple[Bundle, Path], reader:
     assert len(chosen) > 100
     np.testing.assert_allclose(collected, wanted, rtol=1e-3, atol=1e-5 * wanted.max())
     for one, reading in zip(chosen, readings, strict=True):
-        for name in OPTIONS.signals:
+        for name in one.draws:
             drawn = one.draws[name][: len(reading.entropy)]
             np.testing.assert_allclose(drawn, getattr(reading, name), rtol=1e-3, atol=1e-4)
 
@@ -155,20 +157,24 @@ def test_what_is_collected_with_an_answer_stands_for_what_is_measured_of_it(fitt
     chosen = [Example(**row) for row in work.rows(CHOSEN)]
     measured = {row["row"]: TokenSignals.from_dict(row) for row in work.rows(MEASURED.format(C=bundle.card.training.C))}
     assert len(measured) > 20
+    assert set(bundle.heads) == {"residual", "attention"}
     flat = bundle.layer.astype(int) * bundle.card.model.neurons_per_layer + bundle.neuron
     norms = norms_of(ATLAS, bundle.card.model.layers, bundle.card.model.neurons_per_layer).reshape(-1)[flat]
     for row, one in measured.items():
-        cett = [
-            float(
-                np.load(folder / name, mmap_mode="r")[chosen[row].question].reshape(-1)[flat]
-                * norms
-                @ bundle.coefficient
-            )
-            for name in (MEANS, LEADS)
-        ]
-        made = whole(chosen[row], *cett)
-        assert made.prompt_score == pytest.approx(one.prompt_score, rel=1e-3, abs=1e-4)
-        assert np.nanmean(made["neurons"]) == pytest.approx(np.nanmean(one["neurons"]), rel=1e-3, abs=1e-4)
+        forward = []
+        for cett, part in ((MEANS, "span"), (LEADS, "last_prompt")):
+            taken = np.load(folder / cett, mmap_mode="r")[chosen[row].question].reshape(-1)[flat]
+            states = {name: np.load(folder / f"{name}-{part}.npy", mmap_mode="r") for name in bundle.heads}
+            scores = {
+                name: head.score(states[name][[chosen[row].question]][:, head.layer])[0]
+                for name, head in bundle.heads.items()
+            }
+            forward.append({"neurons": float(taken * norms @ bundle.coefficient), **scores})
+        made = whole(chosen[row], *forward)
+        for name in ("neurons", *bundle.heads):
+            near = {"rel": 1e-3, "abs": 1e-3 * float(np.nanmax(np.abs(one[name])))}
+            assert made.last_prompt[name] == pytest.approx(one.last_prompt[name], **near)
+            assert np.nanmean(made[name]) == pytest.approx(np.nanmean(one[name]), **near)
         for name in names(Source.DRAW, OPTIONS.measured):
             np.testing.assert_allclose(made[name], one[name], rtol=1e-3, atol=1e-4)
 

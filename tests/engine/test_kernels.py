@@ -109,6 +109,33 @@ def test_a_tap_scores_and_scales(path: ModuleType, hidden: int, neurons: int, wi
     assert not same[1:, ~others].any()
 
 
+@pytest.mark.parametrize("width", [1, 192, 1024, 8192])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_head_adds_its_layer_s_share(path: ModuleType, width: int, dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(width)
+    device = on(path)
+    x = torch.from_numpy(rng.normal(size=(4, width))).to(device, dtype)
+    weight = torch.from_numpy(rng.normal(size=width).astype(np.float32)).to(device)
+    score = torch.full((6,), 0.5, device=device)
+    path.head(x, weight, score)
+    terms = x.double() * weight.double()
+    bound = float(terms.abs().sum(1).max()) + 0.5
+    np.testing.assert_allclose(score[:4].cpu(), 0.5 + terms.sum(1).cpu(), rtol=0, atol=1e-6 * bound)
+    assert (score[4:] == 0.5).all(), "rows beyond the batch are not touched"
+    path.head(x.T.contiguous().T, weight, score)
+    np.testing.assert_allclose(score[:4].cpu(), 0.5 + 2 * terms.sum(1).cpu(), rtol=0, atol=2e-6 * bound)
+
+
+def test_a_state_that_overflows_makes_no_score(path: ModuleType) -> None:
+    """Of its own row, and of no other; where the head has no weight for it, too."""
+    x = torch.ones(4, 8, dtype=torch.float16, device=on(path))
+    x[1, 2], x[2, 3] = torch.inf, torch.nan
+    weight, score = torch.ones(8, device=x.device), torch.zeros(4, device=x.device)
+    weight[2] = 0
+    path.head(x, weight, score)
+    assert score.isfinite().tolist() == [True, False, False, True]
+
+
 def test_rows_that_are_not_contiguous_are_scaled_where_they_are(path: ModuleType) -> None:
     given = layer(32, 64, 3, torch.float32, on(path))
     for whole in (torch.zeros(8, 64), torch.zeros(64, 4)):

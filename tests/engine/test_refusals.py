@@ -30,6 +30,7 @@ from tests.conftest import make_card, make_tensors
 from tests.engine.harness import SCORE, Harness, guarded
 from tests.engine.server import free_port
 from tests.engine.test_parity import assert_measured, reference
+from tests.measured import with_heads
 from tests.probe.test_bundle import put_tensors
 
 SMALL = ("--max-num-batched-tokens=64", "--max-num-seqs=8")
@@ -66,6 +67,11 @@ def test_a_probe_for_more_layers_does_not_pass_the_canary(deeper: Bundle) -> Non
     """Even if nobody had compared it with the model."""
     with pytest.raises(TapError, match="tapped 4 of 5 layers"):
         guarded(ATLAS, deeper, SMALL)
+
+
+def test_a_head_of_another_width_is_not_served(atlas_bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(GuardError, match=r"head on residual is 191 wide, and this model's residual is 192 in layer 0"):
+        guarded(ATLAS, with_heads(atlas_bundle, tmp_path, 191), SMALL)
 
 
 def test_a_probe_without_neurons(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

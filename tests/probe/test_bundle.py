@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from guard.errors import BundleError, RequestError
 from guard.probe.bundle import Bundle, load_bundle, require_calibrated, save_bundle
 from tests.conftest import make_card, make_tensors
+from tests.measured import with_heads
 
 ATLAS_PROBE = Path(__file__).parents[2] / "models/atlas/probe"
 
@@ -180,3 +181,48 @@ def test_a_risk_before_generation_has_thresholds_of_its_own(bundle: Bundle, fore
     assert bundle.readout.prompt_risk(0.0) is None
     with pytest.raises(RequestError, match="no risk before generation"):
         bundle.prompt_threshold(0.1)
+
+
+# -- heads -------------------------------------------------------------------------------------------------------------
+
+
+def test_heads_are_read_as_they_were_written(bundle: Bundle, tmp_path: Path) -> None:
+    headed = with_heads(bundle, tmp_path / "headed", 8)
+    assert load_bundle(headed.path).heads == headed.heads == headed.tapped_heads
+    assert headed.measured == bundle.measured | {"residual", "attention"}
+    assert headed.layers_read == {"neurons": [0, 1, 3], "residual": [0, 3], "attention": [1, 3]}
+    assert not headed.reads_as(bundle)
+    assert not headed.reads_as(with_heads(bundle, tmp_path / "another", 8, seed=6))
+    assert headed.reads_as(load_bundle(headed.path))
+
+
+def test_a_head_that_counts_in_no_risk_is_not_tapped(bundle: Bundle, tmp_path: Path) -> None:
+    headed = with_heads(bundle, tmp_path / "headed", 8)
+    idle = save_bundle(tmp_path / "idle", bundle.card, headed.tensors)
+    assert idle.heads == headed.heads
+    assert (idle.tapped_heads, idle.measured) == ({}, bundle.measured)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"residual_layer": None}, "'residual_layer' is missing, and the other of its head is there"),
+        ({"attention_weight": None}, "'attention_weight' is missing, and the other of its head is there"),
+        ({"residual_layer": None, "residual_weight": None}, "its readout reads residual, and it has no head for that"),
+        ({"residual_layer": np.array([0, 4], np.int32)}, r"'residual_layer' must ascend, within 0\.\.3"),
+        ({"residual_layer": np.array([-1, 3], np.int32)}, r"'residual_layer' must ascend, within 0\.\.3"),
+        ({"residual_layer": np.array([3, 0], np.int32)}, r"'residual_layer' must ascend, within 0\.\.3"),
+        ({"residual_layer": np.array([2], np.int32)}, "must have a row for each layer"),
+        ({"residual_weight": np.ones((2, 0), np.float32)}, "must have a row for each layer"),
+        ({"residual_weight": np.full((2, 8), np.nan, np.float32)}, "'residual_weight' has values that are not finite"),
+        ({"residual_weight": np.ones(8, np.float32)}, "'residual_weight' must be two-dimensional float32"),
+        ({"residual_weight": np.ones((2, 8), np.float64)}, "'residual_weight' must be two-dimensional float32"),
+        ({"residual_layer": np.zeros((2, 1), np.int32)}, "'residual_layer' must be one-dimensional int32"),
+    ],
+)
+def test_wrong_heads(bundle: Bundle, tmp_path: Path, change: dict[str, np.ndarray | None], says: str) -> None:
+    headed = with_heads(bundle, tmp_path / "headed", 8)
+    changed: dict[str, Any] = {**headed.tensors, **change}
+    put_tensors(headed.path, {name: tensor for name, tensor in changed.items() if tensor is not None})
+    with pytest.raises(BundleError, match=says):
+        load_bundle(headed.path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +14,17 @@ from vllm.config import VllmConfig
 from vllm.config.vllm import set_current_vllm_config
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
+from app.settings import ATLAS
+from guard.errors import TapError
 from guard.ipc import taps as configuration
 from guard.ipc.capture import EMPTY, CaptureParams
-from guard.ipc.taps import TapConfig, TapSpec
-from guard.probe.bundle import Bundle
+from guard.ipc.taps import TapConfig, TapSpec, spec_of
+from guard.probe.bundle import Bundle, load_bundle
 from guard.worker import ops
 from guard.worker.batch import BatchParams, Step
 from guard.worker.buffers import Taps
 from guard.worker.layer import GuardRowParallelLinear
+from tests.measured import with_heads
 
 NEURONS, HIDDEN, ROWS = 48, 32, 6
 # Two layers, so that the second is padded: with neuron 0, which is a scaled one of its own.
@@ -34,6 +39,11 @@ STEP = Step(
 )
 ALPHA = torch.tensor([0.3, 0.3, 1, 1, 0, 0])
 PLAIN = Step(BatchParams.of([EMPTY], [ROWS]), np.zeros(1, np.int64), np.full(1, ROWS))
+
+
+@pytest.fixture
+def headed(tmp_path: Path) -> Bundle:
+    return with_heads(load_bundle(ATLAS / "probe"), tmp_path, 192)
 
 
 def shapes() -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
@@ -110,3 +120,23 @@ def test_a_compile_cache_knows_the_ops(bundle: Bundle, monkeypatch: pytest.Monke
         for number in (configuration.OPS - 1, configuration.OPS)
     }
     assert len(keys) == 2
+
+
+def test_what_a_model_lacks_for_a_head_is_named(headed: Bundle) -> None:
+    taps = Taps(spec_of(headed), torch.zeros(4), torch.ones(4))
+    taps.add_head("residual", 0, torch.zeros(192), lambda weight: weight)
+    says = (
+        r"reads residual, and the model builds no QKVParallelLinear named .*qkv_proj in layers 3: serve a probe without"
+    )
+    with pytest.raises(TapError, match=says):
+        taps.require_sites()
+    taps.add_head("residual", 3, torch.zeros(192), lambda weight: weight)
+    with pytest.raises(TapError, match=r"reads attention, and the model builds no RowParallelLinear .* in layers 1, 3"):
+        taps.require_sites()
+
+
+def test_a_configuration_that_was_json_on_its_way_is_the_same(headed: Bundle) -> None:
+    """Layers are keys, and JSON makes strings of those."""
+    config = TapConfig.of(headed)
+    assert config.heads == {"residual": {0: 192, 3: 192}, "attention": {1: 192, 3: 192}}
+    assert TapConfig.find(json.loads(json.dumps(config.additional_config()))) == config
