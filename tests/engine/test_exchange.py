@@ -27,6 +27,7 @@ from tests.engine.test_parity import RELATIVE
 from tests.measured import with_heads
 
 ROOM = 48  # neurons of a layer
+WIDTH = 256  # of atlas
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +181,7 @@ def test_other_heads_are_read_and_none_where_a_probe_has_none(
 ) -> None:
     roomy.run(exchange(roomy.engine, atlas_bundle))
     assert_read(roomy, reader, atlas_bundle, prompts[:4])
-    roomy.run(exchange(roomy.engine, with_heads(headed, tmp_path, 192, seed=6)))
+    roomy.run(exchange(roomy.engine, with_heads(headed, tmp_path, WIDTH, seed=6)))
     assert_read(roomy, reader, roomy.engine.bundle, prompts[:4])
     roomy.run(exchange(roomy.engine, headed))
 
@@ -189,7 +190,10 @@ def test_other_heads_are_read_and_none_where_a_probe_has_none(
     ("change", "says"),
     [
         ({"residual_layer": np.array([1, 2], np.int32)}, r"head on residual is of layers 1, 2, which .* does not read"),
-        ({"attention_weight": np.ones((2, 191), np.float32)}, r"head on attention is of layers 1, 3, .* in that width"),
+        (
+            {"attention_weight": np.ones((2, WIDTH - 1), np.float32)},
+            r"head on attention is of layers 1, 3, .* in that width",
+        ),
     ],
 )
 def test_a_head_elsewhere_or_of_another_width_changes_nothing(

@@ -70,8 +70,8 @@ def test_a_probe_for_more_layers_does_not_pass_the_canary(deeper: Bundle) -> Non
 
 
 def test_a_head_of_another_width_is_not_served(atlas_bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(GuardError, match=r"head on residual is 191 wide, and this model's residual is 192 in layer 0"):
-        guarded(ATLAS, with_heads(atlas_bundle, tmp_path, 191), SMALL)
+    with pytest.raises(GuardError, match=r"head on residual is 255 wide, and this model's residual is 256 in layer 0"):
+        guarded(ATLAS, with_heads(atlas_bundle, tmp_path, 255), SMALL)
 
 
 def test_a_probe_without_neurons(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

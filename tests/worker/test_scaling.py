@@ -43,7 +43,7 @@ PLAIN = Step(BatchParams.of([EMPTY], [ROWS]), np.zeros(1, np.int64), np.full(1, 
 
 @pytest.fixture
 def headed(tmp_path: Path) -> Bundle:
-    return with_heads(load_bundle(ATLAS / "probe"), tmp_path, 192)
+    return with_heads(load_bundle(ATLAS / "probe"), tmp_path, 256)
 
 
 def shapes() -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
@@ -124,13 +124,13 @@ def test_a_compile_cache_knows_the_ops(bundle: Bundle, monkeypatch: pytest.Monke
 
 def test_what_a_model_lacks_for_a_head_is_named(headed: Bundle) -> None:
     taps = Taps(spec_of(headed), torch.zeros(4), torch.ones(4))
-    taps.add_head("residual", 0, torch.zeros(192), lambda weight: weight)
+    taps.add_head("residual", 0, torch.zeros(256), lambda weight: weight)
     says = (
         r"reads residual, and the model builds no QKVParallelLinear named .*qkv_proj in layers 3: serve a probe without"
     )
     with pytest.raises(TapError, match=says):
         taps.require_sites()
-    taps.add_head("residual", 3, torch.zeros(192), lambda weight: weight)
+    taps.add_head("residual", 3, torch.zeros(256), lambda weight: weight)
     with pytest.raises(TapError, match=r"reads attention, and the model builds no RowParallelLinear .* in layers 1, 3"):
         taps.require_sites()
 
@@ -138,5 +138,5 @@ def test_what_a_model_lacks_for_a_head_is_named(headed: Bundle) -> None:
 def test_a_configuration_that_was_json_on_its_way_is_the_same(headed: Bundle) -> None:
     """Layers are keys, and JSON makes strings of those."""
     config = TapConfig.of(headed)
-    assert config.heads == {"residual": {0: 192, 3: 192}, "attention": {1: 192, 3: 192}}
+    assert config.heads == {"residual": {0: 256, 3: 256}, "attention": {1: 256, 3: 256}}
     assert TapConfig.find(json.loads(json.dumps(config.additional_config()))) == config
