@@ -127,7 +127,7 @@ def _verify(options: argparse.Namespace, extra: list[str]) -> int:
 def _export(options: argparse.Namespace, extra: list[str]) -> int:
     from app.resolver import locate
     from guard.probe.bundle import load_bundle
-    from guard.probe.neurons import Neurons, write_neurons
+    from guard.probe.foreign.neurons import Neurons, write_neurons
 
     bundle = load_bundle(locate(options.probe))
     write_neurons(options.out, Neurons(bundle.layer, bundle.neuron, bundle.coefficient))

@@ -21,8 +21,8 @@ from guard.probe.card import (
     Training,
 )
 from guard.probe.cett import fold
-from guard.probe.hprobes import is_hprobes, read_hprobes
-from guard.probe.neurons import Neurons, read_neurons
+from guard.probe.foreign.hprobes import is_hprobes, read_hprobes
+from guard.probe.foreign.neurons import Neurons, read_neurons
 from guard.probe.signals import NEURONS
 
 

@@ -78,10 +78,10 @@ class GuardWorkerMixin:
     @staticmethod
     def _adapter(built: str | None) -> Any:
         if built == RUNNER_V2:
-            from guard.worker.runner_v2 import AdapterV2
+            from guard.worker.runners.v2 import AdapterV2
 
             return AdapterV2
-        from guard.worker.runner_v1 import AdapterV1
+        from guard.worker.runners.v1 import AdapterV1
 
         return AdapterV1
 

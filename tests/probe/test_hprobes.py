@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from sklearn.linear_model import LogisticRegression
 
 from guard.errors import BundleError
-from guard.probe.hprobes import is_hprobes, read_hprobes
+from guard.probe.foreign.hprobes import is_hprobes, read_hprobes
 
 LAYERS, WIDTH = 6, 10
 USED = [1, 3, 5]  # of every other layer, as with a stride of 2

@@ -10,7 +10,7 @@ import pytest
 
 from guard.errors import BundleError
 from guard.probe import neurons as module
-from guard.probe.neurons import Neurons, read_neurons, write_neurons
+from guard.probe.foreign.neurons import Neurons, read_neurons, write_neurons
 
 SUFFIXES = (".csv", ".json")
 

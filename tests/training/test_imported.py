@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from guard.errors import BundleError, FitError
-from guard.probe.neurons import Neurons
+from guard.probe.foreign.neurons import Neurons
 from guard.training.imported import save_imported
 from tests.conftest import LAYERS, NEURONS, make_card
 from tests.measured import token_signals

@@ -163,7 +163,7 @@ def test_a_runner_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch, bu
 
 def test_the_v2_runner_must_have_taken_what_we_offered(bundle: Bundle) -> None:
     from guard.errors import TapError
-    from guard.worker.runner_v2 import AdapterV2
+    from guard.worker.runners.v2 import AdapterV2
 
     runner = SimpleNamespace(model_state=object(), sampler=object())
     with pytest.raises(TapError, match="did not take the guard's model state"):

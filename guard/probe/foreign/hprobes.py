@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from guard.errors import BundleError
-from guard.probe.neurons import Neurons
+from guard.probe.foreign.neurons import Neurons
 
 CARD, TENSORS = "probe.json", "probe.safetensors"
 _NEEDED = ("clf_coef", "clf_intercept", "top_k_idx", "col_mean", "col_std")

@@ -1,0 +1,1 @@
+"""Probes in other people's formats: lists of neurons, and what hprobes saves."""

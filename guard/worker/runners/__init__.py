@@ -1,0 +1,1 @@
+"""Adapters to vLLM's two model runners."""
