@@ -103,13 +103,15 @@ class Decision:
 PASSED = Decision(False, Action.PASS)
 
 
-def decide(risk: float | None, policy: Policy) -> Decision:
-    """Decide on one answer; ``risk`` is None when it could not be scored.
+def decide(risk: float | None, policy: Policy, declined: bool = False) -> Decision:
+    """Decide on one answer; ``risk`` is None when it could not be scored. ``declined``: it does nothing but decline.
 
     What was not scored has not passed: where the policy fails closed it is withheld.
     """
     if risk is None:
         return Decision(False, Action.ABSTAINED) if policy.fails_closed else PASSED
+    if declined:
+        return PASSED
     flagged = risk >= policy.threshold
     if not flagged or not policy.mode.acts:
         return Decision(flagged, Action.PASS)

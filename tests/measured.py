@@ -31,7 +31,7 @@ def stack_of(mean: Three, scale: Three, weight: Three, bias: float) -> Stack:
 
 
 def with_heads(bundle: Bundle, folder: Path, width: int, seed: int = 5) -> Bundle:
-    """The same probe, saved in ``folder``, which reads random heads, too, of states so wide; risks are nearly its own."""
+    """The same probe, in ``folder``, which reads random heads of states so wide, too; risks are nearly its own."""
     rng = np.random.default_rng(seed)
     layers = {RESIDUAL: [0, bundle.card.model.layers - 1], ATTENTION: [1, bundle.card.model.layers - 1]}
     heads = {

@@ -38,3 +38,10 @@ def test_what_becomes_of_an_answer_without_a_score_can_be_said(mode: Mode) -> No
 
 def test_off_has_nothing_that_could_fail() -> None:
     assert not Policy(Mode.OFF, 0.5, fail=Fail.CLOSED).fails_closed
+
+
+@pytest.mark.parametrize("mode", [Mode.SCORE, Mode.FLAG, Mode.ABSTAIN])
+def test_what_declines_passes_whatever_its_risk_but_not_without_one(mode: Mode) -> None:
+    assert decide(0.99, Policy(mode, 0.5), declined=True) == Decision(False, Action.PASS)
+    closed = decide(None, Policy(mode, 0.5, fail=Fail.CLOSED), declined=True)
+    assert closed.action is Action.ABSTAINED

@@ -116,13 +116,14 @@ class RiskReplies(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One item as tokens, ready for the engine."""
+    """One item as tokens, ready for the engine; text: the response's."""
 
     guard: Guard
     policy: Policy
     prompt: list[int]
     response: list[int]
     spelled: list[Token]
+    text: str
 
 
 class RiskScorer:
@@ -180,7 +181,7 @@ class RiskScorer:
             raise errors.ApiError(
                 f"prompt and response have {length} tokens, more than the {room} that fit", "response", 413
             )
-        return Prepared(guard, policy, prompt, response, spelled)
+        return Prepared(guard, policy, prompt, response, spelled, item.response)
 
     @with_cancellation
     async def answer(self, request: Request) -> JSONResponse:
@@ -198,7 +199,13 @@ class RiskScorer:
         began = time.perf_counter()
         try:
             verdict = await self._engine.score(
-                work.prompt, work.response, work.policy, request_id, within=self._seconds, bundle=bundle
+                work.prompt,
+                work.response,
+                work.policy,
+                request_id,
+                within=self._seconds,
+                bundle=bundle,
+                text=work.text,
             )
         except RefusalError as refusal:
             raise errors.ApiError(refusal.message, status=int(refusal.http_status)) from None

@@ -65,7 +65,9 @@ class AnswerRisk(TypedDict):
 
     index: Offset
     risk: Annotated[Risk | None, Field(description="null where this answer was not scored; then `reason` says why")]
-    flagged: Annotated[bool, Field(description="whether the risk reached the threshold")]
+    flagged: Annotated[
+        bool, Field(description="whether the risk reached the threshold, and the answer is not `declined`")
+    ]
     action: Action
     threshold: Annotated[float, Field(ge=0)]
     scored_tokens: Offset
@@ -74,6 +76,11 @@ class AnswerRisk(TypedDict):
     first_risk: NotRequired[Annotated[Risk, Field(description="that of the first try; `risk` is the second one's")]]
     beyond_calibration: NotRequired[
         Annotated[Literal[True], Field(description="longer than any answer that stands behind the probe's thresholds")]
+    ]
+    declined: NotRequired[
+        Annotated[
+            Literal[True], Field(description="it only says that it does not know, which passes whatever its risk")
+        ]
     ]
     reason: NotRequired[Unscored]
     peak: NotRequired[Peak]
@@ -170,6 +177,8 @@ class Writer:
             result["first_risk"] = coarse(verdict.first_risk, threshold)  # of an answer that was withheld
         if verdict.beyond_calibration and not withheld:
             result["beyond_calibration"] = True
+        if verdict.declined:
+            result["declined"] = True
         if verdict.reason is not None:
             result["reason"] = verdict.reason
         elif verdict.peak is not None and risk is not None and not withheld:

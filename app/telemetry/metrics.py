@@ -50,6 +50,13 @@ class Metrics:
             registry=registry,
         )
         self._beyond.labels(model)
+        self._declined = Counter(
+            "hguard_declined_answers_total",
+            "Scored answers that only say that they do not know, which pass whatever their risk",
+            ["model"],
+            registry=registry,
+        )
+        self._declined.labels(model)
         self._overhead = Histogram(
             "hguard_overhead_seconds",
             "Time that the API process spent on reading scores and deciding, for each request",
@@ -151,10 +158,11 @@ class Metrics:
                 self._observe_drift(verdict)
 
     def _observe_drift(self, verdict: Verdict) -> None:
-        """Prompts that were refused, and what scaled neurons answer, were not what the calibration saw; nor are another
-        probe's risks to be held against this one's."""
+        """Prompts that were refused, what declines, and what scaled neurons answer, were not what the calibration saw;
+        nor are another probe's risks to be held against this one's."""
         risk = verdict.risk if verdict.first_risk is None else verdict.first_risk
-        if self._bands is not None and risk is not None and not verdict.prompt_refused:
+        left_out = verdict.prompt_refused or (verdict.declined and verdict.first_risk is None)
+        if self._bands is not None and risk is not None and not left_out:
             self._in_band[self._bands.of(risk)].inc()
 
     def _observe_answer(self, verdict: Verdict) -> None:
@@ -162,6 +170,8 @@ class Metrics:
         if verdict.risk is not None:
             self._risk.labels(self._model).observe(verdict.risk)
             self._tokens.labels(self._model).inc(verdict.scored_tokens)
+        if verdict.declined:
+            self._declined.labels(self._model).inc()
         if verdict.beyond_calibration:
             self._beyond.labels(self._model).inc()
         # What is marked without a score is a text given to /risk: nothing passed, and nothing was withheld.

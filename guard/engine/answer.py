@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from guard import declines
 from guard.engine.context import Unscored, Verdict
 from guard.engine.turn import ReasoningSpan
 from guard.ipc.score_table import ScoreTable, Slot
@@ -29,7 +30,8 @@ class Answer:
     given: how many tokens of its turn stand in the prompt already, and are scored with it.
     windows_scored: how many windows of the turn have been scored, each starting a token later. unscorable: none of its
     windows will be any more.
-    texts: the text that it has in the engine, in pieces; kept where its tokens are to be shown.
+    texts: the text that it has in the engine, in pieces; kept where its tokens are to be shown, and while it may be one
+    that declines.
     """
 
     index: int
@@ -57,6 +59,11 @@ class Answer:
     def begin_reasoning(self, span: ReasoningSpan) -> None:
         """What is generated from here on is thinking, until it says that it has ended."""
         self.reasoning, self.reasoning_open = span, True
+
+    @property
+    def short(self) -> bool:
+        """Whether all of its turn may be an answer that does nothing but decline."""
+        return len(self.token_ids) <= declines.LONGEST and self.given == 0 and self.reasoning is None
 
     def say(self, text: str, cumulative: bool) -> None:
         if cumulative:
@@ -96,7 +103,8 @@ class Answer:
         complete = self.given + known - readout.window + 1
         if self.slot is None or self.unscorable or known < 0 or complete <= self.windows_scored:
             return None
-        part = self.signals(table, self.windows_scored - self.given, known)
+        scored = self.windows_scored
+        part = self.signals(table, scored - self.given, known)
         fault, risk = part.fault_within(readout.used), float(np.nan)
         if fault is None:
             risk = _risk(part, readout, self.windows_scored)
@@ -104,6 +112,9 @@ class Answer:
             self.windows_scored = complete
             if risk < policy.threshold:
                 return None
+            if self.short and declines.may_decline("".join(self.texts)):
+                self.windows_scored = scored
+                return None  # its end, or the first word that it should not have, decides
             whole = self.signals(table, -self.given, known)
             return verdict_on(whole, readout, policy, self.index, self._text(known), self.given)
         if not policy.fails_closed:
@@ -134,18 +145,20 @@ class Answer:
         if not ended:
             # Whether the last token was fed back before the engine stopped is a matter of its schedule.
             signals.forget_last()
-        return verdict_on(signals, readout, policy, self.index, self._text(count), self.given)
+        text = "".join(self.texts) if ended and self.short else ""
+        return verdict_on(signals, readout, policy, self.index, self._text(count), self.given, text)
 
     def _text(self, count: int) -> list[int]:
         return self.token_ids[self.reasoning_tokens : self.reasoning_tokens + count]
 
 
 def verdict_on(
-    signals: TokenSignals, readout: Readout, policy: Policy, index: int, ids: list[int], given: int = 0
+    signals: TokenSignals, readout: Readout, policy: Policy, index: int, ids: list[int], given: int = 0, text: str = ""
 ) -> Verdict:
     """The verdict on measured tokens. A probe that fails on them leaves them unscored, never with a low risk.
 
     ``given``: so many of the first are no part of the answer, whose tokens are ``ids``, but of the turn that it ends.
+    ``text``: all of the turn's, where it may be one that declines.
     """
     fault = signals.fault(readout.used)
     if fault is not None:
@@ -161,10 +174,11 @@ def verdict_on(
         return unscored(index, policy, ids, Unscored.PROBE_ERROR)
     worst = Peak(max(peak.start - given, 0), peak.end - given) if peak.end > given else None
     own = signals.part(given, len(signals)) if given else signals
+    declined = declines.declines(text)
     return Verdict(
         index,
         policy,
-        decide(risk, policy),
+        decide(risk, policy, declined),
         risk,
         worst,
         ids,
@@ -172,6 +186,7 @@ def verdict_on(
         readout=readout,
         prompt_risk=prompt_risk,
         explanation=explanation,
+        declined=declined,
     )
 
 

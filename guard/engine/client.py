@@ -327,9 +327,10 @@ class GuardedEngine:
         index: int = 0,
         within: float | None = None,
         bundle: Bundle | None = None,
+        text: str = "",
     ) -> Verdict:
         """The verdict on given text; see ``measure``. ``within``: after so many seconds it stays unscored. ``bundle``:
-        the probe that judges, as of a ``RequestContext``."""
+        the probe that judges, as of a ``RequestContext``. ``text``: the response's, which may be one that declines."""
         readout = self.readout if bundle is None else bundle.readout
         ids = list(response_ids)
         try:
@@ -337,7 +338,7 @@ class GuardedEngine:
                 signals = await self.measure(prompt_ids, ids, policy.scale, request_id, draws=readout.uses_draws)
         except TimeoutError:
             return unscored(index, policy, ids, Unscored.TIMEOUT)
-        return verdict_on(signals, readout, policy, index, ids)
+        return verdict_on(signals, readout, policy, index, ids, text=text)
 
 
 def _ends_of(model_config: Any) -> frozenset[int]:

@@ -74,6 +74,7 @@ class Verdict:
     ``risk`` is what was prompt_risk. first_risk: that of the first try, where this is the verdict on a second one.
     sent_tokens: how many tokens had left before the decision. counted_tokens: of a withheld answer, how many usage
     counts.
+    declined: it does nothing but say that it does not know, so that its risk ends nothing.
     generated: what the text of its tokens is worked out from, where the policy wants them. explanation: of the risk,
     where the policy wants it.
     """
@@ -94,6 +95,7 @@ class Verdict:
     counted_tokens: int = 0
     generated: Generated | None = None
     explanation: Explanation | None = None
+    declined: bool = False
 
     @property
     def token_risks(self) -> list[float | None]:

@@ -97,7 +97,7 @@ class OutputGate:
             if answer.prompt_length < 0:
                 self._begin(answer, output.prompt_token_ids)
             answer.extend(completion.token_ids, cumulative)
-            if self._call.policy.tokens:
+            if self._call.policy.tokens or answer.short:
                 answer.say(completion.text, cumulative)
             answer.verdict = self._decide(answer, completion)
             if answer.verdict is not None:

@@ -38,20 +38,24 @@ _ENGLISH = (
 )
 _OTHERS = (
     # German, Dutch, Swedish, Danish, Norwegian, Finnish
-    r"\bich weiß (?:es |das |das leider |es leider |leider )?nicht\b|\bich weiss (?:es |das |leider )?nicht\b",
+    r"\bich weiß (?:es |das |das leider |es leider |leider )?nicht\b",
+    r"\bich weiss (?:es |das |das leider |es leider |leider )?nicht\b",
     r"\bwei(?:ß|ss) (?:ich|man) (?:\w+ )?nicht\b|\bkeine ahnung\b|\bmir (?:leider )?(?:nicht bekannt|unbekannt)\b",
+    r"\bich kann (?:das|es|dies) (?:leider )?nicht (?:sagen|beantworten)\b",
     r"\bkann ich (?:\w+ ){0,2}nicht (?:sagen|beantworten)\b|\bich bin (?:mir )?(?:da )?nicht sicher\b",
     r"\bich habe (?:\w+ )?keine (?:\w+ )?(?:information|ahnung|antwort)",
     r"\bweet (?:ik )?(?:het |dat )?niet\b|\bgeen idee\b|\bik ben (?:er )?niet zeker\b",
-    r"\bvet (?:jag )?(?:det )?(?:inte|ikke|ej)\b|\bved (?:jeg )?(?:det )?ikke\b",
+    r"\bvet (?:jag |jeg )?(?:det )?(?:inte|ikke|ej)\b|\bved (?:jeg )?(?:det )?ikke\b",
     r"\bingen an(?:ing|else)\b|\baner (?:det )?ikke\b",
     r"\ben tiedä\b|\bei (?:ole )?tietoa\b|\ben osaa sanoa\b",
     # French, Spanish, Italian, Portuguese, Catalan, Romanian
     r"\bje (?:ne )?(?:le )?sais pas\b|\b(?:j'|je l')ignore\b|\baucune idée\b|\bje ne (?:le )?connais pas\b",
+    r"\bje n'en sais rien\b",
     r"\bje n'ai (?:pas|aucune) (?:\w+ )?(?:d'|la |idée|information|réponse)",
     r"\bje ne peux pas (?:\w+ )?(?:répondre|dire)\b",
     r"\bje ne suis pas (?:sûre?|certaine?)\b",
-    r"\bno (?:lo )?sé\b|\bno lo se\b|^no se\W*$|\bno tengo (?:ni )?(?:la |una )?(?:idea|información|respuesta)\b",
+    r"\bno (?:lo )?sé\b|\bno lo se\b|^no se\W*$",
+    r"\bno tengo (?:ni )?(?:la |una |esa |esta )?(?:idea|información|respuesta)\b",
     r"\blo desconozco\b|^desconozco\b|\bno estoy segur[oa]\b|\bno (?:lo )?puedo (?:responder|decir)\b",
     r"\bnon (?:lo )?so\b|\bnon (?:ne )?ho (?:\w+ )?(?:idea|informazioni)\b|\bnon (?:ne )?sono sicur[oa]\b",
     r"\bnon (?:posso|saprei) (?:rispondere|dir)",
@@ -68,7 +72,7 @@ _OTHERS = (
     r"(?:नहीं|मालूम नहीं) (?:पता|जानता|जानती|मालूम)|पता नहीं|मालूम नहीं",
     r"\btidak (?:tahu|tau)\b|\bkhông (?:biết|rõ)\b|ไม่(?:ทราบ|รู้)",
     # Chinese, Japanese, Korean
-    r"不知道|不清楚|不太?了解|(?:无法|無法)(?:回答|确定|確定|提供|得知)|我不(?:确定|確定)|没有(?:相关)?信息|沒有(?:相關)?資訊",
+    r"不知道|不清楚|不太?了解|(?:无法|無法)(?:回答|确定|確定|提供|得知)|我不(?:确定|確定)|[没沒]有答案|没有(?:相关)?信息|沒有(?:相關)?資訊",
     r"(?:わか|分か)(?:りません|らない|んない)|(?:知|し)りません|知らない|存じません|^不明",
     r"모르겠|모릅니다|몰라요?|모른다|알 수 없|알지 못",
 )

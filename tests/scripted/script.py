@@ -5,6 +5,8 @@ A request chooses by the words in its last user message, or in the answer that i
 
     safe      nothing happens: seven tokens, each of low risk, and so without any of these words
     risky     each token is of high risk
+    declines  each token is of high risk, and the answer only says that it does not know
+    guesses   the same, and then it answers all the same
     rises     32 tokens, of high risk from token 12 on
     second    as risky, but only in the second of n answers
     prompt_risk  the last prompt token is of high risk, the answer is not
@@ -35,9 +37,12 @@ from guard.probe.readout import Readout
 from tests.measured import token_signals
 
 LOW, HIGH = 0.02, 0.98
+DECLINE = "I'm sorry, but I do not know."
 WORDS: dict[str, dict[str, Any]] = {
     "safe": {},
     "risky": {"risky_from": 0},
+    "declines": {"risky_from": 0, "text": DECLINE},
+    "guesses": {"risky_from": 0, "text": f"{DECLINE} It is in Rome."},
     "rises": {"risky_from": 12, "length": 32},
     "second": {"risky_from": 0, "risky_choice": 1},
     "prompt_risk": {"lead": True},
