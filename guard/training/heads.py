@@ -8,6 +8,7 @@ as is the strength (linear probes: Alain and Bengio, arXiv 1610.01644; of halluc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +27,24 @@ Floats = NDArray[np.float32]
 Say = Callable[[str], None]
 
 
+@dataclass(frozen=True, slots=True)
+class HeadSelection:
+    """A head, and AUROC on held-out folds of the answers that it is fit on, which chose its layers and strength: its
+    own, and by layer that of each that was tried, alone."""
+
+    head: Head
+    auroc: float
+    alone: dict[int, float]
+
+
 def find_head(
     states: Callable[[Sequence[int]], Floats],
     layers: int,
     wrong: NDArray[np.bool_],
     entities: Sequence[str],
     say: Say = lambda text: None,
-) -> tuple[Head, float]:
-    """A head, and its AUROC on held-out folds of the answers that it is fit on, which chose its layers and strength.
+) -> HeadSelection:
+    """Fit a head on the answers of ``wrong``, bool [answers], and ``entities``.
 
     states: of given layers, in that order, float32 [answers, layers, width]; ``layers``: how many the model has. Raises
     ValueError when too few entities have wrong answers, or right ones.
@@ -49,7 +60,7 @@ def find_head(
         auroc = {strength: _held_out(features, wrong, parts, strength) for strength in STRENGTHS}
         best = max(auroc, key=lambda strength: auroc[strength])
         weight = _fit(features, wrong, best)[0].reshape(len(chosen), -1)
-    return Head(np.array(chosen, np.int32), weight.astype(np.float32)), auroc[best]
+    return HeadSelection(Head(np.array(chosen, np.int32), weight.astype(np.float32)), auroc[best], alone)
 
 
 def _flat(states: Floats) -> Floats:

@@ -215,13 +215,14 @@ class Fit:
 
         entities = [data.question(i).entity for i in train]
         try:
-            head, auroc = find_head(
+            found = find_head(
                 states, len(self._norms), data.wrong("train"), entities, lambda text: self._say(f"{name} of {text}")
             )
         except ValueError as error:
             raise FitError(f"no head on {name} can be fit: {error}") from None
-        self._say(f"{name} of layers {', '.join(map(str, head.layer))}: AUROC {auroc:.3f} on held-out folds")
-        return head
+        layers = ", ".join(map(str, found.head.layer))
+        self._say(f"{name} of layers {layers}: AUROC {found.auroc:.3f} on held-out folds")
+        return found.head
 
     def _states(self, name: str, part: Part, data: DataSplit, rows: Sequence[int], layers: Sequence[int]) -> Floats:
         """Mean states of these layers at a head's site, of these answers: float32 [answers, layers, width]."""

@@ -36,7 +36,7 @@ def test_what_knows_is_told_from_what_does_not(figures: dict[str, Any], where: s
     for name in ("attention", "residual before", "residual question", "neurons question"):
         assert 0.3 < mean[name] < 0.7, name
     assert mean["all before"] < mean["all"]
-    assert set(mean) == {*signals.AFTER, *signals.BEFORE, *signals.FREE, *signals.STACKS}
+    assert set(mean) == {*signals.AFTER, *signals.BEFORE, *signals.FREE, *signals.STACKS, *signals.BENT}
 
 
 def test_stacks_are_held_against_what_is_served_in_pairs_of_draws(figures: dict[str, Any]) -> None:

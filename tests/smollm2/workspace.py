@@ -63,7 +63,12 @@ def write(folder: Path, seed: int = 0) -> None:
             answer = {"question": number, "prompt": [1, 2], "tokens": list(range(length)), "ended": length < 31}
             answer |= {
                 "text": f"{row['entity']} is in {said}.",
-                "draws": {"entropy": draws.tolist(), "logprob": (-draws).tolist()},
+                "draws": {
+                    "entropy": draws.tolist(),
+                    "logprob": (-draws).tolist(),
+                    "margin": (2 - draws).tolist(),
+                    "top_mass": rng.random(length).tolist(),
+                },
             }
             answers.write(json.dumps(answer) + "\n")
 

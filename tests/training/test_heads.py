@@ -41,12 +41,15 @@ def test_the_layers_that_tell_are_found_and_weighed_as_they_are() -> None:
         asked.append(list(layers))
         return states[:, list(layers)]
 
-    head, auroc = find_head(of, LAYERS, wrong, entities())
+    found = find_head(of, LAYERS, wrong, entities())
+    head = found.head
     assert head.layer.dtype == np.int32
     assert len(head.layer) == TOGETHER
     assert set(TELLING) < set(head.layer.tolist())
     assert asked == [[2], [6], [10], head.layer.tolist()], "layers are read one by one, then those that are taken"
-    assert 0.85 < auroc < 1
+    assert 0.85 < found.auroc < 1
+    assert list(found.alone) == [2, 6, 10]
+    assert found.alone[6] < 0.6 < min(found.alone[layer] for layer in TELLING)
     # As scikit-learn has it on standardised means, but for an intercept, at one of the strengths.
     flat = states[:, head.layer].reshape(ANSWERS, -1)
     score = head.score(states[:, head.layer])
@@ -60,7 +63,7 @@ def test_the_layers_that_tell_are_found_and_weighed_as_they_are() -> None:
 def test_what_never_differs_has_no_weight() -> None:
     states, wrong = planted()
     states[:, :, 0] = 3
-    head, _ = find_head(lambda layers: states[:, list(layers)], LAYERS, wrong, entities())
+    head = find_head(lambda layers: states[:, list(layers)], LAYERS, wrong, entities()).head
     assert not head.weight[:, 0].any()
     assert np.isfinite(head.weight).all()
 
@@ -68,7 +71,7 @@ def test_what_never_differs_has_no_weight() -> None:
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_a_model_of_few_layers_has_a_head(layers: int) -> None:
     states, wrong = planted()
-    head, _ = find_head(lambda chosen: states[:, list(chosen)], layers, wrong, entities())
+    head = find_head(lambda chosen: states[:, list(chosen)], layers, wrong, entities()).head
     assert len(head.layer) == 1
     assert 0 <= head.layer[0] < layers
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ MEANS, LEADS = "means.npy", "leads.npy"
 PLACES = ("cities", "regions", "capitals", "by-capital", "continents", "currencies", "borders")
 GENERAL = ("triviaqa", "nq_open")
 SIGNALS = ("entropy", "mean entropy", "logprob", "length")
+FURTHER = ("margin", "top mass")  # where the fit was made with --signals margin,top_mass
 
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
@@ -46,7 +47,8 @@ class Answered:
     entities: what each is about, in small letters. rows: int64 [n], place in the workspace's arrays. sets: the
     question's first group. bare: the text without the name that the question asks about, by which two answers are the
     same. signals: by name of SIGNALS, float64 [n], higher is riskier: highest and mean entropy, mean surprise, and
-    tokens. counts: by set, how many were right, wrong, declined and cut at the limit.
+    tokens; of FURTHER, where all answers have them, by how little the likeliest token led and what lay beyond the ten
+    likeliest, on average. counts: by set, how many were right, wrong, declined and cut at the limit.
     """
 
     folder: Path
@@ -143,13 +145,24 @@ def load(folder: Path, norms: NDArray[np.float32], most: int | None = None, ques
         np.array([question.groups[0] for question in judged]),
         texts,
         np.array([bare(text, q.entity) for text, q in zip(texts, judged, strict=True)]),
-        {name: np.array([_signal(name, one) for one in measured], np.float64) for name in SIGNALS},
+        {
+            name: np.array([_signal(name, one) for one in measured], np.float64)
+            for name in (*SIGNALS, *FURTHER)
+            if name in SIGNALS or all(name.replace(" ", "_") in _draws(one) for one in measured)
+        },
         {name: {kind: own[kind] for kind in ("right", "wrong", "declined", "cut")} for name, own in counts.items()},
     )
 
 
-def _signal(name: str, row: dict[str, Any]) -> float:
-    entropy, logprob = (np.array(row["draws"][key], np.float64) for key in ("entropy", "logprob"))
+def _draws(row: Mapping[str, Any]) -> Mapping[str, list[float]]:
+    found: Mapping[str, list[float]] = row["draws"]
+    return found
+
+
+def _signal(name: str, row: Mapping[str, Any]) -> float:
+    if name in FURTHER:
+        return float(-np.mean(_draws(row)[name.replace(" ", "_")]))
+    entropy, logprob = (np.array(_draws(row)[key], np.float64) for key in ("entropy", "logprob"))
     if name == "length":
         return float(len(entropy))
     if name == "logprob":

@@ -1,8 +1,10 @@
 """What each signal of one forward pass brings: alone, beside the neurons, and all of them together.
 
-``python -m models.smollm2.recipe.signals --work FOLDER`` reads what ``hguard fit --keep residual,attention,question``
-left there, and leaves ``signals.json`` in the folder, which the report reads. Every probe on states is L2 on their mean
-over a part of the sequence, the strength chosen by folds of entities among the answers that teach.
+``python -m models.smollm2.recipe.signals --work FOLDER`` reads what ``hguard fit --keep residual,attention,question
+--signals margin,top_mass`` left there, and leaves ``signals.json`` in the folder, which the report reads. Every probe
+on states is L2 on their mean over a part of the sequence, the strength chosen by folds of entities among the answers
+that teach. A stack is a logistic regression on standardised scores; BENT are others on the same: with the products of
+each two, and gradient boosting of trees with two splits on top of each other.
 """
 
 from __future__ import annotations
@@ -16,31 +18,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from threadpoolctl import threadpool_limits
 
-from guard.evaluation.baselines import INNER, folds
+from guard.errors import FitError
 from guard.harness.features import Features
 from guard.harness.store import write_json
 from guard.ipc.collecting import Part, Site
 from guard.probe.cett import norms_of
+from guard.training.heads import TOGETHER, find_head
 from models.smollm2.checkpoint import checkpoint
 from models.smollm2.recipe import detection, intervals
-from models.smollm2.recipe.answered import GENERAL, PLACES, SIGNALS, Answered, Floats, Index, load
-from models.smollm2.recipe.fits import SCREENED, Fits, ridge, screen
+from models.smollm2.recipe.answered import FURTHER, GENERAL, PLACES, SIGNALS, Answered, Floats, Index, load
+from models.smollm2.recipe.fits import SCREENED, Fits, screen
 
 FILE = "signals.json"
-EVERY = 4  # layers from one that is tried to the next
-TOGETHER = 3  # layers, the best ones, that are read together
-_TRIED = 0.01  # strength at which layers are compared
 _SHARES = {"train": 0.7, "calibration": 0.15, "thresholds": 0.15}  # of the sets that a shifted fit learns from
 
 AFTER = ("neurons", "neurons L2", "residual", "attention")  # of the answer
 BEFORE = ("neurons before", "residual before", "neurons question", "residual question")
-FREE = tuple(SIGNALS)
+FREE = (*SIGNALS, *FURTHER)
 STACKS: Mapping[str, tuple[str, ...]] = {
     "stack": ("neurons", "entropy", "logprob"),  # what is served
     "L2, entropy, logprob": ("neurons L2", "entropy", "logprob"),
@@ -49,19 +49,26 @@ STACKS: Mapping[str, tuple[str, ...]] = {
     "neurons, attention": ("neurons", "attention"),
     "stack, residual": ("neurons", "entropy", "logprob", "residual"),
     "stack, attention": ("neurons", "entropy", "logprob", "attention"),
+    "stack, margin, top mass": ("neurons", "entropy", "logprob", "margin", "top mass"),
     "stack, before": ("neurons", "entropy", "logprob", "neurons before", "residual before"),
     "all of the answer": (*AFTER, *FREE),
     "all": (*AFTER, *FREE, *BEFORE),
     "all before": BEFORE,
+}
+BENT: Mapping[str, tuple[str, Callable[[], Any]]] = {
+    "stack, products": ("stack", lambda: _logistic(PolynomialFeatures(2, include_bias=False))),
+    "stack, trees": ("stack", lambda: _trees()),
+    "all of the answer, products": ("all of the answer", lambda: _logistic(PolynomialFeatures(2, include_bias=False))),
+    "all of the answer, trees": ("all of the answer", lambda: _trees()),
 }
 
 Say = Callable[[str], None]
 
 
 def states(answered: Answered, site: Site, part: Part, layers: Sequence[int]) -> Floats:
-    """Means of these layers side by side, float32 [answers, layers * width]."""
+    """Means of these layers, float32 [answers, layers, width]."""
     found = answered.table(site, part)
-    return np.concatenate([found[answered.rows, layer] for layer in layers], 1)
+    return np.stack([found[answered.rows, layer] for layer in layers], 1)
 
 
 class Probes:
@@ -70,7 +77,6 @@ class Probes:
     def __init__(self, answered: Answered, fits: Fits, learn: Index, say: Say) -> None:
         self._answered, self._fits, self._learn, self._say = answered, fits, learn, say
         self._wrong, self._entities = answered.wrong[learn], [answered.entities[i] for i in learn]
-        self._folds = folds(self._wrong, self._entities, INNER)
         self.layers: dict[str, list[float]] = {}  # by site: AUROC of each layer that was tried, by folds
         self.chosen: dict[str, list[int]] = {}
 
@@ -83,33 +89,32 @@ class Probes:
             "neurons before": fits.chosen(learn, leads=True).scores,
         }
         for site in (Site.RESIDUAL, Site.ATTENTION):
-            found[site] = self._states(site, Part.SPAN, self._best(site))
+            found[site] = self._head(site)
         best = self.chosen[Site.RESIDUAL]
         found["residual before"] = self._states(Site.RESIDUAL, Part.LAST_PROMPT, best)
         found["residual question"] = self._states(Site.RESIDUAL, Part.QUESTION, best)
         found["neurons question"] = self._question()
         return {**found, **self._answered.signals}
 
-    def _best(self, site: Site) -> list[int]:
-        """The layers whose mean states over the answer tell most, alone, by folds."""
-        tried = list(range(EVERY // 2, len(self._answered.norms), EVERY))
-
-        def of(layer: int) -> float:
-            known, score = states(self._answered, site, Part.SPAN, [layer])[self._learn], np.zeros(len(self._learn))
-            for fit, check in self._folds:
-                model = ridge(known[fit], self._wrong[fit], [], _TRIED)
-                score[check] = model.decision_function(known[check])
-            self._say(f"{site} of layer {layer}")
-            return float(roc_auc_score(self._wrong, score))
-
-        self.layers[site] = [of(layer) for layer in tried]
-        order = np.argsort(-np.array(self.layers[site]), kind="stable")[:TOGETHER]
-        self.chosen[site] = sorted(tried[i] for i in order)
-        return self.chosen[site]
+    def _head(self, site: Site) -> Floats:
+        """As a fit would have it, on means over the answer."""
+        found = find_head(
+            lambda layers: states(self._answered, site, Part.SPAN, layers)[self._learn],
+            len(self._answered.norms),
+            self._wrong,
+            self._entities,
+            lambda text: self._say(f"{site} of {text}"),
+        )
+        self.layers[site] = list(found.alone.values())
+        self.chosen[site] = found.head.layer.tolist()
+        return found.head.score(states(self._answered, site, Part.SPAN, self.chosen[site]))
 
     def _states(self, site: Site, part: Part, layers: Sequence[int]) -> Floats:
         return self._fits.linear(
-            f"{site}-{part}", self._learn, lambda: states(self._answered, site, part, layers), layers
+            f"{site}-{part}",
+            self._learn,
+            lambda: states(self._answered, site, part, layers).reshape(len(self._answered), -1),
+            layers,
         )
 
     def _question(self) -> Floats:
@@ -124,18 +129,33 @@ class Probes:
 
 
 def stacked(answered: Answered, scores: Mapping[str, Floats], use: Index) -> dict[str, Floats]:
-    """The scores, and each of STACKS: a logistic regression on standardised scores of the answers ``use``."""
+    """The scores, and each of STACKS and of BENT, learnt from the answers ``use``."""
     found = dict(scores)
-    for name, parts in STACKS.items():
-        features = np.stack([scores[part] for part in parts], 1)
-        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        model.fit(features[use], answered.wrong[use])
+    models = {name: (name, _logistic) for name in STACKS} | dict(BENT)
+    for name, (stack, made) in models.items():
+        features = np.stack([scores[part] for part in STACKS[stack]], 1)
+        model = made().fit(features[use], answered.wrong[use])
         found[name] = np.asarray(model.decision_function(features), np.float64)
     return found
 
 
+def _logistic(*before: Any) -> Any:
+    return make_pipeline(StandardScaler(), *before, LogisticRegression(max_iter=1000))
+
+
+def _trees() -> Any:
+    """Few and flat, so that a few thousand answers do not teach it their noise."""
+    return HistGradientBoostingClassifier(
+        learning_rate=0.05, max_iter=100, max_depth=2, l2_regularization=10, min_samples_leaf=50, random_state=0
+    )
+
+
 def measure(answered: Answered, fits: Fits, say: Say, draws: int = intervals.DRAWS) -> dict[str, Any]:
     """On the test part, by fits on the training part; and on general questions, by fits on places alone."""
+    if missing := [name for name in FURTHER if name not in answered.signals]:
+        raise FitError(
+            f"{answered.folder} has no {' and no '.join(missing)}: make the fit with --signals margin,top_mass"
+        )
     parts = answered.parts()
     at_home = answered.of(PLACES)
     home = {name: part[at_home[part]] for name, part in answered.parts(_SHARES).items()}
@@ -172,7 +192,7 @@ def _above(answered: Answered, scores: Mapping[str, Floats], test: Index, draws:
             intervals.auroc(answered.wrong[test[one]], scores[name][test[one]], weights[:, one]) for one in members
         )
 
-    means = {name: mean(name) for name in (*STACKS, *FREE)}
+    means = {name: mean(name) for name in (*STACKS, *BENT, *FREE)}
     best = max(FREE, key=lambda name: float(means[name][0]))
     return {
         "best free": best,
@@ -181,7 +201,7 @@ def _above(answered: Answered, scores: Mapping[str, Floats], test: Index, draws:
                 "served": intervals.interval(means[name] - means["stack"]),
                 "free": intervals.interval(means[name] - means[best]),
             }
-            for name in STACKS
+            for name in (*STACKS, *BENT)
         },
     }
 
