@@ -12,7 +12,7 @@ from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.card import Term
 from guard.probe.heads import Head, tensors_of
 from guard.probe.readout import Stack
-from guard.probe.signals import ATTENTION, ENTROPY, LOGPROB, NEURONS, RESIDUAL, SIGNALS, TokenSignals
+from guard.probe.signals import ATTENTION, ENTROPY, LOGPROB, NEURONS, OPTIONAL, RESIDUAL, SIGNALS, TokenSignals
 
 Three = tuple[float, float, float]
 Values = Sequence[float] | NDArray[np.floating]
@@ -31,7 +31,9 @@ def stack_of(mean: Three, scale: Three, weight: Three, bias: float) -> Stack:
 
 
 def with_heads(bundle: Bundle, folder: Path, width: int, seed: int = 5) -> Bundle:
-    """The same probe, in ``folder``, which reads random heads of states so wide, too; risks are nearly its own."""
+    """The same probe in ``folder``, which reads every optional signal, too: heads are random, of states so wide.
+
+    Risks are nearly its own."""
     rng = np.random.default_rng(seed)
     layers = {RESIDUAL: [0, bundle.card.model.layers - 1], ATTENTION: [1, bundle.card.model.layers - 1]}
     heads = {
@@ -40,6 +42,7 @@ def with_heads(bundle: Bundle, folder: Path, width: int, seed: int = 5) -> Bundl
     }
     term = Term(mean=0.0, scale=1.0, weight=1e-3)
     readout = bundle.card.readout
-    answer = readout.answer.model_copy(update={"signals": {**readout.answer.signals, **dict.fromkeys(heads, term)}})
+    further = dict.fromkeys(OPTIONAL, term)
+    answer = readout.answer.model_copy(update={"signals": {**readout.answer.signals, **further}})
     card = bundle.card.model_copy(update={"readout": readout.model_copy(update={"answer": answer})})
     return save_bundle(folder, card, {**bundle.tensors, **tensors_of(heads)})

@@ -106,6 +106,8 @@ def _verify(options: argparse.Namespace, extra: list[str]) -> int:
         f"tensors      sha256 {card.tensors_sha256[:12]} as the card says; {len(bundle.neuron)} neurons, "
         f"{bundle.h_neurons} positive, in {len(set(bundle.layer.tolist()))} layers; finite, in range, none twice"
     )
+    for name, head in bundle.tapped_heads.items():
+        print(f"{name:<12} a head on layers {', '.join(map(str, head.layer))}; finite, ascending")
     on = f"on {len(bundle.right_risks)} right answers" if bundle.calibrated else "none: `hguard calibrate` comes first"
     print(f"calibration  {on}")
     reference = bundle.reference

@@ -27,6 +27,8 @@ def _rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
     layers, share = len(set(bundle.layer.tolist())), bundle.h_neurons / (model.layers * model.neurons_per_layer)
     said = f"{bundle.h_neurons} are H-neurons: {share:.2%} of the model's"
     yield "neurons", f"{len(bundle.neuron)} in {layers} of {model.layers} layers, of which {said}"
+    for name, head in bundle.tapped_heads.items():
+        yield name, f"a linear head on layers {', '.join(map(str, head.layer))}, {head.weight.shape[1]} numbers each"
     answers = ", ".join(f"{count} {part}" for part, count in training.answers.items())
     yield "fit", f"{training.method}; answers: {answers}"
     signals = ", ".join(f"{name} {term.weight:+.2f}" for name, term in readout.answer.signals.items())

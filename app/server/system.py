@@ -26,6 +26,7 @@ def card(bundle: Bundle) -> dict[str, Any]:
         "h_neurons": bundle.h_neurons,
         "h_neurons_per_mille": round(1000 * bundle.h_neurons / (model.layers * model.neurons_per_layer), 4),
         "tapped_layers": sorted(set(bundle.layer.tolist())),
+        "heads": {name: head.layer.tolist() for name, head in bundle.tapped_heads.items()},
         **bundle.card.as_json(),
     }
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.probe.bundle import Bundle
-from guard.probe.signals import NEURONS, TokenSignals
+from guard.probe.signals import NEURONS, Source, TokenSignals, names
 from models.atlas.recipe.reference import Reader
 from tests.engine.harness import Produced
 from tests.engine.test_adversity import read
@@ -36,6 +36,9 @@ class References:
         )
         for name in self._bundle.layers_read:
             assert_near(scores(measured, name), scores(rounded, name), scores(exact, name))
+        for name in names(Source.DRAW, self._bundle.measured):
+            values = (np.concatenate([one[name] for one in read]) for read in (measured, rounded, exact))
+            assert_near(*values)
 
 
 def assert_near(got: NDArray[np.float32], rounded: NDArray[np.float32], exact: NDArray[np.float32]) -> None:

@@ -290,7 +290,7 @@ def read(
     with scaled(reader, flat[positive], scale):
         heads = bundle.tapped_heads
         readings = reader.read(prompts, answers, (bundle.layer, bundle.neuron), batch=8, heads=heads)
-        return [signals_of(reading, coefficient, heads) for reading in readings]
+        return [signals_of(reading, coefficient, heads, bundle.measured) for reading in readings]
 
 
 # -- all of it at once -------------------------------------------------------------------------------------------------

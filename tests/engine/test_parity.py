@@ -8,7 +8,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
-from guard.probe.signals import TokenSignals
+from guard.probe.signals import Source, TokenSignals, names
 from models.atlas.recipe.reference import Reader, signals_of
 from tests.engine.harness import SCORE, Harness, Produced
 
@@ -20,7 +20,7 @@ def reference(reader: Reader, bundle: Bundle, prompts: list[list[int]], answers:
     """The same measurements by hooks on transformers, by brute force over every neuron and head of the probe."""
     heads = bundle.tapped_heads
     readings = reader.read(prompts, answers, (bundle.layer, bundle.neuron), batch=8, heads=heads)
-    return [signals_of(reading, bundle.coefficient, heads) for reading in readings]
+    return [signals_of(reading, bundle.coefficient, heads, bundle.measured) for reading in readings]
 
 
 def assert_measured(produced: list[Produced], expected: list[TokenSignals]) -> None:
@@ -35,8 +35,9 @@ def assert_measured(produced: list[Produced], expected: list[TokenSignals]) -> N
             near = {"rtol": RELATIVE, "atol": RELATIVE * np.abs(np.append(wanted[name], before)).max()}
             np.testing.assert_allclose(got.last_prompt[name], before, **near)
             np.testing.assert_allclose(got[name][:-1], wanted[name][:-1], **near)
-        np.testing.assert_allclose(got["entropy"], wanted["entropy"], rtol=RELATIVE, atol=1e-4)
-        np.testing.assert_allclose(got["logprob"], wanted["logprob"], rtol=RELATIVE, atol=1e-4)
+        assert set(got.values) == set(wanted.values)
+        for name in names(Source.DRAW, frozenset(wanted.values)):
+            np.testing.assert_allclose(got[name], wanted[name], rtol=RELATIVE, atol=1e-4)
         # vLLM's own log-probabilities, by another path.
         np.testing.assert_allclose(got["logprob"], one.logprobs, rtol=1e-4, atol=1e-5)
 

@@ -14,6 +14,7 @@ from safetensors.numpy import save
 
 from guard.errors import BundleError, RequestError
 from guard.probe.bundle import Bundle, load_bundle, require_calibrated, save_bundle
+from guard.probe.signals import OPTIONAL
 from tests.conftest import make_card, make_tensors
 from tests.measured import with_heads
 
@@ -189,7 +190,7 @@ def test_a_risk_before_generation_has_thresholds_of_its_own(bundle: Bundle, fore
 def test_heads_are_read_as_they_were_written(bundle: Bundle, tmp_path: Path) -> None:
     headed = with_heads(bundle, tmp_path / "headed", 8)
     assert load_bundle(headed.path).heads == headed.heads == headed.tapped_heads
-    assert headed.measured == bundle.measured | {"residual", "attention"}
+    assert headed.measured == bundle.measured | set(OPTIONAL)
     assert headed.layers_read == {"neurons": [0, 1, 3], "residual": [0, 3], "attention": [1, 3]}
     assert not headed.reads_as(bundle)
     assert not headed.reads_as(with_heads(bundle, tmp_path / "another", 8, seed=6))

@@ -6,7 +6,7 @@ use the engine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from guard.probe.cett import column_norms, contributions
 from guard.probe.heads import Head
-from guard.probe.signals import ATTENTION, ENTROPY, LOGPROB, NEURONS, TokenSignals
+from guard.probe.signals import ALWAYS, ATTENTION, NEURONS, Source, TokenSignals, names
 
 Array = NDArray[np.float32]
 
@@ -141,12 +141,16 @@ class Reader:
                 hook.remove()
 
 
-def signals_of(reading: Reading, coefficient: Array, heads: Mapping[str, Head] | None = None) -> TokenSignals:
-    """What the taps would have measured: scores of the probe's neurons and heads, the last prompt token's apart."""
+def signals_of(
+    reading: Reading, coefficient: Array, heads: Mapping[str, Head] | None = None, measured: Collection[str] = ALWAYS
+) -> TokenSignals:
+    """What an engine would have ``measured``: scores of the probe's neurons and heads, the last prompt token's apart,
+    and draws."""
     scores = {NEURONS: (reading.tokens @ coefficient).astype(np.float32)} | {
         name: head.score(reading.states[name]).astype(np.float32) for name, head in (heads or {}).items()
     }
-    values = {name: one[1:] for name, one in scores.items()} | {ENTROPY: reading.entropy, LOGPROB: reading.logprob}
+    drawn = {name: getattr(reading, name) for name in names(Source.DRAW, frozenset(measured))}
+    values = {name: one[1:] for name, one in scores.items()} | drawn
     return TokenSignals({name: float(one[0]) for name, one in scores.items()}, values)
 
 

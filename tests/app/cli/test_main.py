@@ -16,6 +16,7 @@ from app.resolver import SHIPPED
 from app.settings import ATLAS, Ceilings, GuardDefaults, RequestLimits, Settings, settings_from
 from guard.errors import GuardError
 from guard.probe.bundle import Bundle, load_bundle, save_bundle
+from tests.measured import with_heads
 
 NOTHING = np.empty(0, np.float32)
 
@@ -103,6 +104,17 @@ def test_show(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     card = json.loads(capsys.readouterr().out)
     assert (card["id"], card["h_neurons"], card["neurons"]) == ("small-probe", 3, 5)
     assert card["tapped_layers"] == [0, 1, 3]
+
+
+def test_heads_are_shown(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    headed = str(with_heads(bundle, tmp_path / "headed", 8).path)
+    assert main(["probe", "show", headed]) == 0
+    shown = capsys.readouterr().out
+    assert "residual      a linear head on layers 0, 3, 8 numbers each\n" in shown
+    assert main(["probe", "verify", headed]) == 0
+    assert "attention    a head on layers 1, 3; finite, ascending\n" in capsys.readouterr().out
+    assert main(["probe", "show", headed, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["heads"] == {"residual": [0, 3], "attention": [1, 3]}
 
 
 @pytest.mark.parametrize("name", ["atlas", "smollm2"])
