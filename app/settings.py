@@ -167,6 +167,13 @@ class Settings(GuardSettings, RequestLimits, BaseSettings):
     )
     revision: Annotated[str | None, Field(description="revision of a model from the Hub")] = None
     probe: Annotated[str | None, Field(description="probe bundle: a folder, or hf://owner/name@revision")] = None
+    shadow_probe: Annotated[
+        str | None,
+        Field(
+            description="a second probe that reads the same neurons: scored and counted beside the one that serves "
+            "(hguard_shadow_*), and decides nothing"
+        ),
+    ] = None
     served_model_name: Annotated[str | None, Field(description="name in the API; default: the model's own")] = None
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="port to listen on")] = 8000

@@ -1,4 +1,4 @@
-"""Whether an answer does nothing but decline: it says that it does not know, and not a word more.
+"""Whether an answer does nothing but decline: it says that it does not know, or cannot say, and nothing else.
 
 Such an answer states nothing, so its risk ends nothing: it passes in every mode. What may pass whatever its risk must
 not have room for an answer: sentences are those of a finite list, and any other word makes it no decline here. The
@@ -152,11 +152,12 @@ _OTHERS = (
 _CLOSINGS = ("sorry", "i am sorry", "i'm sorry", "i apologize", *_ASKING)
 
 _QUOTES = str.maketrans(dict.fromkeys("\u2018\u2019\u00b4`\u02bb\u02bc", "'") | {"\uff0c": ","})
-_ENDS = re.compile(r"[.!?\u2026\u3002\uff01\uff1f]+ ?")
+_ENDS = re.compile(r"[.!?\u2026\u3002\uff01\uff1f\u0964\u061f]+ ?")
 
 
 def declines(text: str) -> bool:
-    """Whether this whole answer does nothing but decline, in two dozen languages."""
+    """Whether this whole answer does nothing but decline, in any of thirty languages; it may apologise, and ask for
+    more to go by."""
     sentences = [one for one in _sentences(text) if one]
     cores, closings = _known()
     return (
@@ -167,7 +168,7 @@ def declines(text: str) -> bool:
 
 
 def may_decline(text: str) -> bool:
-    """Whether what an answer that began with ``text`` says may yet be one that declines; not of what has no text."""
+    """Whether an answer that begins with ``text`` may yet turn out to be one that declines; False for empty text."""
     *whole, begun = _sentences(text)
     cores, closings = _known()
     if not (whole or begun) or len(whole) > _MOST or not all(one in cores or one in closings for one in whole):
@@ -180,7 +181,8 @@ def may_decline(text: str) -> bool:
 
 
 def _sentences(text: str) -> list[str]:
-    """Its sentences in small letters, the last one without an end or empty."""
+    """Its sentences in small letters; the last is what follows the last end of one, often empty. A long text, which no
+    answer that declines has, is one sentence as it stands."""
     if len(text) > 8 * LONGEST:
         return [text]
     plain = " ".join(unicodedata.normalize("NFC", text).translate(_QUOTES).split()).casefold()

@@ -79,7 +79,8 @@ class AnswerRisk(TypedDict):
     ]
     declined: NotRequired[
         Annotated[
-            Literal[True], Field(description="it only says that it does not know, which passes whatever its risk")
+            Literal[True],
+            Field(description="it only says that it does not know, and passes whatever its risk"),
         ]
     ]
     reason: NotRequired[Unscored]

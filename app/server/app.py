@@ -30,14 +30,15 @@ from app.protocols.limits import RENDERING, RISK, Limits
 from app.protocols.options import PolicyResolver
 from app.protocols.tokenizer import Detokenizer
 from app.protocols.wire import Writer
-from app.resolver import find_model, find_probe
+from app.resolver import find_model, find_probe, locate
 from app.server import address, docs, health, lifecycle, system
 from app.server.exchange import ProbeExchange
 from app.server.head import Head
 from app.server.routes import close_unguarded
 from app.settings import Settings
 from app.telemetry.metrics import IngressMetrics, Metrics, OwnRequestsMetrics
-from app.telemetry.record import Exporters, LogLine
+from app.telemetry.record import Exporter, Exporters, LogLine
+from app.telemetry.shadow import Shadow
 from guard.errors import UnsupportedError
 from guard.launch import support
 from guard.launch.engines import chat_template, engine_arguments, guarded_engine, warn
@@ -55,6 +56,7 @@ class Plan:
     bundle: Bundle
     resolver: PolicyResolver
     args: Namespace
+    shadow: Bundle | None = None
 
 
 def plan(settings: Settings, extra: Sequence[str] = ()) -> Plan:
@@ -71,7 +73,23 @@ def plan(settings: Settings, extra: Sequence[str] = ()) -> Plan:
     if (args.host, args.port) != (settings.host, settings.port):
         raise UnsupportedError("the address is set with --host and --port before --, not among vLLM's arguments")
     support.require_node(args, first=True)
-    return Plan(settings, model, name, bundle, resolver, args)
+    return Plan(settings, model, name, bundle, resolver, args, _shadow(settings, bundle))
+
+
+def _shadow(settings: Settings, serving: Bundle) -> Bundle | None:
+    """The probe that is scored beside the one that serves. Raises GuardError for one that cannot be."""
+    if settings.shadow_probe is None:
+        return None
+    bundle = load_bundle(locate(settings.shadow_probe), with_reference=False)
+    require_calibrated(bundle, settings.model)
+    if not bundle.reads_within(serving):
+        raise UnsupportedError(
+            f"the shadow probe {bundle.card.id} reads what {serving.card.id} does not, or other weights: only what is "
+            "measured for the probe that serves can be scored beside it (the same neurons, `hguard calibrate` keeps "
+            "them); take it up instead with --probe"
+        )
+    PolicyResolver(settings, bundle)  # gives the threshold, or says that it cannot
+    return bundle
 
 
 def _served(settings: Settings) -> tuple[Path, str, Bundle]:
@@ -110,7 +128,10 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         metrics.all_slots.set(engine.pool.size)
         OwnRequestsMetrics(engine.own, plan.name)
         tokenizer, template = engine.get_tokenizer(), chat_template(plan.args)
-        spell, exporters = Detokenizer(tokenizer).spell, Exporters((metrics, LogLine()))
+        beside: list[Exporter] = []
+        if plan.shadow is not None:
+            beside.append(Shadow(plan.shadow, PolicyResolver(settings, plan.shadow).threshold, plan.name))
+        spell, exporters = Detokenizer(tokenizer).spell, Exporters((metrics, LogLine(), *beside))
         reader = Detokenizer(copy.deepcopy(tokenizer), template)  # works in a thread of its own
 
         def guard_of(bundle: Bundle) -> routes.Guard:
@@ -212,8 +233,9 @@ def _effective(plan: Plan, resolver: PolicyResolver, engine: Any, closed: list[s
             "context": engine.model_config.max_model_len,
         },
         "probe": {"id": bundle.card.id, "revision": bundle.revision, "h_neurons": bundle.h_neurons},
+        "shadow": plan.shadow and {"id": plan.shadow.card.id, "revision": plan.shadow.revision},
         "threshold": resolver.threshold,
         "ceilings": asdict(resolver.ceilings),
-        "settings": plan.settings.model_dump(mode="json", exclude={"model", "probe", "api_keys_file"}),
+        "settings": plan.settings.model_dump(mode="json", exclude={"model", "probe", "shadow_probe", "api_keys_file"}),
         "closed_routes": closed,
     }

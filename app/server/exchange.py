@@ -1,8 +1,8 @@
 """Another probe, taken up while the server runs: what SIGHUP asks for.
 
 What is made of the neurons that are read is exchanged at once: requests that have begun keep the probe that their
-options were read for, to their last byte. Before other neurons are read, what is in flight comes to its end, and what
-comes meanwhile waits.
+options were read for, to their last byte. Before other neurons or heads are read, what is in flight comes to its
+end, and what comes meanwhile waits.
 """
 
 from __future__ import annotations

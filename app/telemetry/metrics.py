@@ -16,9 +16,9 @@ from guard.engine.traffic import OwnRequests, Purpose
 from guard.policy import Action, Mode
 from guard.probe.bundle import Bundle
 
-# Mildest first, but for the last two: of those there is no verdict. ``left``: the caller hung up before there was one.
+# What a request may come to; the last two have no verdict. ``left``: the caller hung up before there was one.
 OUTCOMES = ("pass", "flagged", "abstained", "not_scored", "off", "left")
-_RISK_BUCKETS = tuple(round(0.05 * i, 2) for i in range(1, 21))
+RISK_BUCKETS = tuple(round(0.05 * i, 2) for i in range(1, 21))
 _SECONDS_BUCKETS = (0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
@@ -36,7 +36,7 @@ class Metrics:
         for outcome in OUTCOMES:
             self._requests.labels(model, outcome)
         self._risk = Histogram(
-            "hguard_risk", "Calibrated risk of each scored answer", ["model"], buckets=_RISK_BUCKETS, registry=registry
+            "hguard_risk", "Calibrated risk of each scored answer", ["model"], buckets=RISK_BUCKETS, registry=registry
         )
         self._risk.labels(model)
         self._tokens = Counter(

@@ -49,7 +49,7 @@ class Exporters:
 
 
 class LogLine:
-    """One structured line for each request."""
+    """One structured line for each request that reached the guard; for ``/risk``, for each of its texts."""
 
     def observe(self, record: RequestRecord) -> None:
         call = record.call

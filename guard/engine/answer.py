@@ -221,5 +221,5 @@ def risks_so_far(answer: Answer, table: ScoreTable, readout: Readout, known: lis
     elif first < count:
         part = answer.signals(table, first - answer.reasoning_tokens, count - answer.reasoning_tokens)
         if answer.verdict is not None and count == len(answer.token_ids):
-            part.forget_last()  # the last one's, as in a verdict
+            part.forget_last()  # as in the verdict on an answer that was cut
         known.extend(readout.token_risks(part))

@@ -1,4 +1,4 @@
-"""Other neurons for a running engine to read."""
+"""Other neurons and heads for a running engine to read."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from guard.probe.bundle import Bundle
 
 
 async def retap(engine: GuardedEngine, bundle: Bundle) -> None:
-    """Have the workers read another bundle's neurons; only while the engine's traffic is paused. Where a worker fails
-    to, nothing is scored, or served, until all of them have read one.
+    """Have the workers read another bundle's neurons and heads; only while the engine's traffic is paused. Where a
+    worker fails to, nothing is scored, or served, until all of them have read one.
 
     Raises UnsupportedError for one of other weights, or for which there is no room.
     """

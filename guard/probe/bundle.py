@@ -92,6 +92,15 @@ class Bundle:
             and self.tapped_heads == other.tapped_heads
         )
 
+    def reads_within(self, other: Bundle) -> bool:
+        """Whether all that it makes a risk of is measured where ``other`` serves: it can be scored beside that."""
+        return (
+            self.fits_the_weights_of(other)
+            and self.readout.used <= other.measured
+            and all(np.array_equal(getattr(self, name), getattr(other, name)) for name in ("layer", "neuron", "folded"))
+            and all(other.tapped_heads.get(name) == head for name, head in self.tapped_heads.items())
+        )
+
     @property
     def tensors(self) -> dict[str, NDArray[np.generic]]:
         """What ``save_bundle`` takes."""

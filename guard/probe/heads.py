@@ -22,7 +22,7 @@ HEAD_TENSORS: dict[str, type[np.generic]] = {
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """layer int32 [m], ascending; weight float32 [m, width], of a layer's state as it is."""
+    """layer int32 [m], ascending; weight float32 [m, width], of a layer's state, not standardised."""
 
     layer: NDArray[np.int32]
     weight: NDArray[np.float32]
@@ -51,7 +51,7 @@ class Head:
 
 
 def tensors_of(heads: Mapping[str, Head]) -> dict[str, NDArray[np.generic]]:
-    """A bundle's tensors of these heads, by name of a signal."""
+    """A bundle's tensors, by their names, of these heads, by name of a signal."""
     found: dict[str, NDArray[np.generic]] = {}
     for name, head in heads.items():
         found[f"{name}_layer"], found[f"{name}_weight"] = head.layer, head.weight
@@ -76,7 +76,7 @@ def head_flaw(tensors: Mapping[str, NDArray[Any]], layers: int) -> str | None:
             continue
         layer, weight = (tensors[part] for part in parts)
         if len(layer) == 0 or weight.shape[0] != len(layer) or weight.shape[1] == 0:
-            return f"{parts[1]!r} must have a row for each layer in {parts[0]!r}, and these have one"
+            return f"{parts[1]!r} must have a row for each layer in {parts[0]!r}, and there must be one"
         if layer[0] < 0 or layer[-1] >= layers or np.any(np.diff(layer) <= 0):
             return f"{parts[0]!r} must ascend, within 0..{layers - 1}"
         if not np.isfinite(weight).all():

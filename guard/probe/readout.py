@@ -2,12 +2,12 @@
 
 The answer's risk is that of its worst window of ``window`` tokens (a shorter answer is one window): over a long answer
 the truth signal averages away and length dominates. One feature for each signal (``guard.probe.signals``) describes a
-window: the mean neuron score, the highest entropy and the highest surprise (negative log-probability) of its tokens.
-The first window also counts the neuron score of the last prompt token, the state from which the answer sets out. A
-logistic stack turns features into a logit. The longer an answer, the more windows might look wrong by chance, so a
-later window has to be more extreme to count as much: ``handicap``. Platt scaling or isotonic regression on held-out
-answers turns the highest logit into a probability. The score of the last prompt token alone gives a risk before any
-text exists.
+window: the mean neuron score, the highest entropy and the highest surprise (negative log-probability) of its tokens,
+and the like of further signals. The first window also counts what the last prompt token has of the forward pass: the
+neuron score, the state from which the answer sets out. A logistic stack turns features into a logit. The longer an
+answer, the more windows might look wrong by chance, so a later window has to be more extreme to count as much:
+``handicap``. Platt scaling or isotonic regression on held-out answers turns the highest logit into a probability. The
+score of the last prompt token alone gives a risk before any text exists.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ ENTROPY = "entropy"  # nats
 LOGPROB = "logprob"  # nats, of the token itself
 MARGIN = "margin"  # nats, by which the likeliest token is likelier than the next
 TOP_MASS = "top_mass"  # probability of the ten likeliest tokens together
-RESIDUAL = "residual"  # a head on the normed residual stream, which queries, keys and values are made of
+RESIDUAL = "residual"  # a head on what queries, keys and values are made of, most often the normed residual stream
 ATTENTION = "attention"  # a head on the attention heads' outputs side by side, before they are projected
 HEADS = (RESIDUAL, ATTENTION)
 

@@ -1,8 +1,8 @@
 """Fit a linear head on layers' states (``guard.probe.heads``), on their means over answers.
 
-L2-regularised logistic regression on standardised means of the few layers that tell most alone, by folds of entities,
-as is the strength (linear probes: Alain and Bengio, arXiv 1610.01644; of hallucinations: Obeso et al., arXiv
-2509.03531).
+L2-regularised logistic regression on the standardised means of a few layers: of every fourth, those that tell most
+alone. Folds of entities choose layers and strength (linear probes: Alain and Bengio, arXiv 1610.01644; of
+hallucinations: Obeso et al., arXiv 2509.03531).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class HeadSelection:
-    """A head, and AUROC on held-out folds of the answers that it is fit on, which chose its layers and strength: its
-    own, and by layer that of each that was tried, alone."""
+    """A head. auroc: on the held-out folds that chose its layers and strength, so somewhat too good. alone: the same of
+    each layer that was tried, by itself."""
 
     head: Head
     auroc: float

@@ -1,7 +1,8 @@
 """Layers' states: what a linear head reads of them, or an engine that collects.
 
-RESIDUAL is the input of a layer's ``qkv_proj``, an out-of-tree QKVParallelLinear (vLLM 0.26 and 0.32,
-``model_executor/layers/linear.py``); ATTENTION that of its ``o_proj``, a RowParallelLinear (``guard.worker.layer``).
+RESIDUAL is the input of a layer's ``qkv_proj``, which is built as the QKVParallelLinear below in place of vLLM's (0.26
+and 0.32, ``model_executor/layers/linear.py``); ATTENTION that of its ``o_proj``, a RowParallelLinear
+(``guard.worker.layer``).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from guard.worker import activations, buffers, ops
 from guard.worker.activations import Accumulators, Collector
 from guard.worker.buffers import Taps
 
-# Vision towers have layers.N.mlp.down_proj too; only the language model's count.
+# Vision towers have layers.N of the same names; only the language model's count.
 LAYER = r"^(?:language_model\.)?model\.layers\.(\d+)\."
 _NAMED = {
     Site.RESIDUAL: re.compile(LAYER + r"self_attn\.qkv_proj$"),
@@ -105,8 +106,10 @@ class GuardQKVParallelLinear(QKVParallelLinear):
 
 
 def have_built(taps: Taps | Collector) -> None:
-    """Before the model is built: have vLLM build what is read of it beside RowParallelLinears. Raises UnsupportedError
-    where another plugin replaces that."""
+    """Before the model is built: where RESIDUAL is read, have vLLM build the QKVParallelLinear above.
+
+    Raises UnsupportedError where another plugin replaces vLLM's already.
+    """
     sites = taps.collecting.sites if isinstance(taps, Collector) else taps.spec.heads
     if Site.RESIDUAL not in sites:
         return  # vLLM's adapters (LoRA) know its own class only
