@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from guard.errors import BundleError
-from guard.probe import neurons as module
+from guard.probe.foreign import neurons as module
 from guard.probe.foreign.neurons import Neurons, read_neurons, write_neurons
 
 SUFFIXES = (".csv", ".json")
