@@ -51,7 +51,9 @@ _NOT_KNOWING = (
     "i am not sure",
     "i am not certain",
     "i am unsure",
-    "i am not aware",
+    "i am not sure about that",
+    "i do not know about that",
+    "i do not know for sure",
     "i really do not know",
     "i just do not know",
 )
@@ -109,6 +111,7 @@ _OTHERS = (
     *("das weiß ich leider nicht", "leider weiß ich das nicht", "leider weiß ich es nicht", "keine ahnung"),
     *("ich habe keine ahnung", "das kann ich nicht sagen", "das kann ich leider nicht sagen", "ich bin nicht sicher"),
     *("ich bin mir nicht sicher", "ich kann das nicht beantworten", "das kann ich nicht beantworten"),
+    *("es tut mir leid, ich weiß es nicht", "es tut mir leid, aber ich weiß es nicht"),
     *("ik weet het niet", "dat weet ik niet", "geen idee", "jag vet inte", "det vet jag inte", "ingen aning"),
     *("jeg ved det ikke", "det ved jeg ikke", "jeg vet ikke", "det vet jeg ikke", "en tiedä"),
     # French, Spanish, Italian, Portuguese, Catalan, Romanian
@@ -125,7 +128,7 @@ _OTHERS = (
     *("я не знаю", "не знаю", "понятия не имею", "к сожалению, я не знаю", "извините, я не знаю", "гадки не маю"),
     *("δεν ξέρω", "δεν το ξέρω", "δεν γνωρίζω", "bilmiyorum", "fikrim yok", "üzgünüm, bilmiyorum"),
     # Arabic, Hebrew, Persian, Hindi, Indonesian, Vietnamese, Thai
-    *("لا أعرف", "لا أعلم", "لا أدري", "אני לא יודע", "אני לא יודעת", "אין לי מושג", "نمی‌دانم"),
+    *("لا أعرف", "لا أعلم", "لا أدري", "אני לא יודע", "אני לא יודעת", "אין לי מושג", "نمی‌دانم", "نمیدانم"),
     *("मुझे नहीं पता", "मुझे पता नहीं", "saya tidak tahu", "tidak tahu", "tôi không biết", "ไม่ทราบ", "ไม่รู้"),
     # Chinese, Japanese, Korean
     *(
@@ -149,35 +152,36 @@ _OTHERS = (
     ),
     *("모르겠습니다", "잘 모르겠습니다", "모릅니다", "죄송합니다, 모르겠습니다", "죄송하지만 잘 모르겠습니다"),
 )
+_SHORT = (("do not", "don't"), ("cannot", "can't"), ("could not", "couldn't"), ("i am ", "i'm "), ("don't", "dont"))
 _CLOSINGS = ("sorry", "i am sorry", "i'm sorry", "i apologize", *_ASKING)
 
 _QUOTES = str.maketrans(dict.fromkeys("\u2018\u2019\u00b4`\u02bb\u02bc", "'") | {"\uff0c": ","})
-_ENDS = re.compile(r"[.!?\u2026\u3002\uff01\uff1f\u0964\u061f]+ ?")
+_ENDS = re.compile(r"[.!?\u2026\u3002\uff01\uff1f\u0964\u061f\uff0e]+ ?")
 
 
 def declines(text: str) -> bool:
     """Whether this whole answer does nothing but decline, in any of thirty languages; it may apologise, and ask for
     more to go by."""
-    sentences = [one for one in _sentences(text) if one]
+    said = [one for one in _sentences(text) if one]
     cores, closings = _known()
     return (
-        0 < len(sentences) <= _MOST
-        and any(one in cores for one in sentences)
-        and all(one in cores or one in closings for one in sentences)
+        0 < len(said) <= _MOST
+        and any(one in cores for one in said)
+        and all(one in cores or one in closings for one in said)
     )
 
 
 def may_decline(text: str) -> bool:
-    """Whether an answer that begins with ``text`` may yet turn out to be one that declines; False for empty text."""
-    *whole, begun = _sentences(text)
+    """Whether an answer that begins with ``text`` may yet turn out to be one that declines; its last character may lack
+    bytes."""
+    *whole, begun = _sentences(text.removesuffix("\ufffd").removesuffix("\ufffd").removesuffix("\ufffd"))
+    said = [one for one in whole if one]
     cores, closings = _known()
-    if not (whole or begun) or len(whole) > _MOST or not all(one in cores or one in closings for one in whole):
+    if len(said) + bool(begun) > _MOST or not all(one in cores or one in closings for one in said):
         return False
-    if not begun:
-        return True
     ordered = _ordered()
     place = bisect_left(ordered, begun)
-    return len(whole) < _MOST and place < len(ordered) and ordered[place].startswith(begun)
+    return place < len(ordered) and ordered[place].startswith(begun)
 
 
 def _sentences(text: str) -> list[str]:
@@ -193,7 +197,6 @@ def _sentences(text: str) -> list[str]:
 def _known() -> tuple[frozenset[str], frozenset[str]]:
     """Sentences that decline, and those that may stand beside them, as ``_sentences`` writes them."""
     english = {f"{lead}{core}" for lead in _LEADS for core in (*_NOT_KNOWING, *_NOT_SAYING)}
-    english |= {f"{one} {end}" for one in ("i am not sure", "i do not know") for end in ("about that", "for sure")}
     short = {form for one in english for form in _contracted(one)}
     return (
         frozenset(one for text in (*short, *_OTHERS) for one in _sentences(text)),
@@ -202,10 +205,13 @@ def _known() -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _contracted(text: str) -> set[str]:
-    """A sentence as it is, and as it is said: don't, I'm, can't."""
+    """A sentence as it is, and as it is said: don't, I'm, can't; each of these by itself."""
     found = {text}
-    for whole, short in (("do not", "don't"), ("cannot", "can't"), ("could not", "couldn't"), ("i am ", "i'm ")):
-        found |= {one.replace(whole, short) for one in found}
+    for whole, short in _SHORT:
+        for one in tuple(found):
+            ends = one.split(whole)
+            for said in product((whole, short), repeat=len(ends) - 1):
+                found.add("".join(part for pair in zip(ends, (*said, ""), strict=True) for part in pair))
     return found
 
 

@@ -63,6 +63,8 @@ class Policy:
     retry_scale: in abstain mode, the neuron scale of a second try at what would be withheld; None tries once.
     token_bias: whether the request may favour and forbid tokens. Who may can ask which of some is likeliest, by whether
     the answer is withheld, and so for each token of what is.
+    declines_pass: whether an answer that does nothing but decline passes whatever its risk. Where callers may choose no
+    other mode it does not: by which of two such answers passes they could have any question answered, bit by bit.
     fail: None is closed in abstain mode and open in the others.
     """
 
@@ -78,6 +80,7 @@ class Policy:
     fail: Fail | None = None
     explain: bool = False
     token_bias: bool = True
+    declines_pass: bool = True
 
     @property
     def withholds(self) -> bool:

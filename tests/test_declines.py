@@ -20,6 +20,11 @@ SAID = [
     "\u62b1\u6b49\uff0c\u6211\u4e0d\u77e5\u9053\u3002",
     "\u308f\u304b\u308a\u307e\u305b\u3093\u3002",
     "I DON'T KNOW!!!",
+    "... I don't know.",
+    "I am sorry, but I'm not sure about that.",
+    "I dont know",
+    "\u092e\u0941\u091d\u0947 \u0928\u0939\u0940\u0902 \u092a\u0924\u093e\u0964",
+    "Es tut mir leid, ich wei\u00df es nicht.",
 ]
 MORE = [
     "",
@@ -60,7 +65,9 @@ def test_an_answer_is_none_from_the_first_word_that_it_should_not_have() -> None
     text = "I'm sorry, but I don't know. It is Paris."
     ends = [end for end in range(1, len(text) + 1) if may_decline(text[:end])]
     assert ends == list(range(1, len("I'm sorry, but I don't know. I") + 1))
-    assert not may_decline("")
+    assert may_decline(""), "nothing was said yet"
+    assert may_decline("我不\ufffd\ufffd"), "a character that lacks bytes"
+    assert not may_decline("\ufffd" * 4)
     assert not may_decline("Z")
     assert not may_decline("I don't know. " * (_MOST + 1) + "I")
 

@@ -154,6 +154,7 @@ class PolicyResolver:
             hold=asked.hold,
             fail=self.settings.fail,
             token_bias=self.ceilings.token_bias,
+            declines_pass=self.ceilings.loosest_mode is not Mode.ABSTAIN,
         )
 
     def _thresholds(self, threshold: float | None, target_fpr: float) -> tuple[float, float | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,7 +31,7 @@ class Answer:
     windows_scored: how many windows of the turn have been scored, each starting a token later. unscorable: none of its
     windows will be any more.
     texts: the text that it has in the engine, in pieces; kept where its tokens are to be shown, and while it may be one
-    that declines.
+    that declines. decode: all that tokens spell, special ones too; None where answers that decline are not told apart.
     """
 
     index: int
@@ -48,6 +48,7 @@ class Answer:
     windows_scored: int = 0
     unscorable: bool = False
     verdict: Verdict | None = None
+    decode: Callable[[list[int]], str] | None = None
 
     def extend(self, tokens: Sequence[int], cumulative: bool) -> None:
         for token in tokens[len(self.token_ids) :] if cumulative else tokens:
@@ -63,7 +64,8 @@ class Answer:
     @property
     def short(self) -> bool:
         """Whether all of its turn may be an answer that does nothing but decline."""
-        return len(self.token_ids) <= declines.LONGEST and self.given == 0 and self.reasoning is None
+        near = len(self.token_ids) <= declines.LONGEST
+        return near and self.decode is not None and self.given == 0 and self.reasoning is None
 
     def say(self, text: str, cumulative: bool) -> None:
         if cumulative:
@@ -112,7 +114,8 @@ class Answer:
             self.windows_scored = complete
             if risk < policy.threshold:
                 return None
-            if self.short and declines.may_decline("".join(self.texts)):
+            # By its tokens: text lags behind them, and leaves some out, while they may leave.
+            if self.short and self.decode is not None and declines.may_decline(self.decode(self.token_ids)):
                 self.windows_scored = scored
                 return None  # its end, or the first word that it should not have, decides
             whole = self.signals(table, -self.given, known)
@@ -145,20 +148,33 @@ class Answer:
         if not ended:
             # Whether the last token was fed back before the engine stopped is a matter of its schedule.
             signals.forget_last()
-        text = "".join(self.texts) if ended and self.short else ""
-        return verdict_on(signals, readout, policy, self.index, self._text(count), self.given, text)
+        return verdict_on(
+            signals, readout, policy, self.index, self._text(count), self.given, ended and self._declines(count)
+        )
+
+    def _declines(self, count: int) -> bool:
+        """Whether its text does nothing but decline, and its tokens, of which text may leave out some, do neither."""
+        if not self.short or self.decode is None or not declines.declines("".join(self.texts)):
+            return False
+        return declines.declines(self.decode(self._text(count)))
 
     def _text(self, count: int) -> list[int]:
         return self.token_ids[self.reasoning_tokens : self.reasoning_tokens + count]
 
 
 def verdict_on(
-    signals: TokenSignals, readout: Readout, policy: Policy, index: int, ids: list[int], given: int = 0, text: str = ""
+    signals: TokenSignals,
+    readout: Readout,
+    policy: Policy,
+    index: int,
+    ids: list[int],
+    given: int = 0,
+    declined: bool = False,
 ) -> Verdict:
     """The verdict on measured tokens. A probe that fails on them leaves them unscored, never with a low risk.
 
     ``given``: so many of the first are no part of the answer, whose tokens are ``ids``, but of the turn that it ends.
-    ``text``: all of the turn's, where it may be one that declines.
+    ``declined``: it does nothing but decline.
     """
     fault = signals.fault(readout.used)
     if fault is not None:
@@ -174,7 +190,6 @@ def verdict_on(
         return unscored(index, policy, ids, Unscored.PROBE_ERROR)
     worst = Peak(max(peak.start - given, 0), peak.end - given) if peak.end > given else None
     own = signals.part(given, len(signals)) if given else signals
-    declined = declines.declines(text)
     return Verdict(
         index,
         policy,

@@ -17,6 +17,7 @@ from typing import Any
 
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from guard import declines
 from guard.compat import refused_for_load
 from guard.engine.answer import Answer, unscored, verdict_on
 from guard.engine.context import RequestContext, Unscored, Verdict, current_context, use_context
@@ -72,6 +73,8 @@ class GuardedEngine:
         self._ends = _ends_of(engine.model_config)
         self._turns = Turns() if bare else Turns.of(engine.get_tokenizer(), template, self._ends | {self.placeholder})
         self._reasoning = None if bare else Reasoning.of(engine)
+        self._decode: Callable[[list[int]], str] | None = None if bare else engine.get_tokenizer().decode
+        declines.declines("")  # makes its list, so that no answer waits for that
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -165,7 +168,10 @@ class GuardedEngine:
     ) -> OutputGate:
         call, params = request.call, request.params
         reason = Unscored.OFF if call.policy.mode is Mode.OFF else Unscored.NO_SLOT
-        answers = [Answer(choice, slots[i] if slots else None, i, reason) for i, choice in enumerate(choices)]
+        decode = self._decode if call.policy.declines_pass else None
+        answers = [
+            Answer(choice, slots[i] if slots else None, i, reason, decode=decode) for i, choice in enumerate(choices)
+        ]
         return OutputGate(
             answers,
             call,
@@ -338,7 +344,8 @@ class GuardedEngine:
                 signals = await self.measure(prompt_ids, ids, policy.scale, request_id, draws=readout.uses_draws)
         except TimeoutError:
             return unscored(index, policy, ids, Unscored.TIMEOUT)
-        return verdict_on(signals, readout, policy, index, ids, text=text)
+        whole = policy.declines_pass and self._turns.start(prompt_ids) == len(prompt_ids)
+        return verdict_on(signals, readout, policy, index, ids, declined=whole and declines.declines(text))
 
 
 def _ends_of(model_config: Any) -> frozenset[int]:

@@ -20,7 +20,7 @@ _ENDS = (
 # Words that may stand in between are few, so that "I do not like France" is no decline.
 _ENGLISH = (
     r"(?:\b(?:i|we)|^|[.,;:!?] ?)(?: \w+)? ?(?:do not|don't|dont|did not|didn't) (?:\w+ )?(?:know|recall|remember)\b",
-    rf"\b(?:do not|don't|did not|didn't) (?:\w+ )?have (?:\w+ ){{0,3}}?(?:{_NOTHING}|access)\b",
+    rf"\b(?:do not|don't|dont|did not|didn't) (?:\w+ )?have (?:\w+ ){{0,3}}?(?:{_NOTHING}|access)\b",
     rf"\b(?:i|we) have (?:absolutely )?no (?:\w+ )?{_NOTHING}\b",
     rf"^(?:sorry,? )?no (?:idea|clue|answer|information)\b|\bthere (?:is|was) no (?:\w+ )?{_NOTHING}\b",
     r"\bno (?:\w+ )?information (?:is |was |has been )?(?:available|provided|given|found)\b",

@@ -33,7 +33,7 @@ async def test_it_passes_on_every_route(http: httpx.AsyncClient, path: str, stre
 @pytest.mark.parametrize("hold", ["none", "window", "answer"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 async def test_a_word_more_and_it_is_withheld(stream: bool, hold: str) -> None:
-    async with scripted_app(Settings(mode="abstain", loosest_hold="none")) as app, over(app) as http:
+    async with scripted_app(Settings(loosest_hold="none")) as app, over(app) as http:
         options = {**ABSTAIN, "hold": hold}
         reply = await http.post(CHAT, json=asking("It guesses", stream=stream, hallucination=options))
     assert '"abstained"' in reply.text
@@ -83,3 +83,50 @@ async def test_it_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> Non
     assert samples(after, name) - samples(before, name) == 1
     lines = [json.loads(record.getMessage()) for record in caplog.records if record.getMessage().startswith("{")]
     assert [line["declined"] for line in lines] == [1, 0]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_where_callers_may_not_choose_it_is_judged_as_any_other(stream: bool) -> None:
+    """Which of two declines passes would be the answer to a question that the caller thought of."""
+    async with scripted_app(Settings(mode="abstain")) as app, over(app) as http:
+        reply = await http.post(CHAT, json=asking("It declines", stream=stream))
+        given = await http.post("/risk", json={"prompt": "Is it risky?", "response": DECLINE})
+    for one in (reply, given):
+        assert '"abstained"' in one.text or '"flagged":true' in one.text
+        assert "declined" not in one.text
+
+
+@pytest.mark.parametrize("hidden", ["<|user|>", "<s>"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_tokens_that_the_text_leaves_out_are_no_decline(stream: bool, hidden: str) -> None:
+    """Text shows neither special tokens nor a character that lacks bytes; token_ids do."""
+    async with scripted_app(Settings(), risky_from=0, text=f"{DECLINE}{hidden}{hidden}") as app, over(app) as http:
+        reply = await http.post(CHAT, json=asking("Well?", stream=stream, hallucination=ABSTAIN, return_token_ids=True))
+    assert '"abstained"' in reply.text
+    assert DECLINE not in reply.text
+
+
+async def test_a_stop_string_that_never_comes_changes_nothing(http: httpx.AsyncClient) -> None:
+    """Text lags behind the tokens by its length."""
+    for more in ({"stop": ["Z" * 40]}, {"stop": ["Z"], "include_stop_str_in_output": True}):
+        reply = await ask(http, "declines", hallucination=ABSTAIN, **more)
+        assert result(reply)["declined"] is True
+
+
+async def test_with_a_stop_string_no_token_after_a_decline_leaves() -> None:
+    settings = Settings(loosest_hold="none")
+    text = f"{DECLINE} Please provide more context. Rome, in Italy, at the old port by the river"
+    async with scripted_app(settings, risky_from=20, text=text) as app, over(app) as http:
+        options = {**ABSTAIN, "hold": "none"}
+        body = asking(
+            "Well?", stream=True, hallucination=options, stop=["Z" * 60], return_token_ids=True, logprobs=True
+        )
+        reply = await http.post(CHAT, json=body)
+    assert '"abstained"' in reply.text
+    assert "Italy" not in reply.text
+
+
+async def test_a_given_text_after_a_turn_that_began_in_the_prompt(http: httpx.AsyncClient) -> None:
+    body = {"prompt": "<s><|user|>Is it risky?<|assistant|>It is in Rome.", "response": " I don't know."}
+    (found,) = (await http.post("/risk", json=body)).json()["hallucination"]["results"]
+    assert "declined" not in found
