@@ -40,6 +40,24 @@ def kept_from_children() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """While a coroutine works for minutes and awaits nothing: Ctrl-C ends it at once.
+
+    asyncio would tell its task at the next await, and a person would take the command for dead. Raises
+    KeyboardInterrupt.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield  # not ours, or ignored, as of what a shell runs in the background
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 class _Interrupted(BaseException):
     """Of SIGINT: vLLM takes a KeyboardInterrupt while it waits for its engine, and waits on."""
 

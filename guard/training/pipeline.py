@@ -27,6 +27,7 @@ from guard.ipc.collecting import Part, Site
 from guard.judge.question import Question
 from guard.judge.rules import RemoteJudge
 from guard.judge.spans import find_span
+from guard.launch.interrupts import at_once
 from guard.probe import cett
 from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.card import (
@@ -121,12 +122,14 @@ class Fit:
         self._require_measured(chosen)
         data = self._data(chosen)
         self._say(", ".join(f"{len(index)} answers for {name}" for name, index in data.parts.items()))
-        candidates, self._heads = self._find(data), self._find_heads(data)
+        with at_once():
+            candidates, self._heads = self._find(data), self._find_heads(data)
         rough = {one.C: self._rough(data, one) for one in candidates}
         window = self._window(data)
         settle = Selection(self._work, data, self._judge, self._config.max_tokens, self._ablation_questions, self._say)
         found, measured = await settle.run(engines, candidates, rough, detailed(data, window))
-        return self._calibrate(out, data, found, window, measured, settle.reference(found))
+        with at_once():
+            return self._calibrate(out, data, found, window, measured, settle.reference(found))
 
     def _data(self, chosen: Sequence[Example]) -> DataSplit:
         return DataSplit.of(self._questions, chosen, SHARES, self._config.seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from guard.launch.interrupts import kept_from_children
+from guard.launch.interrupts import at_once, kept_from_children
 
 # Of its own: no test has started multiprocessing's helper yet, which unblocks signals when it starts.
 PROGRAM = """
@@ -53,3 +55,34 @@ def test_a_start_ends_at_once() -> None:
     with pytest.raises(KeyboardInterrupt), kept_from_children(), waiting as socket, socket:
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_work_that_awaits_nothing_is_ended_at_once() -> None:
+    """asyncio alone would let it come to its end."""
+    went_on = []
+
+    async def work(plain: bool) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        went_on.append(plain)
+        await asyncio.sleep(0)
+
+    async def guarded() -> None:
+        with at_once():
+            await work(False)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(work(True))
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(guarded())
+    assert went_on == [True]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_what_ignores_it_goes_on_ignoring_it() -> None:
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with at_once():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, handler)
