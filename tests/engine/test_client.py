@@ -50,7 +50,7 @@ class ScriptedEngine:
     vllm_config = SimpleNamespace(structured_outputs_config=SimpleNamespace(reasoning_parser=""))
 
     def get_tokenizer(self) -> Any:
-        return SimpleNamespace(eos_token_id=1)
+        return SimpleNamespace(eos_token_id=1, decode=str)
 
     def check_admission(self, n: int, request_id: str | None) -> None:
         self.admitted.append(n)

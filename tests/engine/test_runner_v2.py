@@ -18,7 +18,7 @@ from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.signals import ALWAYS, TokenSignals
 from guard.worker.batch import BatchParams, Step
-from guard.worker.runner_v2 import GuardModelState, GuardSampler
+from guard.worker.runners.v2 import GuardModelState, GuardSampler
 from models.atlas.recipe.reference import Reader
 from tests.engine.harness import SCORE, Harness, Produced, guarded, plain
 from tests.engine.test_parity import (
