@@ -40,8 +40,8 @@ class Tolerance:
 
     @property
     def of_head(self) -> Tolerance:
-        """Of a head: one that was fit weighs small differences of large states, so it strays further."""
-        return Tolerance(HEAD * self.any, HEAD * self.any)
+        """Of a head, which reads too few layers for one in the middle."""
+        return Tolerance(self.any, self.any)
 
 
 # Of eight checkpoints (six random families, atlas, SmolLM2 of 30 layers) the worst layer was .055 from float32 in
@@ -52,8 +52,8 @@ TOLERANCES = {
     "float16": Tolerance(0.03, 0.01),
     "bfloat16": Tolerance(0.15, 0.05),
 }
-# The same checkpoints' random heads, layer by layer: .065 from float32 in bfloat16 at worst, .006 in float16.
-HEAD = 2.0
+# Heads: random ones of the same checkpoints were .065 off at worst in bfloat16 and .006 in float16, ones that were fit
+# on SmolLM2 .032 and .009.
 _SMALL = 0.02  # a layer that adds less than this share of the largest is held to that share: it hardly counts
 
 
