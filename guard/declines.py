@@ -1,7 +1,7 @@
 """Whether an answer does nothing but decline: it says that it does not know, or cannot say, and nothing else.
 
-Such an answer states nothing, so its risk ends nothing: it passes in every mode. What may pass whatever its risk must
-not have room for an answer: sentences are those of a finite list, and any other word makes it no decline here. The
+Such an answer states nothing, so its risk ends nothing, where ``Policy.declines_pass``. What may pass whatever its risk
+must not have room for an answer: sentences are those of a finite list, and any other word makes it no decline here. The
 judge of answers (``guard.judge.declines``) recognises far more, and reads what follows.
 """
 

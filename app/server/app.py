@@ -56,7 +56,7 @@ class Plan:
     bundle: Bundle
     resolver: PolicyResolver
     args: Namespace
-    shadow: Bundle | None = None
+    shadow: PolicyResolver | None = None
 
 
 def plan(settings: Settings, extra: Sequence[str] = ()) -> Plan:
@@ -76,8 +76,8 @@ def plan(settings: Settings, extra: Sequence[str] = ()) -> Plan:
     return Plan(settings, model, name, bundle, resolver, args, _shadow(settings, bundle))
 
 
-def _shadow(settings: Settings, serving: Bundle) -> Bundle | None:
-    """The probe that is scored beside the one that serves. Raises GuardError for one that cannot be."""
+def _shadow(settings: Settings, serving: Bundle) -> PolicyResolver | None:
+    """That of the probe which is scored beside the one that serves. Raises GuardError for one that cannot be."""
     if settings.shadow_probe is None:
         return None
     bundle = load_bundle(locate(settings.shadow_probe), with_reference=False)
@@ -88,8 +88,7 @@ def _shadow(settings: Settings, serving: Bundle) -> Bundle | None:
             "measured for the probe that serves can be scored beside it (the same neurons, `hguard calibrate` keeps "
             "them); take it up instead with --probe"
         )
-    PolicyResolver(settings, bundle)  # gives the threshold, or says that it cannot
-    return bundle
+    return PolicyResolver(settings, bundle)
 
 
 def _served(settings: Settings) -> tuple[Path, str, Bundle]:
@@ -129,8 +128,8 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         OwnRequestsMetrics(engine.own, plan.name)
         tokenizer, template = engine.get_tokenizer(), chat_template(plan.args)
         beside: list[Exporter] = []
-        if plan.shadow is not None:
-            beside.append(Shadow(plan.shadow, PolicyResolver(settings, plan.shadow).threshold, plan.name))
+        if (shadow := plan.shadow) is not None:
+            beside.append(Shadow(shadow.bundle, shadow.threshold, plan.name))
         spell, exporters = Detokenizer(tokenizer).spell, Exporters((metrics, LogLine(), *beside))
         reader = Detokenizer(copy.deepcopy(tokenizer), template)  # works in a thread of its own
 
@@ -233,7 +232,7 @@ def _effective(plan: Plan, resolver: PolicyResolver, engine: Any, closed: list[s
             "context": engine.model_config.max_model_len,
         },
         "probe": {"id": bundle.card.id, "revision": bundle.revision, "h_neurons": bundle.h_neurons},
-        "shadow": plan.shadow and {"id": plan.shadow.card.id, "revision": plan.shadow.revision},
+        "shadow": plan.shadow and {"id": plan.shadow.bundle.card.id, "revision": plan.shadow.bundle.revision},
         "threshold": resolver.threshold,
         "ceilings": asdict(resolver.ceilings),
         "settings": plan.settings.model_dump(mode="json", exclude={"model", "probe", "shadow_probe", "api_keys_file"}),
