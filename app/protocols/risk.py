@@ -24,7 +24,7 @@ from app.protocols.wire import Hallucination, Offset, Token
 from app.telemetry.record import RequestRecord
 from guard.compat import RefusalError
 from guard.engine.client import GuardedEngine
-from guard.engine.context import RequestContext
+from guard.engine.context import RequestContext, use_context
 from guard.errors import RequestError
 from guard.policy import Action, Decision, Mode, Policy
 
@@ -198,15 +198,16 @@ class RiskScorer:
         call = RequestContext(work.policy, choices=1, bundle=bundle)
         began = time.perf_counter()
         try:
-            verdict = await self._engine.score(
-                work.prompt,
-                work.response,
-                work.policy,
-                request_id,
-                within=self._seconds,
-                bundle=bundle,
-                text=work.text,
-            )
+            with use_context(call):
+                verdict = await self._engine.score(
+                    work.prompt,
+                    work.response,
+                    work.policy,
+                    request_id,
+                    within=self._seconds,
+                    bundle=bundle,
+                    text=work.text,
+                )
         except RefusalError as refusal:
             raise errors.ApiError(refusal.message, status=int(refusal.http_status)) from None
         if verdict.decision.action is Action.ABSTAINED:  # who asks has the text: it is marked, and not withheld

@@ -344,8 +344,12 @@ class GuardedEngine:
                 signals = await self.measure(prompt_ids, ids, policy.scale, request_id, draws=readout.uses_draws)
         except TimeoutError:
             return unscored(index, policy, ids, Unscored.TIMEOUT)
+        began = time.perf_counter()
         whole = policy.declines_pass and self._turns.start(prompt_ids) == len(prompt_ids)
-        return verdict_on(signals, readout, policy, index, ids, declined=whole and declines.declines(text))
+        verdict = verdict_on(signals, readout, policy, index, ids, declined=whole and declines.declines(text))
+        if (call := current_context()) is not None:
+            call.overhead_seconds += time.perf_counter() - began
+        return verdict
 
 
 def _ends_of(model_config: Any) -> frozenset[int]:

@@ -68,3 +68,11 @@ async def test_the_log_says_it_to_who_asked(caplog: pytest.LogCaptureFixture) ->
     assert asked["signals"][0]["neurons"] > 0, "operators see what callers must not"
     assert "signals" not in unasked
     assert unscored["signals"] == [None]
+
+
+async def test_the_log_says_what_a_given_text_cost_the_guard(caplog: pytest.LogCaptureFixture) -> None:
+    async with scripted_app(Settings()) as app, over(app) as http:
+        with caplog.at_level(logging.INFO, "hguard"):
+            await http.post("/risk", json={"prompt": "Is it risky?", "response": "It is."})
+    (line,) = [json.loads(record.getMessage()) for record in caplog.records if record.getMessage().startswith("{")]
+    assert 0 < line["guard_seconds"] <= line["seconds"]

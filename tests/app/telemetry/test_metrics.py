@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from app.telemetry.record import Exporters, LogLine, RequestRecord
 from guard.engine.context import RequestContext, Verdict
 from guard.policy import Mode, Policy, decide
 from guard.probe.bundle import Bundle
+from tests.documents import ROOT
 
 
 @pytest.fixture
@@ -106,3 +108,12 @@ def test_an_exporter_that_fails_takes_nothing_from_the_others(caplog: pytest.Log
     failed, line = caplog.records
     assert failed.getMessage() == f"Broken failed on a request to {CHAT}"
     assert json.loads(line.getMessage())["route"] == CHAT
+
+
+def test_every_field_of_the_log_is_documented(caplog: pytest.LogCaptureFixture) -> None:
+    call = RequestContext(Policy(Mode.SCORE, 0.5, explain=True))
+    with caplog.at_level(logging.INFO, "hguard"):
+        LogLine().observe(RequestRecord(CHAT, call, 0.1))
+    table = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").split("\n## The log\n")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert set(json.loads(caplog.records[0].getMessage())) == set(re.findall(r"`(\w+)`", " ".join(rows)))
