@@ -98,6 +98,14 @@ class Ceilings(BaseModel):
             "withheld can then be found out"
         ),
     ] = False
+    explain_neurons: Annotated[
+        bool | None,
+        Field(
+            description="let requests ask which neurons raised a risk: a second pass over prompt and answer; default: "
+            "where the engine is not compiled, which must else keep room for it (4 bytes for each neuron of the probe "
+            "and each token of a step)"
+        ),
+    ] = None
 
 
 class GuardSettings(GuardDefaults, Ceilings):

@@ -79,6 +79,7 @@ class Policy:
     retry_scale: float | None = None
     fail: Fail | None = None
     explain: bool = False
+    explain_neurons: bool = False
     token_bias: bool = True
     declines_pass: bool = True
 

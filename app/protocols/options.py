@@ -50,6 +50,9 @@ class GuardOptions(BaseModel):
     explain: Annotated[bool, Field(strict=True)] = Field(
         False, description="report what each signal adds to the risk of an answer that is not withheld"
     )
+    explain_neurons: Annotated[bool, Field(strict=True)] = Field(
+        False, description="`explain`, and report which neurons add most: a second pass over prompt and answer"
+    )
     hold: Hold | None = Field(
         None,
         description="how much of a stream waits for its verdict in abstain mode, the only one that withholds: "
@@ -135,7 +138,8 @@ class PolicyResolver:
             scale=options.scale,
             retry_scale=options.retry_scale,
             tokens=options.tokens,
-            explain=options.explain,
+            explain=options.explain or options.explain_neurons,
+            explain_neurons=options.explain_neurons,
             token_risk_in_stream=token_risk_in_stream,
         )
 
@@ -167,6 +171,11 @@ class PolicyResolver:
     def _require_allowed(self, options: GuardOptions, mode: Mode, threshold: float) -> None:
         """Refuse what is looser than the operator's ceilings."""
         limits = self.ceilings
+        if options.explain_neurons and not limits.explain_neurons:
+            raise RequestError(
+                "this server does not tell neurons apart; its operator can have it do so with HGUARD_EXPLAIN_NEURONS",
+                param=f"{FIELD}.explain_neurons",
+            )
         if _looser(mode, limits.loosest_mode):
             raise _too_loose("mode", mode, limits.loosest_mode)
         if threshold > limits.max_threshold:
@@ -204,6 +213,7 @@ class ResolvedCeilings:
     max_scale: float
     min_scale: float
     token_bias: bool
+    explain_neurons: bool
 
 
 def _ceilings(settings: GuardSettings, threshold: float) -> ResolvedCeilings:
@@ -220,6 +230,7 @@ def _ceilings(settings: GuardSettings, threshold: float) -> ResolvedCeilings:
         given(settings.max_scale, 1.0, STRONGEST),
         given(settings.min_scale, 1.0, 0.0),
         settings.allow_token_bias or mode is not Mode.ABSTAIN,
+        bool(settings.explain_neurons),
     )
     for name, asked, limit in (("mode", settings.mode, mode), ("hold", settings.hold, found.loosest_hold)):
         if _looser(asked, limit):

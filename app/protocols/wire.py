@@ -51,12 +51,25 @@ class TokenRisk(TypedDict):
 
 
 @with_config(_EXACT)
+class NeuronShare(TypedDict):
+    """One neuron of the probe, and what it adds to the logit beyond what it usually does."""
+
+    layer: Offset
+    neuron: Offset
+    adds: float
+
+
+@with_config(_EXACT)
 class RiskExplanation(TypedDict):
     """What raised the risk, or lowered it: the logit of the worst window is ``base`` and the sum of ``signals``."""
 
     logit: Annotated[float, Field(description="of the worst window, before calibration makes a risk of it")]
     base: Annotated[float, Field(description="what a window would have whose signals are all at their means")]
     signals: Annotated[dict[str, float], Field(description="what each adds beyond its mean; the neurons', `neurons`")]
+    neurons: NotRequired[
+        Annotated[list[NeuronShare], Field(description="those that add or take most, where asked for")]
+    ]
+    other_neurons: NotRequired[Annotated[float, Field(description="what all others of the probe add")]]
 
 
 @with_config(_EXACT)
@@ -186,7 +199,10 @@ class Writer:
             result["peak"] = {"start": verdict.peak.start, "end": verdict.peak.end, "risk": risk}
         if verdict.explanation is not None and not withheld:
             why = verdict.explanation
-            result["explanation"] = {"logit": why.logit, "base": why.base, "signals": dict(why.signals)}
+            told = result["explanation"] = {"logit": why.logit, "base": why.base, "signals": dict(why.signals)}
+            if why.neurons:
+                told["neurons"] = [{"layer": one.layer, "neuron": one.neuron, "adds": one.adds} for one in why.neurons]
+                told["other_neurons"] = why.other_neurons
         if verdict.policy.tokens and not withheld:
             tokens = self._spell(verdict) if spelled is None else spelled
             result["tokens"] = [

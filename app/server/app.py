@@ -69,7 +69,19 @@ def plan(settings: Settings, extra: Sequence[str] = ()) -> Plan:
         )
     resolver = PolicyResolver(settings, bundle)
     own = ["--host", settings.host, "--port", str(settings.port), "--disable-uvicorn-access-log", *extra]
-    args = engine_arguments(model, name, bundle, settings.compile, own, settings.relaxed, room=settings.probe_room)
+    args = engine_arguments(
+        model,
+        name,
+        bundle,
+        settings.compile,
+        own,
+        settings.relaxed,
+        room=settings.probe_room,
+        apart=bool(settings.explain_neurons),
+    )
+    if settings.explain_neurons is None and args.enforce_eager:
+        settings = settings.model_copy(update={"explain_neurons": True})
+        resolver = PolicyResolver(settings, bundle)
     if (args.host, args.port) != (settings.host, settings.port):
         raise UnsupportedError("the address is set with --host and --port before --, not among vLLM's arguments")
     support.require_node(args, first=True)

@@ -75,4 +75,9 @@ class LogLine:
             line["signals"] = [
                 v.explanation and {k: round(x, 4) for k, x in v.explanation.signals.items()} for v in verdicts
             ]
+        if call.policy.explain_neurons:
+            line["neurons"] = [
+                v.explanation and [[n.layer, n.neuron, round(n.adds, 4)] for n in v.explanation.neurons]
+                for v in verdicts
+            ]
         log.info(json.dumps(line))

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from guard import declines
@@ -25,11 +28,11 @@ from guard.engine.gate import OutputGate
 from guard.engine.outputs import with_completions
 from guard.engine.reading import GivenText
 from guard.engine.salts import Salts
-from guard.engine.stages import STAGES, GenerateCall
+from guard.engine.stages import STAGES, GenerateCall, tell_apart
 from guard.engine.traffic import OwnRequests, Purpose, Traffic
 from guard.engine.turn import Reasoning, Turns
 from guard.engine.validation import require_no_bias, require_sendable, require_valid
-from guard.errors import CapacityError
+from guard.errors import CapacityError, TapError
 from guard.ipc import capture
 from guard.ipc.score_table import ScoreTable, Slot, SlotPool
 from guard.policy import Mode, Policy
@@ -37,6 +40,7 @@ from guard.probe.bundle import Bundle
 from guard.probe.readout import Readout
 from guard.probe.signals import TokenSignals
 
+log = logging.getLogger("hguard")
 # Given text is scored or refused: there is no answer that could pass unscored.
 _CLOSED = Policy(Mode.ABSTAIN, 1.0)
 _NAME = 64  # characters of a caller's id
@@ -226,6 +230,9 @@ class GuardedEngine:
                     call.overhead_seconds += time.perf_counter() - began
                     if gate.to_abort and not gate.done:
                         await self._end(name, gate.to_abort)
+                    for answer in gate.decided:
+                        for stage in STAGES:
+                            await stage.after(request, answer, scale, self)
                     for part in released:
                         yield part
                     if gate.done and not finished:
@@ -288,6 +295,26 @@ class GuardedEngine:
         finally:
             self.pool.release(slots, done)
 
+    async def apart(
+        self, prompt: Mapping[str, Any], start: int, scale: float, request_id: str
+    ) -> NDArray[np.float64] | None:
+        """See ``guard.engine.stages.Engine.apart``."""
+        try:
+            slots = self.pool.claim(1)
+        except CapacityError:
+            return None
+        done = False
+        try:
+            name = self._name(request_id)
+            found = await self._given_text.apart(prompt, start, slots[0], scale, name, self.bundle)
+            done = True
+            return found if self.bundle.usual is None else found - self.bundle.usual
+        except TapError:
+            log.exception("the neurons of an answer were not told apart")
+            return None
+        finally:
+            self.pool.release(slots, done)
+
     async def measure(
         self,
         prompt_ids: Sequence[int],
@@ -342,13 +369,15 @@ class GuardedEngine:
         try:
             async with asyncio.timeout(within), self.traffic.begun(bundle):
                 signals = await self.measure(prompt_ids, ids, policy.scale, request_id, draws=readout.uses_draws)
+                began = time.perf_counter()
+                whole = policy.declines_pass and self._turns.start(prompt_ids) == len(prompt_ids)
+                verdict = verdict_on(signals, readout, policy, index, ids, declined=whole and declines.declines(text))
+                if (call := current_context()) is not None:
+                    call.overhead_seconds += time.perf_counter() - began
+                read = {"type": "token", "prompt_token_ids": [*prompt_ids, *ids]}
+                await tell_apart(verdict, read, len(prompt_ids), policy.scale, request_id, self)
         except TimeoutError:
             return unscored(index, policy, ids, Unscored.TIMEOUT)
-        began = time.perf_counter()
-        whole = policy.declines_pass and self._turns.start(prompt_ids) == len(prompt_ids)
-        verdict = verdict_on(signals, readout, policy, index, ids, declined=whole and declines.declines(text))
-        if (call := current_context()) is not None:
-            call.overhead_seconds += time.perf_counter() - began
         return verdict
 
 

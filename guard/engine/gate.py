@@ -56,6 +56,7 @@ class OutputGate:
         ``params``: the request's sampling parameters, which say how tokens become text."""
         self.answers = answers
         self.to_abort: list[Answer] = []  # to be ended in the engine, since the last output
+        self.decided: list[Answer] = []  # that got their verdict with the last output
         self._call, self._table, self._readout = call, table, readout
         self._kind, self._placeholder = kind, placeholder
         self._longest, self._ends, self._params = longest, ends, params
@@ -89,7 +90,7 @@ class OutputGate:
 
     def feed(self, output: Any, cumulative: bool) -> list[Any]:
         """Take an output; what may leave by now, as outputs. ``cumulative``: whether it repeats what came before."""
-        self.to_abort = []
+        self.to_abort, self.decided = [], []
         for completion in output.outputs:
             answer = self.answers[completion.index]
             if answer.verdict is not None:
@@ -101,6 +102,7 @@ class OutputGate:
                 answer.say(completion.text, cumulative)
             answer.verdict = self._decide(answer, completion)
             if answer.verdict is not None:
+                self.decided.append(answer)
                 self._call.verdicts[answer.index] = answer.verdict
                 if self._call.policy.tokens:
                     answer.verdict.generated = self._generated(answer, output.prompt_token_ids)

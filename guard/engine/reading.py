@@ -16,13 +16,18 @@ from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from guard.engine.salts import Salts
 from guard.engine.traffic import OwnRequests, Purpose
+from guard.errors import TapError
 from guard.ipc import capture
 from guard.ipc.rows import rows_of_step
 from guard.ipc.score_table import ScoreTable, Slot
+from guard.ipc.taps import TapConfig, by_neuron
+from guard.probe.bundle import Bundle
 
 
 def pieces(first: int, length: int, most: int, block: int | None) -> Iterator[tuple[int, int]]:
@@ -106,9 +111,10 @@ class GivenText:
         name: str,
         purpose: Purpose,
         draws: bool,
+        apart: bool = False,
     ) -> None:
         """Leave in each of the slots what is measured on the prompt's tokens from position ``start`` on; with
-        ``draws``, of the distributions behind them, too.
+        ``draws``, of the distributions behind them, too. ``apart``: as of ``CaptureParams``.
 
         Of the prefix cache no position is read that is measured (cached ones have no activations); what is written to
         it is plain, or salted. A long text goes through in pieces, which find each other there and nothing else.
@@ -116,7 +122,7 @@ class GivenText:
         ids, own, (first_slot, *others) = list(prompt["prompt_token_ids"]), secrets.token_hex(16), slots
         parts = list(pieces(start, len(ids), *self._at_once))
         for first, end in parts:
-            params = one_pass(capture.pack([first_slot], scale, first, draws))
+            params = one_pass(capture.pack([first_slot], scale, first, draws, apart))
             piece = {**prompt, "prompt_token_ids": ids[:end]}
             if len(parts) > 1:
                 params.skip_reading_prefix_cache, piece["cache_salt"] = False, own
@@ -126,3 +132,17 @@ class GivenText:
             self._own.count(purpose, end)
         for slot in others:
             self._table.copy(first_slot, slot, start, len(ids))
+
+    async def apart(
+        self, prompt: Mapping[str, Any], start: int, slot: Slot, scale: float, name: str, bundle: Bundle
+    ) -> NDArray[np.float64]:
+        """What each of the bundle's neurons contributes to a score, on average over the prompt's tokens from position
+        ``start`` on: float64 [k]. Raises TapError where the engine did not read all of them."""
+        await self.read(prompt, start, [slot], scale, name, Purpose.EXPLANATION, draws=False, apart=True)
+        args = slot.index, slot.generation
+        counts, sums = zip(*await self._engine.collective_rpc("hguard_apart", args=args), strict=True)
+        if set(counts) != {len(prompt["prompt_token_ids"]) - start}:
+            raise TapError(f"the engine read {counts} of the positions that were to be explained")
+        config = TapConfig.find(self._engine.vllm_config.additional_config)
+        assert config is not None
+        return by_neuron(bundle, config.layers, np.sum(sums, 0, dtype=np.float64) / counts[0])

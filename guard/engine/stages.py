@@ -1,4 +1,5 @@
-"""Stages around a request's answers: what is done before there are any, and what is tried where they would be withheld.
+"""Stages around a request's answers: what is done before there are any, what is tried where they would be withheld, and
+what is found out about those that are not.
 
 A further technique, such as a third try, is a ``Stage`` here, a place in ``STAGES``, and its option: a field of
 ``GuardOptions`` and of ``Policy``, and how the one becomes the other (``app/protocols/options.py`` and
@@ -7,20 +8,23 @@ A further technique, such as a third try, is a ``Stage`` here, a place in ``STAG
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from guard.engine.answer import Answer, refused
-from guard.engine.context import RequestContext
+from guard.engine.context import RequestContext, Verdict
 from guard.engine.outputs import emptied, own_output
 from guard.engine.traffic import Purpose
 from guard.ipc import capture
 from guard.ipc.score_table import ScoreTable, Slot
-from guard.policy import Policy
+from guard.policy import Action, Policy
+from guard.probe.bundle import Bundle
 from guard.probe.readout import Readout
 
 
@@ -41,6 +45,7 @@ class Engine(Protocol):
 
     table: ScoreTable
     placeholder: int
+    bundle: Bundle
 
     def readout_of(self, call: RequestContext) -> Readout:
         """What makes risks of the signals of a request's answers."""
@@ -55,6 +60,13 @@ class Engine(Protocol):
         """
         ...
 
+    async def apart(
+        self, prompt: Mapping[str, Any], start: int, scale: float, request_id: str
+    ) -> NDArray[np.float64] | None:
+        """What each of the probe's neurons contributes over the prompt's tokens from position ``start`` on, beyond
+        what it usually does: float64 [k]. None where it cannot be had."""
+        ...
+
 
 class Stage:
     """One technique; what it leaves out does nothing."""
@@ -64,6 +76,9 @@ class Stage:
 
     def again(self, policy: Policy) -> float | None:
         """The neuron scale of a further try at answers that would be withheld, or None."""
+
+    async def after(self, request: GenerateCall, answer: Answer, scale: float, engine: Engine) -> None:
+        """Once an answer, of neurons at ``scale``, has its verdict, and before that leaves."""
 
 
 class PromptCheck(Stage):
@@ -124,4 +139,33 @@ class Retry(Stage):
         return policy.retry_scale if policy.withholds else None
 
 
-STAGES: tuple[Stage, ...] = (PromptCheck(), Retry())
+class NeuronExplanation(Stage):
+    """Which neurons raised a risk: one more forward pass, as far as the end of the answer's worst window."""
+
+    async def after(self, request: GenerateCall, answer: Answer, scale: float, engine: Engine) -> None:
+        prompt = request.prompt
+        if answer.verdict is None or not isinstance(prompt, Mapping) or "prompt_token_ids" not in prompt:
+            return
+        ids = [*prompt["prompt_token_ids"], *answer.token_ids]
+        first = answer.prompt_length + answer.reasoning_tokens - answer.given
+        await tell_apart(answer.verdict, {**prompt, "prompt_token_ids": ids}, first, scale, request.request_id, engine)
+
+
+async def tell_apart(
+    verdict: Verdict, text: Mapping[str, Any], first: int, scale: float, request_id: str, engine: Engine
+) -> None:
+    """Have the explanation of a verdict name neurons, where its policy wants them.
+
+    text: prompt and answer as one prompt. first: the position of the first token that was scored.
+    """
+    why = verdict.explanation
+    if why is None or not verdict.policy.explain_neurons or verdict.decision.action is Action.ABSTAINED:
+        return
+    start, end = (first + place for place in why.span)
+    read = {**text, "prompt_token_ids": text["prompt_token_ids"][:end]}
+    beyond = await engine.apart(read, start, scale, request_id)
+    if beyond is not None:
+        verdict.explanation = why.told_apart(engine.bundle.layer, engine.bundle.neuron, beyond)
+
+
+STAGES: tuple[Stage, ...] = (PromptCheck(), Retry(), NeuronExplanation())

@@ -80,6 +80,7 @@ class Purpose(StrEnum):
     RISK = "risk"  # given text that a caller wants scored; a long one takes several
     TURN = "turn"  # what a prompt holds of the assistant's turn, which is scored with what is added
     PROMPT_CHECK = "prompt_check"
+    EXPLANATION = "explanation"  # an answer's worst window, to tell its neurons apart
 
 
 class OwnRequests:

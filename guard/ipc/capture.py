@@ -18,6 +18,7 @@ class CaptureParams:
     slot: row of the table, -1 when nothing is to be recorded.
     start: first position to record (the last prompt token); None: the prompt's own length says it.
     draws: whether the distributions that tokens are drawn from are measured too (entropy, log-probability).
+    apart: whether what each neuron contributes is summed over the recorded positions, by itself.
     """
 
     slot: int = -1
@@ -25,6 +26,7 @@ class CaptureParams:
     scale: float = 1.0
     start: int | None = None
     draws: bool = True
+    apart: bool = False
 
     @property
     def forced(self) -> bool:
@@ -35,9 +37,12 @@ class CaptureParams:
 EMPTY = CaptureParams()
 
 
-def pack(slots: Sequence[Slot], scale: float, start: int | None = None, draws: bool = True) -> dict[str, Any]:
+def pack(
+    slots: Sequence[Slot], scale: float, start: int | None = None, draws: bool = True, apart: bool = False
+) -> dict[str, Any]:
     """The value under KEY for a request with one slot for each of its n sequences (none: nothing is recorded)."""
-    return {"slots": [[s.index, s.generation] for s in slots], "scale": scale, "start": start, "draws": draws}
+    claimed = [[s.index, s.generation] for s in slots]
+    return {"slots": claimed, "scale": scale, "start": start, "draws": draws, "apart": apart}
 
 
 def unpack(extra_args: Mapping[str, Any] | None, request_id: str) -> CaptureParams:
@@ -50,4 +55,4 @@ def unpack(extra_args: Mapping[str, Any] | None, request_id: str) -> CapturePara
         return CaptureParams(scale=packed["scale"])
     index = int(request_id.split("_", 1)[0]) if len(slots) > 1 else 0
     slot, generation = slots[index]
-    return CaptureParams(slot, generation, packed["scale"], packed["start"], packed["draws"])
+    return CaptureParams(slot, generation, packed["scale"], packed["start"], packed["draws"], packed["apart"])

@@ -21,7 +21,7 @@ from guard.probe.heads import Head
 KEY = "hguard"
 # Which ops a compiled graph calls, and with what. Raised whenever that changes: no cache must bring back a graph that
 # calls them as they were.
-OPS = 3
+OPS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,15 @@ class TapSpec:
         }
 
 
+def by_neuron(bundle: Bundle, layers: Sequence[int], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What the taps of ``layers`` have of each entry, float64 [layers, K], as of the bundle's neurons: float64 [k]."""
+    found = np.empty(len(bundle.layer))
+    for row, layer in zip(values, layers, strict=True):
+        own = np.flatnonzero(bundle.layer == layer)
+        found[own] = row[: len(own)]
+    return found
+
+
 def spec_of(bundle: Bundle) -> TapSpec:
     """The tap layout of a bundle."""
     return TapSpec.from_arrays(bundle.layer, bundle.neuron, bundle.folded, bundle.coefficient, bundle.tapped_heads)
@@ -133,23 +142,25 @@ def received(sent: Mapping[str, Any]) -> TapSpec:
 
 @dataclass(frozen=True, slots=True)
 class TapConfig:
-    """Which bundle to tap, and the layout that it must have. heads: as ``TapSpec.head_shapes``."""
+    """Which bundle to tap, and the layout that it must have. heads: as ``TapSpec.head_shapes``. apart: whether neurons
+    can be told apart, which compiled graphs keep room for."""
 
     bundle: str
     sha256: str
     layers: list[int]
     width: int
     heads: dict[str, dict[int, int]] = field(default_factory=dict)
+    apart: bool = False
     ops: int = OPS
 
     @classmethod
-    def of(cls, bundle: Bundle, room: int = 0) -> TapConfig:
+    def of(cls, bundle: Bundle, room: int = 0, apart: bool = False) -> TapConfig:
         """``room``: how many neurons each layer of the model has room for, so that another probe may take their place;
         0: for this probe's, where it has any."""
         summary = spec_of(bundle).summary()
         layers = list(range(bundle.card.model.layers)) if room else summary["layers"]
         path, width = str(bundle.path.resolve()), max(summary["width"], room)
-        return cls(path, bundle.card.tensors_sha256, layers, width, summary["heads"])
+        return cls(path, bundle.card.tensors_sha256, layers, width, summary["heads"], apart)
 
     @classmethod
     def find(cls, additional_config: Any) -> TapConfig | None:

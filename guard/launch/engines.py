@@ -76,11 +76,13 @@ def engine_arguments(
     relaxed: bool = False,
     weightless: bool = False,
     room: int = 0,
+    apart: bool = False,
 ) -> Namespace:
     """vLLM's parsed arguments for a guarded engine. Raises UnsupportedError for what cannot be guarded.
 
     ``relaxed`` tolerates another dtype, chat template or cache than the probe was fit on, and says so. ``weightless``:
     ``model`` is a shape to measure, with random weights and no tokenizer. ``room``: as of ``TapConfig.of``.
+    ``apart``: whether neurons can be told apart, as they always can where nothing is compiled.
     """
     fit_on = bundle.card.model
     args = _parsed(model, served_name, fit_on.dtype, compiled, extra, weightless)
@@ -88,7 +90,8 @@ def engine_arguments(
         if not relaxed:
             raise UnsupportedError(f"{difference}: {remedy}; --relaxed (of serve) tolerates it")
         warn(f"WARNING: {difference}; its risks may be off")
-    args.additional_config = {**(args.additional_config or {}), **TapConfig.of(bundle, room).additional_config()}
+    config = TapConfig.of(bundle, room, apart and not args.enforce_eager)
+    args.additional_config = {**(args.additional_config or {}), **config.additional_config()}
     return args
 
 

@@ -4,9 +4,10 @@ Tensors: layer, neuron int32 [k]; coefficient, folded float32 [k]; right_risks f
 calibration answers that were right (thresholds for any false-positive rate come from them). Optional: wrong_risks
 float32, ascending, those of the wrong ones (with them, live risks can be held against the calibration's), and, where a
 risk is known before any text exists, right_prompt_risks float32 [m], the same as right_risks of that risk;
-train_questions uint64, ascending, hashes of the questions that the neurons were found on, which nothing else may be
-measured on; residual_layer and attention_layer int32 [m], residual_weight and attention_weight float32 [m, width]: the
-heads (``guard.probe.heads``) of a probe that reads these signals.
+usual float32 [k], what each neuron contributes to a score on average over the answers that calibrate it, which an
+explanation holds against; train_questions uint64, ascending, hashes of the questions that the neurons were found on,
+which nothing else may be measured on; residual_layer and attention_layer int32 [m], residual_weight and
+attention_weight float32 [m, width]: the heads (``guard.probe.heads``) of a probe that reads these signals.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ OPTIONAL: dict[str, type[np.generic]] = {
     "wrong_risks": np.float32,
     "right_prompt_risks": np.float32,
     "train_questions": np.uint64,
+    "usual": np.float32,
     **HEAD_TENSORS,
 }
 _PLAIN = [name for name in (*TENSORS, *OPTIONAL) if name not in HEAD_TENSORS]
@@ -67,6 +69,7 @@ class Bundle:
     right_prompt_risks: NDArray[np.float32] | None = None
     wrong_risks: NDArray[np.float32] | None = None
     train_questions: NDArray[np.uint64] | None = None
+    usual: NDArray[np.float32] | None = None
     heads: dict[str, Head] = field(default_factory=dict)
     reference: Reference | None = None
 
@@ -264,9 +267,9 @@ def _check_tensors(folder: Path, card: ProbeCard, tensors: dict[str, NDArray[np.
     k = len(tensors["layer"])
     if k == 0:
         fail("it has no neurons, so there is nothing to tap")
-    if any(len(tensors[name]) != k for name in ("neuron", "coefficient", "folded")):
-        fail("layer, neuron, coefficient and folded differ in length")
-    for name in set(tensors) & {"coefficient", "folded", *_RISKS}:
+    if any(len(tensors[name]) != k for name in ("neuron", "coefficient", "folded", "usual") if name in tensors):
+        fail("layer, neuron, coefficient, folded and usual differ in length")
+    for name in set(tensors) & {"coefficient", "folded", "usual", *_RISKS}:
         if not np.isfinite(tensors[name]).all():
             fail(f"tensor {name!r} has values that are not finite")
     for name, limit in (("layer", card.model.layers), ("neuron", card.model.neurons_per_layer)):

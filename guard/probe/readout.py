@@ -13,8 +13,8 @@ score of the last prompt token alone gives a risk before any text exists.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,20 +59,48 @@ class Peak:
     end: int
 
 
+class NeuronShare(NamedTuple):
+    """What one neuron adds to a logit."""
+
+    layer: int
+    neuron: int
+    adds: float
+
+
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """Why an answer's worst window has its logit: base + the sum of ``signals``, exactly, as the stack is linear.
 
     signals: by name, what each that counts adds beyond its mean over the calibration's windows. base: what a window of
     nothing but means would have at its place: the stack's bias, less its handicap.
+    span: the tokens (from the first, inclusive, which is -1 for the last prompt token, to the last, exclusive) over
+    which the neuron score was averaged. per_score: what a neuron score of 1 more adds. neurons: those that add or take
+    most, where they were told apart; all the others together make up the rest of what ``signals`` has of them.
     """
 
     base: float
     signals: Mapping[str, float]
+    span: tuple[int, int]
+    per_score: float
+    neurons: tuple[NeuronShare, ...] = ()
 
     @property
     def logit(self) -> float:
         return self.base + sum(self.signals.values())
+
+    @property
+    def other_neurons(self) -> float:
+        """What the neurons add that are not listed."""
+        return self.signals[NEURONS] - sum(one.adds for one in self.neurons)
+
+    def told_apart(
+        self, layer: NDArray[np.int32], neuron: NDArray[np.int32], beyond: NDArray[np.float64], most: int = 10
+    ) -> Explanation:
+        """The same with neurons. layer, neuron: [k], the probe's; beyond float64 [k]: by how much each one's part of
+        the neuron score exceeds its usual one."""
+        adds = self.per_score * beyond
+        chosen = np.argsort(-np.abs(adds), kind="stable")[:most]
+        return replace(self, neurons=tuple(NeuronShare(int(layer[i]), int(neuron[i]), float(adds[i])) for i in chosen))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +145,11 @@ class Readout:
 
     def explain(self, signals: TokenSignals) -> Explanation:
         """What the logit of an answer's worst window is made of."""
-        features, _, less, _ = self._worst(signals, 0)
-        return Explanation(self.answer.bias - less, self.answer.contributions(features))
+        features, _, less, peak = self._worst(signals, 0)
+        column = [signal.name for signal in SIGNALS].index(NEURONS)
+        per_score = self.answer.weight[column] / self.answer.scale[column]
+        span = _averaged(signals, peak)
+        return Explanation(self.answer.bias - less, self.answer.contributions(features), span, per_score)
 
     def _worst(self, signals: TokenSignals, before: int) -> tuple[Array, float, float, Peak]:
         """(features [signals], logit, by how much that counts less, place) of the worst window."""
@@ -213,6 +244,16 @@ def _mean(values: Array, before: float, width: int) -> NDArray[np.float64]:
     # A window of one token that has no value of its own (the last one) falls back on the token before it.
     previous = np.concatenate(([before], values[:-1]))[width - 1 :]
     return np.where(count > 0, total / np.maximum(count, 1), previous)
+
+
+def _averaged(signals: TokenSignals, window: Peak) -> tuple[int, int]:
+    """The tokens over which ``_mean`` averages a window's neuron score. Only the last of an answer may lack one."""
+    known = np.isfinite(signals[NEURONS][window.start : window.end])
+    end = window.start + int(known.sum())
+    if end == window.start:
+        return window.start - 1, window.start
+    before = window.start == 0 and not np.isnan(signals.prompt_score)
+    return window.start - before, end
 
 
 def _max(values: Array, before: float, width: int) -> Array:

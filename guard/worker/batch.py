@@ -22,7 +22,8 @@ class BatchParams:
     """The captures of a batch's requests, as arrays [requests] in batch order.
 
     start: first position to record. known: how many tokens are known beforehand (the prompt). given: whether the
-    prompt's own tokens are scored. drawn: whether the distributions behind the tokens are measured.
+    prompt's own tokens are scored. drawn: whether the distributions behind the tokens are measured. apart: whether each
+    neuron is summed by itself.
     """
 
     slot: NDArray[np.int64]
@@ -32,11 +33,13 @@ class BatchParams:
     known: NDArray[np.int64]
     given: NDArray[np.bool_]
     drawn: NDArray[np.bool_]
+    apart: NDArray[np.bool_]
     # Asked for in every step, and the same until the batch changes.
     any_recorded: bool = field(init=False)
     any_drawn: bool = field(init=False)
     any_given: bool = field(init=False)
     any_scaled: bool = field(init=False)
+    any_apart: bool = field(init=False)
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -44,6 +47,7 @@ class BatchParams:
             ("any_drawn", self.drawn),
             ("any_given", self.given & self.drawn),
             ("any_scaled", self.scale != 1),
+            ("any_apart", self.apart),
         ):
             object.__setattr__(self, name, bool(value.any()))
 
@@ -59,6 +63,7 @@ class BatchParams:
             np.array(prompt_lengths, np.int64),
             np.array([s.forced for s in captures], np.bool_),
             np.array([s.slot >= 0 and s.draws for s in captures], np.bool_),
+            np.array([s.slot >= 0 and s.apart for s in captures], np.bool_),
         )
 
     def put(self, index: int, capture: CaptureParams, prompt_length: int) -> None:
@@ -67,6 +72,7 @@ class BatchParams:
         self.start[index] = prompt_length - 1 if capture.start is None else capture.start
         self.known[index], self.given[index] = prompt_length, capture.forced
         self.drawn[index] = capture.slot >= 0 and capture.draws
+        self.apart[index] = capture.slot >= 0 and capture.apart
 
     def take(self, index: NDArray[np.intp]) -> BatchParams:
         """The entries at ``index``, in that order."""
@@ -78,6 +84,7 @@ class BatchParams:
             self.known[index],
             self.given[index],
             self.drawn[index],
+            self.apart[index],
         )
 
 

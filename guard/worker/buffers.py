@@ -15,7 +15,7 @@ from guard.ipc.collecting import NAMES, Site
 from guard.ipc.taps import TapConfig, TapSpec
 from guard.probe.cett import EPSILON
 from guard.probe.signals import NEURONS
-from guard.worker.batch import Measured, Step
+from guard.worker.batch import BatchParams, Measured, Rows, Step
 
 
 @dataclass(slots=True)
@@ -23,14 +23,16 @@ class Taps:
     """score, alpha: float32 [max_num_batched_tokens], allocated once, addresses never change. head_scores: the same as
     score of each linear head that the probe has, by name of its signal.
 
-    ranks: over how many tensor-parallel ranks a layer's neurons are spread. scaling: whether any row's alpha differs
-    from 1 in this step.
+    apart: what each neuron contributes to each row, float32 [layers, max_num_batched_tokens, K]; None where compiled
+    graphs do not tell neurons apart. Eager mode has no need of it. ranks: over how many tensor-parallel ranks a layer's
+    neurons are spread. scaling: whether any row's alpha differs from 1 in this step.
     """
 
     spec: TapSpec
     score: torch.Tensor
     alpha: torch.Tensor
     ranks: int = 1
+    apart: torch.Tensor | None = None
     scaling: bool = False
     tapped_layers: int = 0
     head_scores: dict[str, torch.Tensor] = field(init=False)
@@ -45,16 +47,20 @@ class Taps:
     def __post_init__(self) -> None:
         self.head_scores = {name: torch.zeros_like(self.score) for name in self.spec.heads}
 
-    def add_layer(self, layer: int, folded: torch.Tensor, exchange: Callable[[TapSpec], None] | None = None) -> None:
+    def add_layer(
+        self, layer: int, folded: torch.Tensor, exchange: Callable[[TapSpec], None] | None = None
+    ) -> torch.Tensor | None:
         """Count a tapped layer; called in the order in which layers are built, which is that in which they run.
 
-        ``exchange``: has the layer read other neurons, in the buffers that it has.
+        ``exchange``: has the layer read other neurons, in the buffers that it has. Returns the layer's part of
+        ``apart``.
         """
         self.tapped_layers += 1
         if exchange is not None:
             self._exchange.append(exchange)
         self._folded.append(folded)
         self._weights[NEURONS, layer] = folded
+        return None if self.apart is None else self.apart[self.tapped_layers - 1]
 
     def add_head(
         self, signal: str, layer: int, weight: torch.Tensor, own: Callable[[torch.Tensor], torch.Tensor]
@@ -150,19 +156,72 @@ class Taps:
         found |= {name: score[:rows].clone() for name, score in self.head_scores.items()}
         if self.ranks == 1:
             return found
+
         from vllm.distributed import tensor_model_parallel_all_reduce
 
         together = tensor_model_parallel_all_reduce(torch.stack(list(found.values())))
         return dict(zip(found, together.unbind(), strict=True))
 
+    def told_apart(self, rows: torch.Tensor) -> torch.Tensor:
+        """What each neuron of this rank contributes to the sum of these rows' scores; rows int64 [m] -> float32
+        [layers, K].
+
+        After the forward pass, and before the next. Raises TapError where compiled graphs do not tell neurons apart.
+        """
+        if self._read:
+            read, folded, norms = self._stacks()
+            return (read[:, rows] / norms[:, rows, None]).sum(1).mul_(folded[:, :, 0])
+        if self.apart is None:
+            raise TapError("this engine was compiled without room to tell neurons apart")
+        return self.apart[:, rows].sum(1)
+
     def _summed(self) -> torch.Tensor:
+        read, folded, norms = self._stacks()
+        # 0 times the norm: as in ``op.tap``, an output that overflows makes the score NaN.
+        return torch.bmm(read, folded)[:, :, 0].add_(norms, alpha=0).div_(norms).sum(0)
+
+    def _stacks(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of what was read: |z| of the neurons [layers, rows, K], what they weigh [layers, K, 1], norms [layers, rows];
+        float32."""
         gathered, norm = zip(*self._read, strict=True)
         read = torch.stack(gathered).float().abs_()  # [layers, rows, K]
         if self._stacked is None:
             self._stacked = torch.stack(self._folded)[:, :, None]
-        norms = torch.stack(norm).add_(EPSILON)
-        # 0 times the norm: as in ``op.tap``, an output that overflows makes the score NaN.
-        return torch.bmm(read, self._stacked)[:, :, 0].add_(norms, alpha=0).div_(norms).sum(0)
+        return read, self._stacked, torch.stack(norm).add_(EPSILON)
+
+
+class NeuronSums:
+    """What each neuron contributes over given positions of a sequence, for those that ask (``CaptureParams.apart``).
+
+    By slot: its generation, the next position that is new, how many have counted, and the sums, float32 [layers, K].
+    A position that is computed again, for a preempted sequence or at the seam of two pieces, does not count twice.
+    """
+
+    def __init__(self, taps: Taps) -> None:
+        self._taps = taps
+        self._sums: dict[int, tuple[int, int, int, torch.Tensor]] = {}
+
+    def add(self, captured: BatchParams, recorded: Rows) -> None:
+        """Take what a step ``recorded``, after its forward pass."""
+        wanted = recorded.where(captured.apart[recorded.owner])
+        for owner in np.unique(wanted.owner).tolist():
+            slot, generation = int(captured.slot[owner]), int(captured.generation[owner])
+            found = self._sums.get(slot)
+            following, count = found[1:3] if found is not None and found[0] == generation else (0, 0)
+            own = wanted.where((wanted.owner == owner) & (wanted.position >= following))
+            if not len(own):
+                continue
+            added = self._taps.told_apart(torch.from_numpy(own.row).to(self._taps.score.device))
+            sums = added if not count or found is None else found[3] + added
+            self._sums[slot] = generation, int(own.position.max()) + 1, count + len(own), sums
+
+    def take(self, slot: int, generation: int) -> tuple[int, list[list[float]]]:
+        """How many positions of a slot have counted, and this rank's sums [layers, K]; they are forgotten."""
+        found = self._sums.pop(slot, None)
+        if found is None or found[0] != generation:
+            return 0, []
+        *_, count, sums = found
+        return count, sums.tolist()
 
 
 _taps: dict[str, Taps] = {}
@@ -184,5 +243,10 @@ def current(vllm_config: Any) -> Taps | None:
             torch.zeros(rows, dtype=torch.float32, device=device),
             torch.ones(rows, dtype=torch.float32, device=device),
             ranks=vllm_config.parallel_config.tensor_parallel_size,
+            apart=_room_apart(config, rows, device) if config.apart else None,
         )
     return found
+
+
+def _room_apart(config: TapConfig, rows: int, device: torch.device) -> torch.Tensor:
+    return torch.zeros(len(config.layers), rows, config.width, dtype=torch.float32, device=device)

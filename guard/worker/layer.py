@@ -36,6 +36,7 @@ class GuardRowParallelLinear(RowParallelLinear):
     hguard_neuron: torch.Tensor
     hguard_folded: torch.Tensor
     hguard_scaled: torch.Tensor
+    hguard_apart: torch.Tensor | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -71,7 +72,9 @@ class GuardRowParallelLinear(RowParallelLinear):
             self.register_buffer(f"hguard_{name}", torch.from_numpy(values).to(device), persistent=False)
         self.taps = taps
         self.tapped, self.hguard_layer = True, tap.layer
-        taps.add_layer(tap.layer, self.hguard_folded, self._exchange)
+        self.register_buffer(
+            "hguard_apart", taps.add_layer(tap.layer, self.hguard_folded, self._exchange), persistent=False
+        )
 
     def _exchange(self, spec: TapSpec) -> None:
         """Read this layer's neurons of another probe, which has room in the buffers."""
@@ -117,12 +120,16 @@ class GuardRowParallelLinear(RowParallelLinear):
     def _in_graph(self, input_: torch.Tensor) -> Any:
         """The same for compilers and graphs: alpha is data, and a factor of 1 is exact."""
         called = torch.ops.hguard if input_.is_cuda else ops
-        z = rows(input_)
+        z, apart = rows(input_), self.hguard_apart
+        if apart is not None:
+            called.spread(z, self.hguard_neuron, self.hguard_folded, apart)
         contribution = called.scale(z, self.hguard_neuron, self.hguard_folded, self.hguard_scaled, self.taps.alpha)
         # Through z, not input_: where rows could only be had as a copy, it is the copy that is scaled.
         output = super().forward(z.view(input_.shape))
         h = output[0] if isinstance(output, tuple) else output
         called.tap(rows(h), contribution, self.taps.score)  # h as the model goes on with it
+        if apart is not None:
+            called.share(rows(h), apart)
         return output
 
 

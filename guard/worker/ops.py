@@ -1,7 +1,8 @@
 """The taps as torch ops, opaque to the compiler; each mutates one tensor only.
 
-CUDA calls the ops, which are Triton kernels. On CPU compiled models have the functions themselves: there a call costs
-more than what it does, and the compiler makes loops of them that it puts into those around them.
+CUDA calls the ops, which are Triton kernels where every server runs them. On CPU compiled models have the functions
+themselves: there a call costs more than what it does, and the compiler makes loops of them that it puts into those
+around them.
 """
 
 from __future__ import annotations
@@ -55,6 +56,20 @@ def tap(h: torch.Tensor, contribution: torch.Tensor, score: torch.Tensor) -> Non
         # An output that overflows must not look like one to which no neuron contributes. Said, not left to infinity
         # times 0: the compiler takes that for 0.
         score.narrow(0, 0, h.shape[0]).add_(torch.where(norm.isinf(), torch.nan, contribution / norm))
+
+
+def spread(z: torch.Tensor, neuron: torch.Tensor, folded: torch.Tensor, apart: torch.Tensor) -> None:
+    """Before the projection and ``scale``: apart[t, k] = folded[k] |z[t, neuron[k]]|.
+
+    z, neuron and folded as for ``scale``; apart float32 [at least tokens, K].
+    """
+    apart.narrow(0, 0, z.shape[0]).copy_(z.index_select(1, neuron).float().abs() * folded)
+
+
+def share(h: torch.Tensor, apart: torch.Tensor) -> None:
+    """After the projection: apart[t, k] /= ||h[t]||, as ``tap`` has it; h as there, apart from ``spread``."""
+    norm = torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32) + EPSILON
+    apart.narrow(0, 0, h.shape[0]).div_(norm[:, None])
 
 
 def head(x: torch.Tensor, weight: torch.Tensor, score: torch.Tensor) -> None:
@@ -135,6 +150,14 @@ def _tap_fake(h: torch.Tensor, contribution: torch.Tensor, score: torch.Tensor) 
     return None
 
 
+def _spread_fake(z: torch.Tensor, neuron: torch.Tensor, folded: torch.Tensor, apart: torch.Tensor) -> None:
+    return None
+
+
+def _share_fake(h: torch.Tensor, apart: torch.Tensor) -> None:
+    return None
+
+
 def _head_fake(x: torch.Tensor, weight: torch.Tensor, score: torch.Tensor) -> None:
     return None
 
@@ -152,13 +175,15 @@ _library = torch.library.Library("hguard", "FRAGMENT")  # type: ignore[no-untype
 
 
 def register() -> None:
-    """Register ``torch.ops.hguard``'s ``scale``, ``tap``, ``head``, and those that collect; again is harmless."""
+    """Register ``torch.ops.hguard``'s ops: those that serve, and those that collect; again is harmless."""
     if hasattr(torch.ops.hguard, "tap"):
         return
     from vllm.utils.torch_utils import direct_register_custom_op
 
     direct_register_custom_op("scale", scale, mutates_args=["z"], fake_impl=_scale_fake, target_lib=_library)
     direct_register_custom_op("tap", tap, mutates_args=["score"], fake_impl=_tap_fake, target_lib=_library)
+    direct_register_custom_op("spread", spread, mutates_args=["apart"], fake_impl=_spread_fake, target_lib=_library)
+    direct_register_custom_op("share", share, mutates_args=["apart"], fake_impl=_share_fake, target_lib=_library)
     direct_register_custom_op("head", head, mutates_args=["score"], fake_impl=_head_fake, target_lib=_library)
     direct_register_custom_op("collect", collect, mutates_args=["sums"], fake_impl=_collect_fake, target_lib=_library)
     direct_register_custom_op(

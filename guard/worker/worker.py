@@ -62,7 +62,7 @@ class GuardWorkerMixin:
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         require_taps(runner.get_model(), self.hguard_taps.wanted, self.rank)  # type: ignore[attr-defined]
         self.hguard_taps.require_sites()
-        adapter(runner, self.hguard_taps, self._table())
+        self._hguard = adapter(runner, self.hguard_taps, self._table())
 
     def _table(self) -> ScoreTable | None:
         """The table, for the one rank that writes: each step's scores are summed over all ranks by then.
@@ -110,6 +110,11 @@ class GuardWorkerMixin:
         config = replace(self._config(), sha256=sha256)
         self.hguard_taps.exchange(config.fitted(received(sent)))
         self.vllm_config.additional_config[KEY] = asdict(config)  # type: ignore[attr-defined]
+
+    def hguard_apart(self, slot: int, generation: int) -> tuple[int, list[list[float]]]:
+        """What was told apart of a sequence on this rank: see ``NeuronSums.take``."""
+        found: tuple[int, list[list[float]]] = self._hguard.neurons.take(slot, generation)
+        return found
 
     def hguard_count(self, signal: str | None, layer: int | None) -> None:
         """For the self-test: see ``Taps.count_alone``."""

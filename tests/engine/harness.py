@@ -129,7 +129,7 @@ def guarded(
 
     @asynccontextmanager
     async def start() -> AsyncIterator[GuardedEngine]:
-        args = engine_arguments(model, "test", bundle, compiled, extra, relaxed)
+        args = engine_arguments(model, "test", bundle, compiled, extra, relaxed, apart=True)
         args.worker_cls = worker or args.worker_cls
         async with guarded_engine(args, bundle, SCORE, slots=256) as engine:
             yield engine

@@ -10,6 +10,7 @@ from app.settings import ATLAS
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from models.atlas.recipe.reference import Reader
+from tests.engine.explained import assert_told_apart
 from tests.engine.harness import SCORE, Harness, guarded
 from tests.engine.test_exchange import assert_read, exchange
 from tests.engine.test_parity import LENGTHS, assert_measured, reference
@@ -36,6 +37,10 @@ def test_compiled_scaling_is_per_request(compiled: Harness, prompts: list[list[i
     assert mixed[0].verdict is not None
     assert plain[0].verdict is not None
     assert mixed[0].verdict.risk != plain[0].verdict.risk
+
+
+def test_neurons_are_told_apart(compiled: Harness, prompts: list[list[int]], reader: Reader, headed: Bundle) -> None:
+    assert_told_apart(compiled, reader, headed, prompts[:16], LENGTHS[:16])
 
 
 def test_neurons_are_exchanged(

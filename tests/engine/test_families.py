@@ -22,6 +22,7 @@ from guard.probe.cett import fold
 from guard.probe.identity import identify
 from models.atlas.recipe.reference import Reader
 from tests.conftest import make_card
+from tests.engine.explained import assert_told_apart
 from tests.engine.half import References
 from tests.engine.harness import Harness, guarded
 from tests.engine.test_parity import LENGTHS, assert_measured, reference
@@ -105,6 +106,7 @@ def test_family(family: tuple[Harness, Reader, Reader | None, Bundle], prompts: 
     short = [prompt for prompt in prompts if len(prompt) < 200][:12]
     produced = harness.produce(short, LENGTHS[:12])
     answers = [one.tokens for one in produced]
+    assert_told_apart(harness, reader, bundle, short[:4], LENGTHS[:4], near=1e-3 if rounded is None else 0.05)
     if rounded is None:
         assert_measured(produced, reference(reader, bundle, short, answers))
         return

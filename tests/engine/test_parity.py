@@ -10,6 +10,7 @@ from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.signals import Source, TokenSignals, names
 from models.atlas.recipe.reference import Reader, signals_of
+from tests.engine.explained import assert_told_apart
 from tests.engine.harness import SCORE, Harness, Produced
 
 RELATIVE = 1e-3
@@ -126,6 +127,11 @@ def test_given_text_scores_as_it_did_when_generated(
         np.testing.assert_allclose(given["neurons"][:-1], generated["neurons"][:-1], rtol=RELATIVE, atol=1e-4)
         np.testing.assert_allclose(given["entropy"], generated["entropy"], rtol=RELATIVE, atol=1e-4)
         np.testing.assert_allclose(given["logprob"], generated["logprob"], rtol=RELATIVE, atol=1e-4)
+
+
+def test_neurons_are_told_apart(tight: Harness, prompts: list[list[int]], reader: Reader, headed: Bundle) -> None:
+    assert max(map(len, prompts[:32])) > 64, "some prompts must be cut into chunks"
+    assert_told_apart(tight, reader, headed, prompts[:32], LENGTHS[:32])
 
 
 def test_a_grammar_does_not_hide_the_model_s_own_doubt(

@@ -20,6 +20,7 @@ from guard.probe.signals import ALWAYS, TokenSignals
 from guard.worker.batch import BatchParams, Step
 from guard.worker.runners.v2 import GuardModelState, GuardSampler
 from models.atlas.recipe.reference import Reader
+from tests.engine.explained import assert_told_apart
 from tests.engine.harness import SCORE, Harness, Produced, guarded, plain
 from tests.engine.test_parity import (
     LENGTHS,
@@ -87,6 +88,10 @@ def alone(v2: Harness, prompts: list[list[int]]) -> list[Produced]:
         v2.run(v2.engine.reset_prefix_cache())
         produced += v2.produce([prompt], length)
     return produced
+
+
+def test_neurons_are_told_apart(v2: Harness, prompts: list[list[int]], reader: Reader, headed: Bundle) -> None:
+    assert_told_apart(v2, reader, headed, prompts[:3], LENGTHS[:3])
 
 
 def test_preemption_and_prefix_hits(v2: Harness, prompts: list[list[int]], reader: Reader, headed: Bundle) -> None:

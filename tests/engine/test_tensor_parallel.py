@@ -11,6 +11,7 @@ from app.settings import ATLAS
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from models.atlas.recipe.reference import Reader
+from tests.engine.explained import assert_told_apart
 from tests.engine.harness import Harness, guarded
 from tests.engine.test_exchange import assert_read, exchange
 from tests.engine.test_parity import LENGTHS, RELATIVE, assert_measured, reference
@@ -55,6 +56,10 @@ def test_scaling_reaches_both_ranks(
     # Draws are those of the scaled model; its neuron scores are not comparable, the hooks see |z| after scaling.
     np.testing.assert_allclose(got["entropy"], wanted["entropy"], rtol=RELATIVE, atol=1e-4)
     np.testing.assert_allclose(got["logprob"], wanted["logprob"], rtol=RELATIVE, atol=1e-4)
+
+
+def test_neurons_are_told_apart(two_ranks: Harness, prompts: list[list[int]], reader: Reader, headed: Bundle) -> None:
+    assert_told_apart(two_ranks, reader, headed, prompts[:8], LENGTHS[:8])
 
 
 def test_neurons_are_exchanged(

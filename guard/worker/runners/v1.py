@@ -15,7 +15,7 @@ from guard.ipc.capture import CaptureParams, unpack
 from guard.ipc.score_table import ScoreTable
 from guard.probe.signals import Source
 from guard.worker.batch import BatchParams, Drawn, Step, StepCapture, measure_given
-from guard.worker.buffers import Taps
+from guard.worker.buffers import NeuronSums, Taps
 
 
 class AdapterV1:
@@ -23,6 +23,7 @@ class AdapterV1:
 
     def __init__(self, runner: Any, taps: Taps, table: ScoreTable | None) -> None:
         self._runner, self._taps, self._table = runner, taps, table
+        self.neurons = NeuronSums(taps)
         self._captures: dict[str, CaptureParams] = {}
         self._batch: list[str] = []
         self._captured = BatchParams.of((), ())
@@ -82,6 +83,8 @@ class AdapterV1:
     def _after_forward(self, step: Step, hidden: torch.Tensor) -> None:
         rows = step.activations()
         given = step.given(rows)
+        if step.captured.any_apart:
+            self.neurons.add(step.captured, rows)
         step_capture = StepCapture(step.captured, [(Source.FORWARD, rows, self._taps.signals(step.rows))])
         if len(given):
             batch = self._runner.input_batch

@@ -21,7 +21,7 @@ from guard.ipc.capture import EMPTY, unpack
 from guard.ipc.score_table import ScoreTable
 from guard.probe.signals import Source
 from guard.worker.batch import BatchParams, Measured, Statistics, Step, StepCapture, measure_given
-from guard.worker.buffers import Taps
+from guard.worker.buffers import NeuronSums, Taps
 
 
 class GuardModelState(DefaultModelState):
@@ -143,6 +143,7 @@ class AdapterV2:
         if getattr(runner, "batch_sharder", None) is not None or getattr(runner, "pcp_manager", None) is not None:
             raise UnsupportedError("sampling or prefill sharded over ranks is not supported: rows would be misplaced")
         self._runner, self._taps, self._table = runner, taps, table
+        self.neurons = NeuronSums(taps)
         self._state, self._sampler = state, state.sampler
         state.taps, state.table = taps, table
         self._sample_tokens = runner.sample_tokens
@@ -189,6 +190,8 @@ class AdapterV2:
         rows = step.activations()
         step_capture = StepCapture(step.captured, [(Source.FORWARD, rows, self._taps.signals(step.rows))])
         given = step.given(rows)
+        if step.captured.any_apart:
+            self.neurons.add(step.captured, rows)
         if len(given):
             tokens = self._state.given_tokens(given.owner, given.position + 1)
             compute_logits = self._runner.model.compute_logits

@@ -111,7 +111,7 @@ def test_an_exporter_that_fails_takes_nothing_from_the_others(caplog: pytest.Log
 
 
 def test_every_field_of_the_log_is_documented(caplog: pytest.LogCaptureFixture) -> None:
-    call = RequestContext(Policy(Mode.SCORE, 0.5, explain=True))
+    call = RequestContext(Policy(Mode.SCORE, 0.5, explain=True, explain_neurons=True))
     with caplog.at_level(logging.INFO, "hguard"):
         LogLine().observe(RequestRecord(CHAT, call, 0.1))
     table = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").split("\n## The log\n")[1].split("\n## ")[0]

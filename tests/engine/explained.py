@@ -1,0 +1,44 @@
+"""Whether the neurons of an explanation are those of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from guard.policy import Mode, Policy
+from guard.probe.bundle import Bundle
+from guard.probe.signals import NEURONS, SIGNALS
+from models.atlas.recipe.reference import Reader
+from tests.engine.harness import Harness
+
+EXPLAIN = Policy(Mode.SCORE, 0.5, explain=True, explain_neurons=True)
+
+
+def assert_told_apart(
+    harness: Harness,
+    reader: Reader,
+    bundle: Bundle,
+    prompts: Sequence[list[int]],
+    lengths: Sequence[int],
+    near: float = 1e-3,
+) -> None:
+    """What each neuron adds is within ``near`` of the largest, and together they add what the signal does."""
+    produced = harness.produce(prompts, lengths, [EXPLAIN] * len(prompts))
+    readings = reader.read(prompts, [one.tokens for one in produced], (bundle.layer, bundle.neuron), batch=8)
+    place = [signal.name for signal in SIGNALS].index(NEURONS)
+    mean = bundle.readout.answer.mean[place]
+    for one, reading in zip(produced, readings, strict=True):
+        assert one.verdict is not None
+        why = one.verdict.explanation
+        assert why is not None
+        first, end = why.span
+        # Of a reading the first token is the last of the prompt.
+        adds = why.per_score * reading.tokens[first + 1 : end + 1].mean(0) * bundle.coefficient
+        room = near * np.abs(adds).max()
+        assert abs(adds.sum() - why.per_score * mean - why.signals[NEURONS]) < room * np.sqrt(len(adds))
+        by_name = dict(zip(zip(bundle.layer.tolist(), bundle.neuron.tolist(), strict=True), adds, strict=True))
+        assert len(why.neurons) == 10
+        for told in why.neurons:
+            assert abs(by_name.pop((told.layer, told.neuron)) - told.adds) < room
+        assert min(abs(told.adds) for told in why.neurons) > max(map(abs, by_name.values())) - room
