@@ -287,6 +287,11 @@ class Fit:
         }
         return [dict(zip(scores, map(float, values), strict=True)) for values in zip(*scores.values(), strict=True)]
 
+    def _usual(self, data: DataSplit, found: NeuronSelection) -> Floats:
+        """What each neuron contributes to a score on average over the answers that calibrate: float32 [k]."""
+        means = self._of_questions(MEANS, data, data.parts["calibration"]).take(found.index)
+        return (means.mean(0) * found.coefficient).astype(np.float32)
+
     def _rough(self, data: DataSplit, found: NeuronSelection) -> Bundle:
         """A bundle to measure with: what it says of risk is not used."""
         parameters, _ = calibration.calibrated(unit_readout(self._config.measured), [], np.zeros(0, bool))
@@ -331,6 +336,7 @@ class Fit:
             "neuron": neuron,
             "coefficient": found.coefficient,
             "folded": cett.fold(found.coefficient, self._norms[layer, neuron]),
+            "usual": self._usual(data, found),
             "train_questions": np.sort(np.array([data.question(i).digest for i in data.parts["train"]], np.uint64)),
             **tensors_of(self._heads),
             **risks,

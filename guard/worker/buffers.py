@@ -162,17 +162,21 @@ class Taps:
         together = tensor_model_parallel_all_reduce(torch.stack(list(found.values())))
         return dict(zip(found, together.unbind(), strict=True))
 
+    @property
+    def tells_apart(self) -> bool:
+        """Whether ``told_apart`` can be asked, after a forward pass."""
+        return bool(self._read) or self.apart is not None
+
     def told_apart(self, rows: torch.Tensor) -> torch.Tensor:
         """What each neuron of this rank contributes to the sum of these rows' scores; rows int64 [m] -> float32
         [layers, K].
 
-        After the forward pass, and before the next. Raises TapError where compiled graphs do not tell neurons apart.
+        After the forward pass, and before the next.
         """
         if self._read:
             read, folded, norms = self._stacks()
             return (read[:, rows] / norms[:, rows, None]).sum(1).mul_(folded[:, :, 0])
-        if self.apart is None:
-            raise TapError("this engine was compiled without room to tell neurons apart")
+        assert self.apart is not None
         return self.apart[:, rows].sum(1)
 
     def _summed(self) -> torch.Tensor:
@@ -202,7 +206,9 @@ class NeuronSums:
         self._sums: dict[int, tuple[int, int, int, torch.Tensor]] = {}
 
     def add(self, captured: BatchParams, recorded: Rows) -> None:
-        """Take what a step ``recorded``, after its forward pass."""
+        """Take what a step ``recorded``, after its forward pass; nothing where the engine was compiled without room."""
+        if not self._taps.tells_apart:
+            return
         wanted = recorded.where(captured.apart[recorded.owner])
         for owner in np.unique(wanted.owner).tolist():
             slot, generation = int(captured.slot[owner]), int(captured.generation[owner])

@@ -179,6 +179,18 @@ def test_what_is_collected_with_an_answer_stands_for_what_is_measured_of_it(fitt
             np.testing.assert_allclose(made[name], one[name], rtol=1e-3, atol=1e-4)
 
 
+def test_what_each_neuron_usually_contributes(fitted: tuple[Bundle, Path], questions: list[Question]) -> None:
+    bundle, folder = fitted
+    chosen = [Example(**row) for row in StageStore(folder, {"seed": 0}).rows(CHOSEN)]
+    rows = DataSplit.of(questions, chosen, SHARES, OPTIONS.seed).parts["calibration"]
+    flat = bundle.layer.astype(int) * bundle.card.model.neurons_per_layer + bundle.neuron
+    means = np.load(folder / MEANS, mmap_mode="r")[[chosen[row].question for row in rows]].reshape(len(rows), -1)
+    assert bundle.usual is not None
+    np.testing.assert_allclose(bundle.usual, means[:, flat].mean(0) * bundle.folded, rtol=1e-4, atol=1e-7)
+    stack = bundle.readout.answer  # whose mean is that of windows, and no answer here is much longer than one
+    assert bundle.usual.sum() == pytest.approx(stack.mean[0], abs=0.3 * stack.scale[0])
+
+
 def test_collected_leads_are_transformers_s(
     fitted: tuple[Bundle, Path], questions: list[Question], reader: Reader
 ) -> None:

@@ -110,7 +110,8 @@ class ScriptedCore(EngineCoreClient):
         self._closing = self._closed = False
         taps = TapConfig.find(vllm_config.additional_config)
         assert taps is not None, "only guarded engines are scripted"
-        self._layers = len(taps.layers)
+        self._layers, self._width = len(taps.layers), taps.width
+        self._apart: dict[tuple[int, int], list[float]] = {}  # by slot and generation: the scores of its positions
         bundle = load_bundle(Path(taps.bundle))
         self._levels, self._reference = Levels(bundle.readout), bundle.reference
         self._counted: int | None = None  # the layer that counts alone
@@ -157,6 +158,12 @@ class ScriptedCore(EngineCoreClient):
             return [None]
         if method == "hguard_exchange":
             return [None]
+        if method == "hguard_apart":
+            (_, claimed, *_) = rest
+            scores = self._apart.pop(claimed, [])
+            sums = np.zeros((self._layers, self._width))
+            sums[0, 0] = sum(scores)  # all of it is one neuron's
+            return [(len(scores), sums.tolist())]
         if method != "hguard_report":
             raise NotImplementedError(method)
         return [{"tapped": self._layers, "expected": self._layers, "runner": "scripted", "probe": "scripted"}]
@@ -283,6 +290,8 @@ class ScriptedCore(EngineCoreClient):
             own = position - part.lead - 1  # the token at this position; -1 for the last of the prompt
             if own < 0 or own != part.script.missing_at:
                 value = np.nan if own >= 0 and own == part.script.nan_at else self._neurons(part, own)
+                if taken.apart:
+                    self._apart.setdefault((taken.slot, taken.generation), []).append(value)
                 self._table.write(Source.FORWARD, *key, np.array([position]), {NEURONS: np.array([value], np.float32)})
             if taken.draws and position + 1 < self._table.positions:
                 drawn = self._signal(part, own + 1)

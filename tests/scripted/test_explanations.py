@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from app.settings import Settings
+from app.settings import ATLAS, Settings
+from guard.probe.bundle import load_bundle
+from guard.probe.signals import SIGNALS
 from tests.scripted.server import over, scripted_app
 from tests.scripted.test_scripted import CHAT, asking, result
 from tests.scripted.test_tokens import MESSAGES, said
@@ -37,6 +39,61 @@ async def test_every_route_says_why(path: str, stream: bool) -> None:
     assert "explanation" not in unasked
 
 
+def require_told_apart(found: dict[str, Any]) -> None:
+    """The script's neuron score is all one neuron's."""
+    require_explained(found)
+    why = found["explanation"]
+    first, *others = why["neurons"]
+    assert len(others) == 9
+    assert {one["adds"] for one in others} == {0.0}
+    bundle = load_bundle(ATLAS / "probe")
+    assert (first["layer"], first["neuron"]) == (bundle.layer[0], bundle.neuron[0])
+    assert first["adds"] + why["other_neurons"] == pytest.approx(why["signals"]["neurons"])
+    place = [signal.name for signal in SIGNALS].index("neurons")
+    stack = bundle.readout.answer
+    assert why["other_neurons"] == pytest.approx(
+        -stack.weight[place] * stack.mean[place] / stack.scale[place], abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, MESSAGES])
+async def test_every_route_names_neurons(path: str, stream: bool) -> None:
+    options = {"mode": "flag", "explain_neurons": True}
+    async with scripted_app(Settings()) as app, over(app) as http:
+        for question in ("Is it risky?", "Is it safe?"):
+            ((_, found),) = await said(http, path, question, stream, hallucination=options)
+            require_told_apart(found)
+        ((_, unasked),) = await said(http, path, "Is it risky?", stream, hallucination=EXPLAIN)
+    assert "neurons" not in unasked["explanation"]
+
+
+async def test_a_given_text_names_neurons() -> None:
+    body = {"prompt": "Is it risky?", "response": "It is.", "hallucination": {"explain_neurons": True}}
+    async with scripted_app(Settings()) as app, over(app) as http:
+        (found,) = (await http.post("/risk", json=body)).json()["hallucination"]["results"]
+    require_told_apart(found)
+
+
+async def test_a_server_that_does_not_tell_neurons_apart() -> None:
+    options = {"explain_neurons": True}
+    async with scripted_app(Settings(explain_neurons=False)) as app, over(app) as http:
+        reply = await http.post(CHAT, json=asking("Is it risky?", hallucination=options))
+        assert (await http.get("/info")).json()["ceilings"]["explain_neurons"] is False
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == "hallucination.explain_neurons"
+    assert "HGUARD_EXPLAIN_NEURONS" in reply.json()["error"]["message"]
+
+
+async def test_without_a_free_slot_it_names_none() -> None:
+    options = {"mode": "flag", "explain_neurons": True}
+    async with scripted_app(Settings(slots=1)) as app, over(app) as http:
+        reply = await http.post(CHAT, json=asking("Is it risky?", hallucination=options))
+    found = result(reply.json())
+    require_explained(found)
+    assert "neurons" not in found["explanation"]
+
+
 async def test_a_given_text() -> None:
     body = {"prompt": "Is it risky?", "response": "It is.", "hallucination": EXPLAIN}
     async with scripted_app(Settings()) as app, over(app) as http:
@@ -44,12 +101,13 @@ async def test_a_given_text() -> None:
     require_explained(found)
 
 
+@pytest.mark.parametrize("how", ["explain", "explain_neurons"])
 @pytest.mark.parametrize("hold", ["none", "window", "answer"])
-async def test_what_is_withheld_is_not_explained(hold: str) -> None:
+async def test_what_is_withheld_is_not_explained(hold: str, how: str) -> None:
     settings = Settings(mode="abstain", loosest_hold="none")
     async with scripted_app(settings) as app, over(app) as http:
         for stream in (False, True):
-            options = {"explain": True, "hold": hold}
+            options = {how: True, "hold": hold}
             reply = await http.post(CHAT, json=asking("Is it risky?", stream=stream, hallucination=options))
             assert '"abstained"' in reply.text
             assert "explanation" not in reply.text
@@ -67,7 +125,18 @@ async def test_the_log_says_it_to_who_asked(caplog: pytest.LogCaptureFixture) ->
     asked, unasked, unscored = lines
     assert asked["signals"][0]["neurons"] > 0, "operators see what callers must not"
     assert "signals" not in unasked
+    assert "neurons" not in asked
     assert unscored["signals"] == [None]
+
+
+async def test_the_log_names_neurons(caplog: pytest.LogCaptureFixture) -> None:
+    async with scripted_app(Settings()) as app, over(app) as http:
+        with caplog.at_level(logging.INFO, "hguard"):
+            await http.post(CHAT, json=asking("Is it risky?", hallucination={"explain_neurons": True}))
+    (line,) = [json.loads(record.message) for record in caplog.records if record.message.startswith("{")]
+    ((first, *_),) = line["neurons"]
+    bundle = load_bundle(ATLAS / "probe")
+    assert first[:2] == [bundle.layer[0], bundle.neuron[0]]
 
 
 async def test_the_log_says_what_a_given_text_cost_the_guard(caplog: pytest.LogCaptureFixture) -> None:
