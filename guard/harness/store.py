@@ -37,6 +37,14 @@ class StageStore:
         else:
             self.write_json("settings.json", {"format": FORMAT, **settings})
 
+    @classmethod
+    def of(cls, folder: Path) -> StageStore:
+        """One that is there, under whatever settings. Raises FitError where it is not."""
+        file = folder / "settings.json"
+        if not file.is_file():
+            raise FitError(f"{folder} does not hold the stages of a fit")
+        return cls(folder, {name: value for name, value in _read(file).items() if name != "format"})
+
     def path(self, name: str) -> Path:
         return self.folder / name
 

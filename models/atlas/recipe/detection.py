@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,20 +14,21 @@ from sklearn.metrics import roc_auc_score
 from guard.errors import FitError
 from guard.evaluation import detectors, metrics
 from guard.evaluation.random_baseline import flat
-from guard.harness.activations import MEANS
+from guard.harness.activations import file_of
 from guard.harness.features import Features
 from guard.harness.questions import split
 from guard.harness.store import StageStore
+from guard.ipc.collecting import Part, Site
 from guard.judge.question import Question
 from guard.judge.rules import judge
 from guard.probe import conformal
 from guard.probe.bundle import Bundle, load_bundle
 from guard.probe.cett import norms_of
-from guard.probe.signals import TokenSignals
+from guard.probe.signals import NEURONS, TokenSignals
 from guard.training import calibration
 from guard.training.config import Method
 from guard.training.examples import DataSplit, chosen_in
-from guard.training.pipeline import SHARES
+from guard.training.pipeline import SHARES, whole
 from guard.training.selection import MEASURED
 from models.atlas.recipe.reference import Reader, signals_of
 from models.atlas.recipe.trials import Trial, prompts_of
@@ -43,7 +43,7 @@ _RESPLIT = {"calibration": 0.3, "thresholds": 0.35, "test": 0.35}
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A finished fit: its bundle, its answers, what was measured of them, and mean CETT [answers, all neurons]."""
+    """A finished fit: bundle, answers, what was measured or collected of each, mean CETT [answers, all neurons]."""
 
     bundle: Bundle
     data: DataSplit
@@ -54,16 +54,30 @@ class Fitted:
     def load(cls, model: Path, folder: Path, questions: list[Question], seed: int) -> Fitted:
         """From the workspace of a fit of these questions, with the bundle that came out."""
         bundle = load_bundle(folder / "probe")
-        work = StageStore(folder, json.loads((folder / "settings.json").read_text(encoding="utf-8")))
+        work = StageStore.of(folder)
         chosen = chosen_in(work)
         if chosen is None:
             raise FitError(f"{folder} does not hold a finished fit; run `make atlas-report` again")
-        measured = work.rows(MEASURED.format(C=bundle.card.training.C))
-        signals = {row["row"]: TokenSignals.from_dict(row) for row in measured}
         identity = bundle.card.model
         norms = norms_of(model, identity.layers, identity.neurons_per_layer)
-        means = np.load(work.path(MEANS))[[one.question for one in chosen]] * norms
-        return cls(bundle, DataSplit.of(questions, chosen, SHARES, seed), signals, means.reshape(len(chosen), -1))
+        rows = [one.question for one in chosen]
+
+        def forward(part: Part) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float64]]]:
+            cett = (np.load(work.path(file_of((Site.NEURONS, part))))[rows] * norms).reshape(len(rows), -1)
+            scores = {NEURONS: (cett[:, flat(bundle)] @ bundle.coefficient).astype(np.float64)}
+            for name, head in bundle.heads.items():
+                states = np.load(work.path(file_of((Site(name), part))), mmap_mode="r")
+                scores[name] = head.score(states[rows][:, head.layer])
+            return cett, scores
+
+        (features, means), (_, leads) = forward(Part.SPAN), forward(Part.LAST_PROMPT)
+        signals = {
+            row: whole(one, *({name: float(by[name][row]) for name in by} for by in (means, leads)))
+            for row, one in enumerate(chosen)
+        }
+        measured = work.rows(MEASURED.format(C=bundle.card.training.C))
+        signals |= {row["row"]: TokenSignals.from_dict(row) for row in measured}
+        return cls(bundle, DataSplit.of(questions, chosen, SHARES, seed), signals, features)
 
     def wrong(self, rows: list[int]) -> NDArray[np.bool_]:
         return np.array([self.data.examples[row].wrong for row in rows], bool)
@@ -200,8 +214,10 @@ def elsewhere(fitted: Fitted, reader: Reader, asked: Sequence[Trial], seed: int)
     verdicts = [judge(t.question, reader.tokenizer.decode(a)) for t, a in zip(asked, answers, strict=True)]
     kept = [i for i, verdict in enumerate(verdicts) if verdict is not None and answers[i]]
     bundle = fitted.bundle
-    readings = reader.read([prompts[i] for i in kept], [answers[i] for i in kept], (bundle.layer, bundle.neuron))
-    signals = dict(zip(kept, (signals_of(reading, bundle.coefficient) for reading in readings), strict=True))
+    chosen, heads = (bundle.layer, bundle.neuron), bundle.tapped_heads
+    readings = reader.read([prompts[i] for i in kept], [answers[i] for i in kept], chosen, heads=heads)
+    measured = (signals_of(reading, bundle.coefficient, heads, bundle.measured) for reading in readings)
+    signals = dict(zip(kept, measured, strict=True))
     found = {}
     for label in sorted({trial.label for trial in asked}):
         rows = [i for i in kept if asked[i].label == label]
