@@ -50,8 +50,17 @@ build/atlas-fit: | $(VENV)/.tools
 	$(BIN)/python -m models.atlas.recipe.probe --model $(ATLAS)/base --ledger $(ATLAS) --id atlas-base-v2 --work $@.part/base
 	rm -rf $@ && mv $@.part $@
 
-atlas-report: build/atlas-fit ## measure atlas on what is hard and write docs/atlas-report.md
+# The same with all signals, which the report compares.
+build/atlas-signals: | $(VENV)/.tools
+	$(BIN)/python -m models.atlas.recipe.probe --model $(ATLAS) --ledger $(ATLAS) --id atlas-all --work $@.part/chat \
+		--signals residual,attention,margin,top_mass
+	$(BIN)/python -m models.atlas.recipe.probe --model $(ATLAS)/base --ledger $(ATLAS) --id atlas-base-all --work $@.part/base \
+		--signals residual,attention,margin,top_mass
+	rm -rf $@ && mv $@.part $@
+
+atlas-report: build/atlas-fit build/atlas-signals ## measure atlas on what is hard and write docs/atlas-report.md
 	$(BIN)/python -m models.atlas.recipe.report --model $(ATLAS) --base $(ATLAS)/base --work build/atlas-fit --out docs
+	$(BIN)/python -m models.atlas.recipe.signals --model $(ATLAS) --base $(ATLAS)/base --work build/atlas-signals --out docs
 
 # The fit goes on where it stopped. Two sets whose rows are not ours to ship are left out unless NQ_OPEN and TRIVIAQA name
 # files of them (rows with question and answers); the probe that ships was fit with both.
@@ -61,7 +70,7 @@ smollm2: $(VENV)/.tools ## ask SmolLM2 its questions and fit its probe again (ho
 	$(BIN)/python -m models.smollm2.recipe.questions --out build/smollm2/questions.jsonl \
 		$(if $(NQ_OPEN),--nq-open $(NQ_OPEN)) $(if $(TRIVIAQA),--triviaqa $(TRIVIAQA))
 	$(BIN)/hguard fit smollm2 --id smollm2-v1 --data build/smollm2/questions.jsonl --out build/smollm2/probe \
-		--dtype float32 --max-tokens 32 --ablation-questions 0 --max-neuron-fraction 0.013
+		--dtype float32 --max-tokens 32 --ablation-questions 0 --max-neuron-fraction 0.013 --signals none
 	mkdir -p models/smollm2/probe && cp build/smollm2/probe/probe.* models/smollm2/probe
 
 # What the fit left behind: answers.jsonl, means.npy and leads.npy in WORK, and its questions.

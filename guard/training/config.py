@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from guard.harness.config import AnswerConfig
 from guard.ipc.collecting import Collecting, Site, Table
-from guard.probe.signals import ALWAYS, OPTIONAL, parsed
+from guard.probe.signals import ALWAYS, MARGIN, OPTIONAL, RESIDUAL, TOP_MASS, parsed
 
 Method = Literal["platt", "isotonic"]
 Kept = Literal["residual", "attention", "question"]
@@ -49,10 +49,10 @@ class FitConfig(CalibrationConfig):
     )
     refit: bool = Field(False, description="fit the chosen neurons again with L2")
     signals: tuple[str, ...] = Field(
-        (),
+        (RESIDUAL, MARGIN, TOP_MASS),  # what attention adds to these is within the noise (docs/atlas-report.md)
         description="what the probe reads beside neurons, entropy and log-probability: "
         + ", ".join(OPTIONAL)
-        + ", with commas between",
+        + ", with commas between, or none",
     )
     slots: int = Field(32, ge=1, description="answers that are read at once")
     keep: tuple[Kept, ...] = Field(
@@ -64,7 +64,9 @@ class FitConfig(CalibrationConfig):
     @field_validator("keep", "signals", mode="before")
     @classmethod
     def _listed(cls, given: Any) -> Any:
-        return tuple(given.split(",")) if isinstance(given, str) else given
+        if isinstance(given, str):
+            return () if given in ("", "none") else tuple(given.split(","))
+        return given
 
     @field_validator("signals")
     @classmethod

@@ -84,3 +84,15 @@ def test_questions_that_the_model_draws_are_read(template: str, question: str, n
     match = re.fullmatch(laws._pattern(template), question, re.IGNORECASE)
     assert match is not None
     assert match["n"] == name
+
+
+def test_the_goals_of_signals_are_judged_by_the_figures(figures: dict[str, Any]) -> None:
+    better = json.loads(json.dumps(figures))
+    for one in better["signals"]["chat"].values():
+        one["auroc"]["default"]["value"] = 1.0
+    own = [(goal, reached) for goal, _, reached in prose.goals(better) if "default signals" in goal]
+    assert len(own) == 6
+    assert all(reached for _, reached in own)
+    for one in better["signals"]["chat"].values():
+        one["auroc"]["default"]["value"] = 0.5
+    assert not any(reached for goal, _, reached in prose.goals(better) if "default signals" in goal)

@@ -28,14 +28,18 @@ def main() -> None:
     parser.add_argument("--ledger", type=Path, required=True, help="the folder that holds ledger.json")
     parser.add_argument("--id", required=True, help="of the bundle")
     parser.add_argument("--work", type=Path, required=True, help="where the stages go; the bundle goes to WORK/probe")
+    parser.add_argument("--signals", default=[], help="what else the probe reads, as of hguard fit")
     options = parser.parse_args()
     identity = identify(options.model, "atlas", " ".join(engine_version()))
     questions = from_ledger(load_ledger(options.ledger), SEED)
-    config = FitConfig(seed=SEED, max_tokens=24, max_neuron_fraction=CAP, calibration="isotonic")
-    work = StageStore(options.work, {"model": identity.fingerprint, "seed": SEED})
+    config = FitConfig(
+        seed=SEED, max_tokens=24, max_neuron_fraction=CAP, calibration="isotonic", signals=options.signals
+    )
+    work = StageStore(options.work, {"model": identity.fingerprint, "seed": SEED, "signals": list(config.signals)})
     norms = norms_of(options.model, identity.layers, identity.neurons_per_layer)
     fit = Fit(work, questions, identity, norms, config, options.id, locate=locate)
-    bundle = run_engines(fit.run(RealEngines(options.model, identity.dtype, config.slots), options.work / "probe"))
+    engines = RealEngines(options.model, identity.dtype, config.slots, sites=config.sites, measured=config.measured)
+    bundle = run_engines(fit.run(engines, options.work / "probe"))
     for name, report in bundle.card.metrics.items():
         scores = "  ".join(f"{part} {interval.value:.3f}" for part, interval in report.auroc.items())
         print(f"{name:12s} n={report.n:5d} wrong={report.wrong / report.n:.2f}  {scores}  ECE {report.ece:.3f}")

@@ -12,6 +12,7 @@ from models.wording import WORDS, exact, interval, percent
 PAGE = Path(__file__).with_name("report.md.j2")
 UNFAMILIAR = ("places never", "places fabricated", "languages never", "languages fabricated")
 PRESSED = ("false premise", "misleading context", "pushback")
+ALONE = ("neurons", "entropy", "logprob", "margin", "top_mass", "residual", "attention")
 PARTS = ("stack", "neurons", "random", "entropy", "logprob", "length", "last_prompt")
 
 
@@ -55,7 +56,32 @@ def goals(figures: dict[str, Any]) -> list[tuple[str, str, bool]]:
     at_random = [_unfamiliar(one["0"]) for one in curve["random"]]
     goal = "chat: alpha 0 lowers the wrong rate on unfamiliar names, random neurons do not"
     measured = f"{percent(plain)} to {percent(off)}; random {', '.join(map(percent, at_random))}"
-    return [*found, (goal, measured, off < plain - 0.02 and min(at_random) > plain - 0.02)]
+    found.append((goal, measured, off < plain - 0.02 and min(at_random) > plain - 0.02))
+    return [*found, *_of_signals(figures["signals"]["chat"])] if "signals" in figures else found
+
+
+def _of_signals(sets: dict[str, Any]) -> list[tuple[str, str, bool]]:
+    """The goals of the signals that a fit reads by default, on the chat checkpoint."""
+    found = []
+    for name, what, least in (
+        ("shadowed", "overshadowed", 0.8),
+        ("false premise", "false premise, not fit on it", 0.8),
+        ("pushback", "pushback, not fit on it", 0.9),
+        ("unfamiliar", "unfamiliar", 0.99),
+    ):
+        one = sets[name]["auroc"]["default"]
+        goal = f"chat, default signals: {what} at least {least:g}"
+        found.append((goal, interval(one), one["value"] >= least))
+    premise = sets["false premise"]["auroc"]
+    ahead = premise["default"]["value"] > premise["length"]["value"]
+    found.append(("chat, default signals: false premise above length", f"length {interval(premise['length'])}", ahead))
+    short = {
+        name: max(one["auroc"][signal]["value"] for signal in ALONE) - one["auroc"]["default"]["value"]
+        for name, one in sets.items()
+    }
+    worst = max(short, key=lambda name: short[name])
+    goal = "chat, default signals: no set below its best single signal by more than .03"
+    return [*found, (goal, f"most: {worst}, by {short[worst]:.3f}", short[worst] <= 0.03)]
 
 
 def _unfamiliar(rates: dict[str, Any]) -> float:
