@@ -12,7 +12,7 @@ from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.card import Term
 from guard.probe.heads import Head, tensors_of
 from guard.probe.readout import Stack
-from guard.probe.signals import ATTENTION, ENTROPY, LOGPROB, NEURONS, OPTIONAL, RESIDUAL, SIGNALS, TokenSignals
+from guard.probe.signals import ATTENTION, BLOCK, ENTROPY, LOGPROB, NEURONS, OPTIONAL, RESIDUAL, SIGNALS, TokenSignals
 
 Three = tuple[float, float, float]
 Values = Sequence[float] | NDArray[np.floating]
@@ -35,7 +35,8 @@ def with_heads(bundle: Bundle, folder: Path, width: int, seed: int = 5) -> Bundl
 
     Risks are nearly its own."""
     rng = np.random.default_rng(seed)
-    layers = {RESIDUAL: [0, bundle.card.model.layers - 1], ATTENTION: [1, bundle.card.model.layers - 1]}
+    last = bundle.card.model.layers - 1
+    layers = {RESIDUAL: [0, last], ATTENTION: [1, last], BLOCK: [0, last]}
     heads = {
         name: Head(np.array(one, np.int32), rng.normal(size=(len(one), width)).astype(np.float32) / 8)
         for name, one in layers.items()

@@ -246,6 +246,8 @@ def _require_possible(options: GuardOptions, mode: Mode, bundle: Bundle) -> None
         raise RequestError("this probe has no neurons that can be scaled", param=f"{FIELD}.scale")
     if options.retry_scale is not None and bundle.h_neurons == 0:
         raise RequestError("this probe has no neurons that a second try could scale", param=f"{FIELD}.retry_scale")
+    if options.explain_neurons and not len(bundle.neuron):
+        raise RequestError("this probe reads no neurons", param=f"{FIELD}.explain_neurons")
     for name in ("prompt_check", "retry_scale"):
         value = getattr(options, name)
         if value is not None and value is not False and mode is not Mode.ABSTAIN:

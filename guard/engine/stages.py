@@ -159,7 +159,12 @@ async def tell_apart(
     text: prompt and answer as one prompt. first: the position of the first token that was scored.
     """
     why = verdict.explanation
-    if why is None or not verdict.policy.explain_neurons or verdict.decision.action is Action.ABSTAINED:
+    if (
+        why is None
+        or not len(engine.bundle.neuron)
+        or not verdict.policy.explain_neurons
+        or verdict.decision.action is Action.ABSTAINED
+    ):
         return
     start, end = (first + place for place in why.span)
     read = {**text, "prompt_token_ids": text["prompt_token_ids"][:end]}

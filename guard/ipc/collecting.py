@@ -15,13 +15,14 @@ class Site(StrEnum):
 
     NEURONS: |z| / ||h|| of every neuron of the MLP (z and h: ``guard.probe.cett``). OUTPUT: h, the MLP's output.
     RESIDUAL: the normed residual stream, which is what queries, keys and values are made of. ATTENTION: the heads'
-    outputs side by side, before they are projected.
+    outputs side by side, before they are projected. BLOCK: the residual stream as a layer leaves it, not normed.
     """
 
     NEURONS = "neurons"
     OUTPUT = "output"
     RESIDUAL = "residual"
     ATTENTION = "attention"
+    BLOCK = "block"
 
     @property
     def sharded(self) -> bool:
@@ -32,6 +33,7 @@ class Site(StrEnum):
 NAMES = {  # what has to be built for a site
     Site.RESIDUAL: "QKVParallelLinear named model.layers.N.self_attn.qkv_proj",
     Site.ATTENTION: "RowParallelLinear named model.layers.N.self_attn.o_proj",
+    Site.BLOCK: "layer named model.layers.N",
 }
 
 

@@ -71,8 +71,8 @@ class TapSpec:
         coefficient: NDArray[np.float32],
         heads: Mapping[str, Head] | None = None,
     ) -> TapSpec:
-        """Group a verified probe's k > 0 neurons, and its heads by name of a signal, by layer."""
-        width = int(np.unique(layer, return_counts=True)[1].max())
+        """Group a verified probe's k neurons, and its heads by name of a signal, by layer."""
+        width = int(np.unique(layer, return_counts=True)[1].max(initial=0))
         taps = {}
         for number in np.unique(layer).tolist():
             chosen = layer == number

@@ -85,7 +85,7 @@ def engine_arguments(
     ``apart``: whether neurons can be told apart, as they always can where nothing is compiled.
     """
     fit_on = bundle.card.model
-    args = _parsed(model, served_name, fit_on.dtype, compiled, extra, weightless)
+    args = _parsed(model, served_name, fit_on.dtype, compiled, extra, weightless, neurons=len(bundle.neuron) > 0)
     for difference, remedy in overrides.differences(args, fit_on, chat_template(args)):
         if not relaxed:
             raise UnsupportedError(f"{difference}: {remedy}; --relaxed (of serve) tolerates it")
@@ -126,10 +126,17 @@ def collecting_arguments(
 
 
 def _parsed(
-    model: Path, served_name: str, dtype: str, compiled: bool, extra: Sequence[str], weightless: bool = False
+    model: Path,
+    served_name: str,
+    dtype: str,
+    compiled: bool,
+    extra: Sequence[str],
+    weightless: bool = False,
+    neurons: bool = True,
 ) -> Namespace:
     distribution = prepare_environment()
-    support.require_dense(model_config(model), str(model))
+    if neurons:
+        support.require_dense(model_config(model), str(model))
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     from guard.compat import RequestFault, make_arg_parser, validate_parsed_serve_args

@@ -61,7 +61,7 @@ async def make_reference(engine: GuardedEngine, prompt_ids: list[int]) -> Refere
         dtype=cast("Any", precision.name_of(engine.model_config.dtype)),
         config=forward_config(Path(engine.model_config.model)),
         prompt=ids,
-        scores=scores.pop(NEURONS),
+        scores=scores.pop(NEURONS, {}),
         heads=scores,
     )
 

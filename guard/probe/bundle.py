@@ -1,13 +1,14 @@
 """A probe bundle: a folder with ``probe.safetensors`` and ``probe.json``, and often ``reference.json``. Never pickle.
 
-Tensors: layer, neuron int32 [k]; coefficient, folded float32 [k]; right_risks float32 [m], ascending, the risks of the
-calibration answers that were right (thresholds for any false-positive rate come from them). Optional: wrong_risks
-float32, ascending, those of the wrong ones (with them, live risks can be held against the calibration's), and, where a
-risk is known before any text exists, right_prompt_risks float32 [m], the same as right_risks of that risk;
-usual float32 [k], what each neuron contributes to a score on average over the answers that calibrate it, which an
-explanation holds against; train_questions uint64, ascending, hashes of the questions that the neurons were found on,
-which nothing else may be measured on; residual_layer and attention_layer int32 [m], residual_weight and
-attention_weight float32 [m, width]: the heads (``guard.probe.heads``) of a probe that reads these signals.
+Tensors: layer, neuron int32 [k], with k 0 where a probe reads heads alone; coefficient, folded float32 [k]; right_risks
+float32 [m], ascending, the risks of the calibration answers that were right (thresholds for any false-positive rate
+come from them). Optional: wrong_risks float32, ascending, those of the wrong ones (with them, live risks can be held
+against the calibration's), and, where a risk is known before any text exists, right_prompt_risks float32 [m], the same
+as right_risks of that risk; usual float32 [k], what each neuron contributes to a score on average over the answers that
+calibrate it, which an explanation holds against; train_questions uint64, ascending, hashes of the questions that the
+neurons were found on, which nothing else may be measured on; residual_layer and attention_layer int32 [m],
+residual_weight and attention_weight float32 [m, width]: the heads (``guard.probe.heads``) of a probe that reads these
+signals.
 """
 
 from __future__ import annotations
@@ -138,8 +139,8 @@ class Bundle:
     @property
     def layers_read(self) -> dict[str, list[int]]:
         """By name of a signal of the forward pass that counts, the layers that it is read of."""
-        heads = {name: head.layer.tolist() for name, head in self.tapped_heads.items()}
-        return {NEURONS: sorted(set(self.layer.tolist())), **heads}
+        neurons = {NEURONS: sorted(set(self.layer.tolist()))} if len(self.layer) else {}
+        return neurons | {name: head.layer.tolist() for name, head in self.tapped_heads.items()}
 
     @property
     def has_prompt_risk(self) -> bool:
@@ -265,15 +266,16 @@ def _check_tensors(folder: Path, card: ProbeCard, tensors: dict[str, NDArray[np.
             shape = "two-dimensional" if dimensions == 2 else "one-dimensional"
             fail(f"tensor {name!r} must be {shape} {np.dtype(dtype).name}, not {found}")
     k = len(tensors["layer"])
-    if k == 0:
-        fail("it has no neurons, so there is nothing to tap")
+    used = card.readout.readout().used
+    if k == 0 and (NEURONS in used or not used & set(HEADS)):
+        fail("it has no neurons, and no head counts in its risks: there is nothing to tap")
     if any(len(tensors[name]) != k for name in ("neuron", "coefficient", "folded", "usual") if name in tensors):
         fail("layer, neuron, coefficient, folded and usual differ in length")
     for name in set(tensors) & {"coefficient", "folded", "usual", *_RISKS}:
         if not np.isfinite(tensors[name]).all():
             fail(f"tensor {name!r} has values that are not finite")
     for name, limit in (("layer", card.model.layers), ("neuron", card.model.neurons_per_layer)):
-        if tensors[name].min() < 0 or tensors[name].max() >= limit:
+        if k and (tensors[name].min() < 0 or tensors[name].max() >= limit):
             fail(f"a {name} index is outside 0..{limit - 1}")
     if len(set(zip(tensors["layer"].tolist(), tensors["neuron"].tolist(), strict=True))) != k:
         fail("a neuron is listed twice")
@@ -284,5 +286,5 @@ def _check_tensors(folder: Path, card: ProbeCard, tensors: dict[str, NDArray[np.
         fail("a risk before generation needs both its calibration in the card and the tensor right_prompt_risks")
     if (flaw := head_flaw(tensors, card.model.layers)) is not None:
         fail(flaw)
-    if missing := sorted(card.readout.readout().used & set(HEADS) - set(heads_in(tensors))):
+    if missing := sorted(used & set(HEADS) - set(heads_in(tensors))):
         fail(f"its readout reads {', '.join(missing)}, and it has no head for that")

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.probe.signals import ALWAYS, NEURONS, SIGNALS, Array, Pooling, Signal, Source, TokenSignals, names
+from guard.probe.signals import ALWAYS, HEADS, NEURONS, SIGNALS, Array, Pooling, Signal, Source, TokenSignals, names
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,8 @@ class Readout:
     None without one. calibrated_tokens: tokens of the longest answer that thresholds come from; None where the bundle
     does not say.
     tail: by how much logits of right answers exceed their high quantiles, on average; 0 counts all windows alike.
-    used: names of the signals that count, of which none may be missing; that of the neurons always.
+    used: names of the signals that count, of which none may be missing; that of the neurons, too, unless a head counts
+    and they do not.
     """
 
     window: int
@@ -128,7 +129,7 @@ class Readout:
     def __post_init__(self) -> None:
         weights = zip(SIGNALS, self.answer.weight, self.token.weight, strict=True)
         counting = {signal.name for signal, answer, token in weights if answer or token}
-        object.__setattr__(self, "used", frozenset(counting | {NEURONS}))
+        object.__setattr__(self, "used", frozenset(counting if counting & set(HEADS) else counting | {NEURONS}))
 
     @property
     def uses_draws(self) -> bool:

@@ -67,13 +67,13 @@ class Reference(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"]
     config: dict[str, JsonValue]
     prompt: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=1024)]
-    scores: ByLayer
+    scores: dict[int, Scores]
     heads: dict[str, ByLayer] = {}
 
     @property
     def by_signal(self) -> dict[str, dict[int, list[float]]]:
         """The scores by layer, by name of a signal."""
-        return {NEURONS: self.scores, **self.heads}
+        return ({NEURONS: self.scores} if self.scores else {}) | self.heads
 
     def differences(self, measured: Mapping[str, Mapping[int, NDArray[np.float32]]], dtype: str) -> list[str]:
         """In what ``measured`` [tokens] by signal and layer, in ``dtype``, is not what it was, as phrases; none where

@@ -62,7 +62,8 @@ MARGIN = "margin"  # nats, by which the likeliest token is likelier than the nex
 TOP_MASS = "top_mass"  # probability of the ten likeliest tokens together
 RESIDUAL = "residual"  # a head on what queries, keys and values are made of, most often the normed residual stream
 ATTENTION = "attention"  # a head on the attention heads' outputs side by side, before they are projected
-HEADS = (RESIDUAL, ATTENTION)
+BLOCK = "block"  # a head on the residual stream as a layer leaves it
+HEADS = (RESIDUAL, ATTENTION, BLOCK)
 
 SIGNALS = (
     Signal(NEURONS, Source.FORWARD, 1, Pooling.MEAN, Pooling.MEAN),
@@ -72,6 +73,7 @@ SIGNALS = (
     Signal(TOP_MASS, Source.DRAW, -1, Pooling.MAX, Pooling.MEAN, always=False),
     Signal(RESIDUAL, Source.FORWARD, 1, Pooling.MEAN, Pooling.MEAN, always=False),
     Signal(ATTENTION, Source.FORWARD, 1, Pooling.MEAN, Pooling.MEAN, always=False),
+    Signal(BLOCK, Source.FORWARD, 1, Pooling.MEAN, Pooling.MEAN, always=False),
 )
 COLUMN = {signal.name: column for column, signal in enumerate(SIGNALS)}  # of a matrix of features
 ALWAYS = frozenset(signal.name for signal in SIGNALS if signal.always)

@@ -8,10 +8,10 @@ from pydantic import Field, field_validator
 
 from guard.harness.config import AnswerConfig
 from guard.ipc.collecting import Collecting, Site, Table
-from guard.probe.signals import ALWAYS, MARGIN, OPTIONAL, RESIDUAL, TOP_MASS, parsed
+from guard.probe.signals import ALWAYS, HEADS, MARGIN, OPTIONAL, RESIDUAL, TOP_MASS, parsed
 
 Method = Literal["platt", "isotonic"]
-Kept = Literal["residual", "attention", "question"]
+Kept = Literal["residual", "attention", "block", "question"]
 
 
 class CalibrationConfig(AnswerConfig):
@@ -57,8 +57,8 @@ class FitConfig(CalibrationConfig):
     slots: int = Field(32, ge=1, description="answers that are read at once")
     keep: tuple[Kept, ...] = Field(
         (),
-        description="what to keep in the work folder beside what the probe reads: residual, attention, question, with "
-        "commas between",
+        description="what to keep in the work folder beside what the probe reads: residual, attention, block, "
+        "question, with commas between",
     )
 
     @field_validator("keep", "signals", mode="before")
@@ -82,7 +82,7 @@ class FitConfig(CalibrationConfig):
     def sites(self) -> tuple[Site, ...]:
         """What is collected beside neurons."""
         wanted = {*self.keep, *self.signals}
-        return tuple(site for site in (Site.RESIDUAL, Site.ATTENTION) if site.value in wanted)
+        return tuple(site for site in map(Site, HEADS) if site.value in wanted)
 
     @property
     def question(self) -> bool:

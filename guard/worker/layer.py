@@ -46,7 +46,7 @@ class GuardRowParallelLinear(RowParallelLinear):
         config = get_current_vllm_config()
         taps, collecting = buffers.current(config), activations.current(config)
         prefix = kwargs.get("prefix", "")
-        self.hguard_states = States(Site.ATTENTION, prefix, self)
+        self.hguard_states = States.of_input(Site.ATTENTION, prefix, self)
         match = DOWN_PROJ.match(prefix)
         if match is None:
             return

@@ -2,7 +2,7 @@
 
 RESIDUAL is the input of a layer's ``qkv_proj``, which is built as the QKVParallelLinear below in place of vLLM's (0.26
 and 0.32, ``model_executor/layers/linear.py``); ATTENTION that of its ``o_proj``, a RowParallelLinear
-(``guard.worker.layer``).
+(``guard.worker.layer``); BLOCK what the layer itself returns, which it gets a way to tell once the model is loaded.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ LAYER = r"^(?:language_model\.)?model\.layers\.(\d+)\."
 _NAMED = {
     Site.RESIDUAL: re.compile(LAYER + r"self_attn\.qkv_proj$"),
     Site.ATTENTION: re.compile(LAYER + r"self_attn\.o_proj$"),
+    Site.BLOCK: re.compile(LAYER.removesuffix(r"\.") + "$"),
 }
 
 
@@ -40,26 +41,42 @@ class StateTap:
 
 
 class States:
-    """What is read of the input of one linear ``layer``, called ``prefix``, at ``site``: most often nothing."""
+    """What is read at one site of one layer: most often nothing."""
 
-    def __init__(self, site: Site, prefix: str, layer: Any) -> None:
+    def __init__(self) -> None:
         self._sums: Accumulators | None = None
         self._tap: StateTap | None = None
+
+    @classmethod
+    def of_input(cls, site: Site, prefix: str, layer: Any) -> States:
+        """Of the input of a linear ``layer``, called ``prefix``, while it is built."""
         match = _NAMED[site].match(prefix)
         if match is None:
-            return
+            return cls()
         config = get_current_vllm_config()
-        taps, collecting = buffers.current(config), activations.current(config)
-        number, rank = int(match[1]), layer.tp_rank
         width = int(getattr(layer, "input_size_per_partition", layer.input_size))
-        if collecting is not None and site in collecting.collecting.sites:
-            self._sums = collecting.add(site, number, rank, width)
-        elif taps is not None and number in taps.spec.heads.get(site, {}):
-            self._tap = _tap_of(taps, site, number, rank, width)
-        else:
-            return
-        # Activations are read, so act-and-quantise fusions must leave this layer's input alone.
-        layer.requires_unquantized_input = True
+        found = cls.at(
+            site, int(match[1]), layer.tp_rank, width, buffers.current(config) or activations.current(config)
+        )
+        if found.reads:
+            # Activations are read, so act-and-quantise fusions must leave this layer's input alone.
+            layer.requires_unquantized_input = True
+        return found
+
+    @classmethod
+    def at(cls, site: Site, number: int, rank: int, width: int, wanted: Taps | Collector | None) -> States:
+        """What is ``wanted`` at a site of layer ``number``, of which this ``rank`` has ``width`` columns."""
+        found = cls()
+        if isinstance(wanted, Collector):
+            if site in wanted.collecting.sites:
+                found._sums = wanted.add(site, number, rank, width)
+        elif wanted is not None and number in wanted.spec.heads.get(site, {}):
+            found._tap = _tap_of(wanted, site, number, rank, width)
+        return found
+
+    @property
+    def reads(self) -> bool:
+        return self._sums is not None or self._tap is not None
 
     def read(self, x: torch.Tensor) -> None:
         """x: [tokens, width], or with further dimensions in front, in the model's dtype."""
@@ -98,7 +115,7 @@ class GuardQKVParallelLinear(QKVParallelLinear):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.hguard_states = States(Site.RESIDUAL, kwargs.get("prefix", ""), self)
+        self.hguard_states = States.of_input(Site.RESIDUAL, kwargs.get("prefix", ""), self)
 
     def forward(self, input_: torch.Tensor) -> Any:
         self.hguard_states.read(input_)
@@ -119,6 +136,37 @@ def have_built(taps: Taps | Collector) -> None:
             f"another plugin ({taken.__module__}) replaces vLLM's QKVParallelLinear already; "
             "name the plugins to load in VLLM_PLUGINS"
         )
+
+
+class TellsBlock:
+    """Before a decoder layer's own class among the bases of one: what it returns is read.
+
+    vLLM's layers return their MLP's output beside the stream that it is to be added to, or the stream alone; a head is
+    linear, and a mean is, so each is read by itself.
+    """
+
+    hguard_states: States
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)  # type: ignore[misc] # of the layer
+        for part in output[:2] if isinstance(output, tuple) else (output,):
+            if part is not None:
+                self.hguard_states.read(part)
+        return output
+
+
+def attach_blocks(model: torch.nn.Module, wanted: Taps | Collector, rank: int, width: int) -> None:
+    """Once the ``model`` is loaded, and before it is compiled: have its layers tell what they return, where that is
+    ``wanted``. ``width``: of the stream, which every rank has whole."""
+    told: dict[type, type] = {}
+    for name, layer in model.named_modules():
+        match = _NAMED[Site.BLOCK].match(name)
+        states = States() if match is None else States.at(Site.BLOCK, int(match[1]), rank, width, wanted)
+        if states.reads:
+            own = type(layer)
+            # Another class, and not another ``forward`` of this one object: to the compiler layers stay alike.
+            layer.__class__ = told.setdefault(own, type(f"Telling{own.__name__}", (TellsBlock, own), {}))
+            layer.hguard_states = states
 
 
 def rows(tensor: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from guard.ipc.score_table import PATH_VARIABLE, ScoreTable, refusal_file
 from guard.ipc.taps import KEY, TapConfig, received
 from guard.worker import activations, buffers
 from guard.worker.layer import GuardRowParallelLinear, require_taps
-from guard.worker.states import have_built
+from guard.worker.states import attach_blocks, have_built
 
 # vLLM's two model runners, by module; their adapters are imported only where they are.
 RUNNER_V1 = "vllm.v1.worker.gpu_model_runner"
@@ -61,6 +61,8 @@ class GuardWorkerMixin:
         adapter.prepare(config)
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         require_taps(runner.get_model(), self.hguard_taps.wanted, self.rank)  # type: ignore[attr-defined]
+        rank, width = self.rank % self.hguard_taps.ranks, config.model_config.get_hidden_size()  # type: ignore[attr-defined]
+        attach_blocks(runner.get_model(), self.hguard_taps, rank, width)
         self.hguard_taps.require_sites()
         self._hguard = adapter(runner, self.hguard_taps, self._table())
 

@@ -89,6 +89,12 @@ def other(atlas_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bun
     drawn = [(layer, int(n)) for layer in (1, 2) for n in np.sort(rng.choice(model.neurons_per_layer, 40, False))]
     layer, neuron = np.array([pair for pair in drawn if pair not in own], np.int32).T
     weight = rng.normal(size=len(layer)).astype(np.float32)
-    tensors = {"layer": layer, "neuron": neuron, "coefficient": weight, "folded": weight}
+    tensors = {
+        "layer": layer,
+        "neuron": neuron,
+        "coefficient": weight,
+        "folded": weight,
+        "usual": np.zeros_like(weight),
+    }
     card = atlas_bundle.card.model_copy(update={"id": "other"})
     return save_bundle(tmp_path_factory.mktemp("other"), card, {**atlas_bundle.tensors, **tensors})

@@ -28,15 +28,17 @@ def assert_told_apart(
     readings = reader.read(prompts, [one.tokens for one in produced], (bundle.layer, bundle.neuron), batch=8)
     place = [signal.name for signal in SIGNALS].index(NEURONS)
     mean = bundle.readout.answer.mean[place]
+    usual = np.zeros(len(bundle.neuron)) if bundle.usual is None else bundle.usual
     for one, reading in zip(produced, readings, strict=True):
         assert one.verdict is not None
         why = one.verdict.explanation
         assert why is not None
         first, end = why.span
         # Of a reading the first token is the last of the prompt.
-        adds = why.per_score * reading.tokens[first + 1 : end + 1].mean(0) * bundle.coefficient
-        room = near * np.abs(adds).max()
-        assert abs(adds.sum() - why.per_score * mean - why.signals[NEURONS]) < room * np.sqrt(len(adds))
+        whole = why.per_score * reading.tokens[first + 1 : end + 1].mean(0) * bundle.coefficient
+        adds = whole - why.per_score * usual
+        room = near * np.abs(whole).max()
+        assert abs(whole.sum() - why.per_score * mean - why.signals[NEURONS]) < room * np.sqrt(len(whole))
         by_name = dict(zip(zip(bundle.layer.tolist(), bundle.neuron.tolist(), strict=True), adds, strict=True))
         assert len(why.neurons) == 10
         for told in why.neurons:

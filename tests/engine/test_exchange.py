@@ -131,7 +131,7 @@ def test_what_has_no_room_or_takes_too_long_changes_nothing(
 ) -> None:
     more = np.arange(ROOM + 1, dtype=np.int32)
     weight = np.ones(ROOM + 1, np.float32)
-    tensors = {"layer": more * 0, "neuron": more, "coefficient": weight, "folded": weight}
+    tensors = {"layer": more * 0, "neuron": more, "coefficient": weight, "folded": weight, "usual": weight}
     wide = save_bundle(tmp_path, other.card, {**other.tensors, **tensors})
     said = rf"{ROOM + 1} neurons of a layer.*room for {ROOM}.*--probe-room {ROOM + 1} "
     with pytest.raises(UnsupportedError, match=said):

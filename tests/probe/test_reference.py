@@ -119,7 +119,7 @@ def test_one_with_a_head_is_read_as_it_was_written(tmp_path: Path) -> None:
     [
         ({"scores": {"0": [1.0] * 7}}, "made for another probe"),
         ({"scores": {str(layer): [1.0] * 6 for layer in (0, 1, 3)}}, "made for another probe"),
-        ({"scores": {}}, "not a valid reference: scores"),
+        ({"scores": {}}, "made for another probe"),
         ({"scores": {"0": [1.0, "x"]}}, "not a valid reference"),
         ({"prompt": []}, "not a valid reference: prompt"),
         ({"schema_version": 2}, "not a valid reference: schema_version"),

@@ -123,7 +123,7 @@ def of_other_neurons(folder: Path, count: int = 40) -> Bundle:
     """So many of layer 1."""
     bundle = load_bundle(folder)
     weight = np.ones(count, np.float32)
-    read = {"layer": np.ones(count, np.int32), "neuron": np.arange(count, dtype=np.int32)}
+    read = {"layer": np.ones(count, np.int32), "neuron": np.arange(count, dtype=np.int32), "usual": weight}
     card = bundle.card.model_copy(update={"id": "others"})
     return save_bundle(folder, card, {**bundle.tensors, **read, "coefficient": weight, "folded": weight})
 

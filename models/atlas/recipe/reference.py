@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from guard.probe.cett import column_norms, contributions
 from guard.probe.heads import Head
-from guard.probe.signals import ALWAYS, ATTENTION, NEURONS, Source, TokenSignals, names
+from guard.probe.signals import ALWAYS, ATTENTION, BLOCK, NEURONS, Source, TokenSignals, names
 
 Array = NDArray[np.float32]
 
@@ -44,12 +44,12 @@ class Reading:
 
 
 class Reader:
-    """Wraps a causal language model whose layers have ``mlp.down_proj``."""
+    """Wraps a causal language model whose layers have ``mlp.down_proj``, or of which no neuron is read."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.layers = [layer.mlp.down_proj for layer in model.model.layers]
-        self.norms = torch.stack([column_norms(layer.weight) for layer in self.layers])
+        self.layers = [layer.mlp.down_proj for layer in model.model.layers if hasattr(layer.mlp, "down_proj")]
+        self.norms = _stacked([column_norms(layer.weight) for layer in self.layers], 0)
 
     def prompt(self, question: str) -> list[int]:
         """Token ids of a chat with this one message, up to where the assistant starts."""
@@ -89,9 +89,10 @@ class Reader:
                 logits = self.model(ids, attention_mask=mask).logits
             for row, (prompt, answer) in enumerate(part):
                 span = slice(len(prompt) - 1, len(prompt) + len(answer))
-                cett = torch.stack(
+                cett = _stacked(
                     [contributions(z[row, span], h[row, span], n) for (z, h), n in zip(seen, self.norms, strict=True)],
                     1,
+                    len(answer) + 1,
                 )
                 kept = cett[:, chosen[0], chosen[1]] if chosen is not None else cett[:, :0, 0]
                 logp = logits[row, span.start : span.stop - 1].float().log_softmax(-1)
@@ -99,7 +100,7 @@ class Reader:
                 drawn = logp.gather(1, torch.tensor(answer, dtype=torch.int64)[:, None])[:, 0]
                 yield Reading(
                     cett.mean(0).flatten().numpy(),
-                    torch.stack([h[row, span].float().mean(0) for _, h in seen]).flatten().numpy(),
+                    _stacked([h[row, span].float().mean(0) for _, h in seen], 0).flatten().numpy(),
                     kept.numpy(),
                     (-(logp.exp() * logp).sum(-1)).numpy(),
                     drawn.numpy(),
@@ -129,7 +130,13 @@ class Reader:
         hooks = []
         for name, head in heads.items():
             for layer in head.layer.tolist():
-                attention = self.model.model.layers[layer].self_attn
+                block = self.model.model.layers[layer]
+                if name == BLOCK:
+                    hooks.append(
+                        block.register_forward_hook(lambda _, inputs, out, to=seen[name]: to.append(_stream(out)))
+                    )
+                    continue
+                attention = block.self_attn
                 into = (
                     attention.o_proj if name == ATTENTION else getattr(attention, "qkv_proj", None) or attention.q_proj
                 )
@@ -139,6 +146,17 @@ class Reader:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _stacked(layers: list[torch.Tensor], at: int, rows: int = 0) -> torch.Tensor:
+    """One tensor of all layers'; of none an empty one, of so many rows."""
+    return torch.stack(layers, at) if layers else torch.zeros(rows, 0, 0)
+
+
+def _stream(output: Any) -> torch.Tensor:
+    """What a layer returns: the stream, or a tuple that begins with it."""
+    stream: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return stream
 
 
 def signals_of(

