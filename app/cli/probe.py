@@ -37,8 +37,13 @@ def add_parser(commands: Any) -> None:
 
     imported = actions.add_parser("import", help="make a bundle of such a list; it is yet to be calibrated")
     imported.set_defaults(run=_import)
-    imported.add_argument("file", type=Path, help="a .csv or .json file, or the folder of a probe that hprobes saved")
-    imported.add_argument("model", help="folder or Hugging Face id of the model whose neurons these are")
+    imported.add_argument(
+        "file",
+        type=Path,
+        help="a .csv or .json file, the folder of a probe that hprobes saved, or that of a linear head "
+        "of hallucination_probes (probe_config.json, probe_head.bin)",
+    )
+    imported.add_argument("model", help="folder or Hugging Face id of the model whose neurons or states these are")
     imported.add_argument("--out", type=Path, required=True, help="folder for the bundle")
     imported.add_argument("--id", help="name of the bundle (default: the model's name and -imported)")
     imported.add_argument(
@@ -102,10 +107,12 @@ def _verify(options: argparse.Namespace, extra: list[str]) -> int:
     card = bundle.card
     print(f"files        {' and '.join(FILES)}, in {folder}")
     print(f"card         {card.id}, schema version {card.schema_version}, revision {bundle.revision}")
-    print(
-        f"tensors      sha256 {card.tensors_sha256[:12]} as the card says; {len(bundle.neuron)} neurons, "
-        f"{bundle.h_neurons} positive, in {len(set(bundle.layer.tolist()))} layers; finite, in range, none twice"
+    neurons = (
+        f"{len(bundle.neuron)} neurons, {bundle.h_neurons} positive, in {len(set(bundle.layer.tolist()))} layers; "
+        "finite, in range, none twice"
     )
+    said = neurons if len(bundle.neuron) else "no neurons"
+    print(f"tensors      sha256 {card.tensors_sha256[:12]} as the card says; {said}")
     for name, head in bundle.tapped_heads.items():
         print(f"{name:<12} a head on layers {', '.join(map(str, head.layer))}; finite, ascending")
     on = f"on {len(bundle.right_risks)} right answers" if bundle.calibrated else "none: `hguard calibrate` comes first"
@@ -141,20 +148,28 @@ def _import(options: argparse.Namespace, extra: list[str]) -> int:
     from app.resolver import find_model, label_of
     from app.settings import settings_from
     from guard.probe.cett import norms_of
+    from guard.probe.foreign.linear import is_linear, read_linear
     from guard.probe.identity import identify
-    from guard.training.imported import listed, save_imported
+    from guard.training.imported import listed, save_imported, save_imported_head
 
     require_free(options.out, unless="work" if options.refit else None)  # a refit that was stopped goes on
     if options.refit:
+        if is_linear(options.file):
+            raise FitError(
+                "--refit fits neurons, and this is a head: `hguard fit --signals block` finds one of its own"
+            )
         return _refit(options, extra)
     if options.data is not None:
         raise FitError("--data is for --refit; `hguard calibrate` takes questions for what was imported without it")
     model, name = find_model(settings_from({"model": options.model}))
     identity = identify(model, label_of(name), "none", options.dtype)  # no engine has measured anything yet
-    neurons = listed(options.file, identity)
-    norms = norms_of(model, identity.layers, identity.neurons_per_layer)
     chosen = options.id or f"{Path(name).name}-imported"
-    bundle = save_imported(options.out, chosen, identity, neurons, norms)
+    if is_linear(options.file):
+        bundle = save_imported_head(options.out, chosen, identity, read_linear(options.file, identity.layers))
+    else:
+        neurons = listed(options.file, identity)
+        norms = norms_of(model, identity.layers, identity.neurons_per_layer)
+        bundle = save_imported(options.out, chosen, identity, neurons, norms)
     print(f"{bundle.card.id}, revision {bundle.revision}, is in {options.out}; it is not calibrated yet: run")
     print(f"  hguard calibrate {options.model} --probe {options.out} --data QUESTIONS --out DIR")
     return 0

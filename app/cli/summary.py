@@ -26,7 +26,8 @@ def _rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "model", f"{model.id}, {model.dtype}, weights {model.fingerprint[:12]}, fit with {model.engine}"
     layers, share = len(set(bundle.layer.tolist())), bundle.h_neurons / (model.layers * model.neurons_per_layer)
     said = f"{bundle.h_neurons} are H-neurons: {share:.2%} of the model's"
-    yield "neurons", f"{len(bundle.neuron)} in {layers} of {model.layers} layers, of which {said}"
+    neurons = f"{len(bundle.neuron)} in {layers} of {model.layers} layers, of which {said}"
+    yield "neurons", neurons if len(bundle.neuron) else "none: heads alone, so nothing can be scaled"
     for name, head in bundle.tapped_heads.items():
         yield name, f"a linear head on layers {', '.join(map(str, head.layer))}, {head.weight.shape[1]} numbers each"
     answers = ", ".join(f"{count} {part}" for part, count in training.answers.items())

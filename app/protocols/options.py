@@ -108,7 +108,7 @@ class PolicyResolver:
         if settings.prompt_check:
             require_prompt_risk(bundle)
         self.threshold, self.prompt_threshold = self._thresholds(settings.threshold, settings.target_fpr)
-        self.ceilings = _ceilings(settings, self.threshold)
+        self.ceilings = _ceilings(settings, self.threshold, len(bundle.neuron) > 0)
 
     @property
     def policy(self) -> Policy:
@@ -216,7 +216,7 @@ class ResolvedCeilings:
     explain_neurons: bool
 
 
-def _ceilings(settings: GuardSettings, threshold: float) -> ResolvedCeilings:
+def _ceilings(settings: GuardSettings, threshold: float, neurons: bool) -> ResolvedCeilings:
     mode = settings.loosest_mode or settings.mode
     # Where the operator does nothing at the threshold, a caller may set any, and get round it in any way.
 
@@ -230,7 +230,7 @@ def _ceilings(settings: GuardSettings, threshold: float) -> ResolvedCeilings:
         given(settings.max_scale, 1.0, STRONGEST),
         given(settings.min_scale, 1.0, 0.0),
         settings.allow_token_bias or mode is not Mode.ABSTAIN,
-        bool(settings.explain_neurons),
+        bool(settings.explain_neurons) and neurons,
     )
     for name, asked, limit in (("mode", settings.mode, mode), ("hold", settings.hold, found.loosest_hold)):
         if _looser(asked, limit):

@@ -17,7 +17,7 @@ from guard.harness.features import Features
 from guard.judge.question import Question
 from guard.probe.card import SetMetrics
 from guard.probe.readout import Readout, oriented
-from guard.probe.signals import SIGNALS, Pooling, Signal, TokenSignals
+from guard.probe.signals import NEURONS, SIGNALS, Pooling, Signal, TokenSignals
 
 LAST_PROMPT = "last_prompt"  # the neuron score of the last prompt token
 _LEAST = 20  # answers of a set that is reported
@@ -60,10 +60,12 @@ def alone(signals: TokenSignals, signal: Signal) -> np.floating[Any]:
 def parts_of(signals: Sequence[TokenSignals], readout: Readout) -> dict[str, NDArray[np.floating]]:
     """What each part of the probe, and an answer's length, say of each answer: higher is riskier."""
     measured = [signal for signal in SIGNALS if all(signal.name in one.values for one in signals)]
+    if without := NEURONS not in readout.used:  # and of heads alone: the engine's neuron scores are all 0
+        measured = [signal for signal in measured if signal.name != NEURONS]
     return {
         "stack": np.array([readout.risk(one)[0] for one in signals]),
         **{signal.name: np.array([alone(one, signal) for one in signals]) for signal in measured},
-        LAST_PROMPT: np.array([one.prompt_score for one in signals]),
+        **({} if without else {LAST_PROMPT: np.array([one.prompt_score for one in signals])}),
         "length": np.array([len(one) for one in signals], float),
     }
 

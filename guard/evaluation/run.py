@@ -51,6 +51,9 @@ class Evaluation:
             # At strength 1 nothing is scaled, whichever neurons they are.
             other = await self._answers(bundle, f"random-{n}", [alpha for alpha in strengths if alpha != PLAIN])
             at_random.append({PLAIN: answers, **other})
+        if with_baselines and not len(self._bundle.neuron):
+            self._say("no baselines: they are other neurons, and this probe reads none")
+            with_baselines = False
         made = await self._baselines(answers) if with_baselines else None
         result = figures.report(self._bundle, self._bundle.readout, self._questions, answers, baselines=made)
         if strengths:

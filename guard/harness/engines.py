@@ -55,7 +55,8 @@ class RealEngines:
     def guarded(self, bundle: Bundle) -> AbstractAsyncContextManager[Any]:
         args = engine_arguments(self.model, str(self.model), bundle, self.compiled, self.extra)
         engine = guarded_engine(args, bundle, Policy(Mode.SCORE, 0.5), _SCORE_SLOTS)
-        return _told(engine, f"reads {len(bundle.neuron)} neurons")
+        reads = f"{len(bundle.neuron)} neurons" if len(bundle.neuron) else " and ".join(bundle.tapped_heads)
+        return _told(engine, f"reads {reads}")
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""From a list of neurons to a bundle that is yet to be calibrated, or to what a fit takes them from."""
+"""From a list of neurons, or a head, to a bundle that is yet to be calibrated, or to what a fit takes neurons from."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from guard.probe.card import (
 )
 from guard.probe.cett import fold
 from guard.probe.foreign.hprobes import is_hprobes, read_hprobes
+from guard.probe.foreign.linear import LinearProbe
 from guard.probe.foreign.neurons import Neurons, read_neurons
-from guard.probe.signals import NEURONS
+from guard.probe.heads import tensors_of
+from guard.probe.signals import BLOCK, NEURONS
 
 
 def listed(source: Path, model: ModelIdentity, weights: bool = True) -> Neurons:
@@ -44,24 +46,7 @@ def save_imported(
         folded = fold(neurons.weight, norms[neurons.layer, neurons.neuron])
     if not np.isfinite(folded).all():
         raise BundleError("a weight times its neuron's column norm is more than a float32 holds: scale the list down")
-    # The plain neuron score, token by token: the only thing that a list says. Nothing serves it before calibration.
-    plain = StackParameters(signals={NEURONS: Term(mean=0.0, scale=1.0, weight=1.0)}, bias=0.0)
-    try:
-        card = ProbeCard(
-            schema_version=SCHEMA_VERSION,
-            id=bundle_id,
-            model=model,
-            training=Training(method="imported", answers={}),
-            intercept=neurons.intercept,
-            readout=ReadoutParameters(window=1, answer=plain, platt=(1.0, 0.0), token=plain),
-            thresholds={},
-            metrics={},
-            tensors_sha256="0" * 64,
-        )
-    except ValidationError:
-        raise BundleError(
-            f"a bundle cannot be called {bundle_id!r}: give --id with letters, digits and ._- only, at most 96"
-        ) from None
+    card = _card(bundle_id, model, NEURONS, intercept=neurons.intercept)
     tensors: dict[str, NDArray[np.generic]] = {
         "layer": neurons.layer,
         "neuron": neurons.neuron,
@@ -71,3 +56,35 @@ def save_imported(
     }
     with translate_os_errors(folder):
         return save_bundle(folder, card, tensors)
+
+
+def save_imported_head(folder: Path, bundle_id: str, model: ModelIdentity, probe: LinearProbe) -> Bundle:
+    """Save a bundle of this head alone that is yet to be calibrated."""
+    tensors: dict[str, NDArray[np.generic]] = {
+        **{name: np.zeros(0, np.int32) for name in ("layer", "neuron")},
+        **{name: np.zeros(0, np.float32) for name in ("coefficient", "folded", "right_risks")},
+        **tensors_of({BLOCK: probe.head}),
+    }
+    with translate_os_errors(folder):
+        return save_bundle(folder, _card(bundle_id, model, BLOCK, bias=probe.bias), tensors)
+
+
+def _card(bundle_id: str, model: ModelIdentity, signal: str, intercept: float = 0.0, bias: float = 0.0) -> ProbeCard:
+    """One whose risk is this signal alone, token by token: all that was imported. Nothing serves it uncalibrated."""
+    plain = StackParameters(signals={signal: Term(mean=0.0, scale=1.0, weight=1.0)}, bias=bias)
+    try:
+        return ProbeCard(
+            schema_version=SCHEMA_VERSION,
+            id=bundle_id,
+            model=model,
+            training=Training(method="imported", answers={}),
+            intercept=intercept,
+            readout=ReadoutParameters(window=1, answer=plain, platt=(1.0, 0.0), token=plain),
+            thresholds={},
+            metrics={},
+            tensors_sha256="0" * 64,
+        )
+    except ValidationError:
+        raise BundleError(
+            f"a bundle cannot be called {bundle_id!r}: give --id with letters, digits and ._- only, at most 96"
+        ) from None

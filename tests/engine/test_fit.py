@@ -34,7 +34,7 @@ from models.atlas.recipe.questions import from_ledger, load_ledger
 from models.atlas.recipe.reference import Reader
 
 OPTIONS = FitConfig(
-    samples=2, max_tokens=16, slots=24, ablation_questions=40, signals="margin,top_mass,residual,attention"
+    samples=2, max_tokens=16, slots=24, ablation_questions=40, signals="margin,top_mass,residual,attention,block"
 )
 # Prompts and answers are cut into chunks, and 24 sequences do not fit into the cache at once.
 TIGHT = ("--max-num-batched-tokens=64", "--block-size=32", "--num-gpu-blocks-override=20", "--max-num-seqs=64")
@@ -157,7 +157,7 @@ def test_what_is_collected_with_an_answer_stands_for_what_is_measured_of_it(fitt
     chosen = [Example(**row) for row in work.rows(CHOSEN)]
     measured = {row["row"]: TokenSignals.from_dict(row) for row in work.rows(MEASURED.format(C=bundle.card.training.C))}
     assert len(measured) > 20
-    assert set(bundle.heads) == {"residual", "attention"}
+    assert set(bundle.heads) == {"residual", "attention", "block"}
     flat = bundle.layer.astype(int) * bundle.card.model.neurons_per_layer + bundle.neuron
     norms = norms_of(ATLAS, bundle.card.model.layers, bundle.card.model.neurons_per_layer).reshape(-1)[flat]
     for row, one in measured.items():

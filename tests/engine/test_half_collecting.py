@@ -22,7 +22,7 @@ from guard.harness.store import StageStore
 from guard.ipc.collecting import Part, Site, Table
 from guard.judge.spans import find_span, token_offsets, tokens_of
 from guard.probe.bundle import Bundle
-from models.atlas.recipe.reference import Reader
+from models.atlas.recipe.reference import Reader, stream
 from tests.engine.float16 import PROMPTS, TIGHT, Model
 from tests.engine.half import assert_near
 from tests.engine.harness import Harness
@@ -42,7 +42,7 @@ def model(reader: Reader, tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture(scope="module")
 def collecting(model: Model) -> Iterator[Harness]:
-    kept = {"sites": (Site.RESIDUAL, Site.ATTENTION), "question": True}
+    kept = {"sites": (Site.RESIDUAL, Site.ATTENTION, Site.BLOCK), "question": True}
     harness = Harness(RealEngines(model.folder, "float16", SLOTS, extra=TIGHT, **kept).collecting)
     yield harness
     harness.close()
@@ -95,15 +95,18 @@ def test_greedy_answers_and_their_neurons(collecting: Harness, model: Model, tmp
 
 @torch.no_grad()
 def states(reader: Reader, prompts: list[list[int]], fed: list[list[int]], begins: int) -> dict[Table, Array]:
-    """Means that transformers finds, [answers, layers, width]: of what attention is given, and of what it puts out."""
+    """Means that transformers finds, [answers, layers, width]: of what attention is given, of what it puts out, and of
+    what each layer returns."""
     found: dict[Table, list[list[torch.Tensor]]] = {}
     for prompt, answer in zip(prompts, fed, strict=True):
-        seen: dict[Site, list[torch.Tensor]] = {Site.RESIDUAL: [], Site.ATTENTION: []}
+        seen: dict[Site, list[torch.Tensor]] = {Site.RESIDUAL: [], Site.ATTENTION: [], Site.BLOCK: []}
         hooks = []
         for layer in reader.model.model.layers:
             for site, module in ((Site.RESIDUAL, layer.self_attn.q_proj), (Site.ATTENTION, layer.self_attn.o_proj)):
                 keep = seen[site].append
                 hooks.append(module.register_forward_pre_hook(lambda _, given, keep=keep: keep(given[0][0].float())))
+            keep = seen[Site.BLOCK].append
+            hooks.append(layer.register_forward_hook(lambda *told, keep=keep: keep(stream(told[2])[0].float())))
         reader.model(torch.tensor([[*prompt, *answer]]))
         for hook in hooks:
             hook.remove()

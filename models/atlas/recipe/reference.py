@@ -133,7 +133,7 @@ class Reader:
                 block = self.model.model.layers[layer]
                 if name == BLOCK:
                     hooks.append(
-                        block.register_forward_hook(lambda _, inputs, out, to=seen[name]: to.append(_stream(out)))
+                        block.register_forward_hook(lambda _, inputs, out, to=seen[name]: to.append(stream(out)))
                     )
                     continue
                 attention = block.self_attn
@@ -153,7 +153,7 @@ def _stacked(layers: list[torch.Tensor], at: int, rows: int = 0) -> torch.Tensor
     return torch.stack(layers, at) if layers else torch.zeros(rows, 0, 0)
 
 
-def _stream(output: Any) -> torch.Tensor:
+def stream(output: Any) -> torch.Tensor:
     """What a layer returns: the stream, or a tuple that begins with it."""
     stream: torch.Tensor = output[0] if isinstance(output, tuple) else output
     return stream

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from app.cli.main import main
@@ -157,6 +158,27 @@ def test_a_probe_of_hprobes(capsys: pytest.CaptureFixture[str]) -> None:
     np.testing.assert_allclose(bundle.coefficient, [1.0, -4.0], rtol=1e-6)
     assert bundle.card.intercept == pytest.approx(0.25 - 0.1 + 1.2)
     assert not bundle.calibrated
+
+
+def test_a_linear_head_of_others(capsys: pytest.CaptureFixture[str]) -> None:
+    hidden = 256
+    head = torch.nn.Linear(hidden, 1)
+    Path("theirs").mkdir()
+    torch.save(head.state_dict(), "theirs/probe_head.bin")
+    Path("theirs/probe_config.json").write_text(json.dumps({"layer_idx": 2, "hidden_size": hidden}))
+    command = ["probe", "import", "theirs", "atlas", "--out", "new"]
+    refused([*command, "--refit"], "--refit fits neurons, and this is a head", capsys)
+    assert main(command) == 0
+    assert "it is not calibrated yet" in capsys.readouterr().out
+    bundle = load_bundle("new")
+    assert (len(bundle.neuron), bundle.layers_read, bundle.calibrated) == (0, {"block": [2]}, False)
+    np.testing.assert_allclose(bundle.heads["block"].weight, head.weight.detach())
+    assert bundle.readout.answer.bias == pytest.approx(head.bias.item())
+    assert main(["probe", "verify", "new", "--model", "atlas"]) == 0
+    assert "block        a head on layers 2" in capsys.readouterr().out
+    assert main(["probe", "show", "new"]) == 0
+    said = capsys.readouterr().out
+    assert "block" in said
 
 
 @pytest.mark.parametrize("name", ["layer", "neuron"])
