@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from app.cli.flags import add_flags, read_flags
 from guard.errors import BundleError, FitError
 from guard.harness.store import StageStore
@@ -22,6 +24,7 @@ from guard.probe.bundle import Bundle
 from guard.probe.identity import DTYPES
 from guard.training.config import CalibrationConfig, FitConfig
 
+_NONE = Path("none")  # --neurons
 _NEEDED = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}  # which `make serve` does not bring
 
 
@@ -37,7 +40,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the bundle; its stages go to OUT/work")
     parser.add_argument("--id", help="name of the bundle (default: the model's name and -probe)")
     parser.add_argument(
-        "--neurons", type=Path, help="fit these with L2 in place of finding any: a list, or a probe of hprobes"
+        "--neurons",
+        type=Path,
+        help="fit these with L2 in place of finding any: a list, or a probe of hprobes; none: fit heads alone "
+        "(--signals), as for a mixture of experts",
     )
     add_flags(parser, FitConfig)
     parser.add_argument(
@@ -94,7 +100,10 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     model, name = find_model(settings_from({"model": options.model}))
     identity = identify(model, label_of(name), " ".join(engine_version()), options.dtype)
     neurons = None
-    if options.neurons is not None:
+    if options.neurons == _NONE:
+        neurons = ()
+        config.require_heads()
+    elif options.neurons is not None:
         given = listed(options.neurons, identity, weights=False)
         neurons = tuple(sorted((given.layer * identity.neurons_per_layer + given.neuron).tolist()))
     settings = {
@@ -102,13 +111,14 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
         "dtype": identity.dtype,
         "questions": digest(questions),
         "judge": options.judge_model,
-        "neurons": neurons and list(neurons),  # as JSON has it
+        "neurons": None if neurons is None else list(neurons),  # as JSON has it
         **config.stage_settings(),
     }
     work = StageStore(options.out / "work", settings)
-    norms = norms_of(model, identity.layers, identity.neurons_per_layer)
+    size = identity.layers, identity.neurons_per_layer
+    norms = np.zeros(size, np.float32) if neurons == () else norms_of(model, *size)
     fit = Fit(work, questions, identity, norms, config, options.id or f"{Path(name).name}-probe", neurons, judge)
-    kept = config.sites, config.question, config.measured
+    kept = config.sites, config.question, config.measured, neurons != ()
     engines = RealEngines(model, identity.dtype, config.slots, options.compiled, extra, *kept)
     return _finish(fit.run(engines, options.out), work, options)
 

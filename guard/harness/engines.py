@@ -33,7 +33,7 @@ class Engines(Protocol):
 class RealEngines:
     """vLLM on the model in ``model``; ``slots`` answers are collected at once, ``extra`` are vLLM's own options.
 
-    sites, question: what is collected beside neurons, as in ``Collecting``. measured: the signals of tokens.
+    sites, question, neurons: what is collected, as in ``Collecting``. measured: the signals of tokens.
     """
 
     model: Path
@@ -44,10 +44,11 @@ class RealEngines:
     sites: tuple[Site, ...] = ()
     question: bool = False
     measured: frozenset[str] = ALWAYS
+    neurons: bool = True
 
     @asynccontextmanager
     async def collecting(self) -> AsyncIterator[CollectingEngine]:
-        kept = Collecting(self.slots, self.sites, self.question)
+        kept = Collecting(self.slots, self.sites, self.question, self.neurons)
         args = collecting_arguments(self.model, self.dtype, kept, self.compiled, self.extra)
         async with _told(collecting_engine(args, self.slots, self.measured), "answers and collects") as engine:
             yield engine
@@ -55,7 +56,7 @@ class RealEngines:
     def guarded(self, bundle: Bundle) -> AbstractAsyncContextManager[Any]:
         args = engine_arguments(self.model, str(self.model), bundle, self.compiled, self.extra)
         engine = guarded_engine(args, bundle, Policy(Mode.SCORE, 0.5), _SCORE_SLOTS)
-        reads = f"{len(bundle.neuron)} neurons" if len(bundle.neuron) else " and ".join(bundle.tapped_heads)
+        reads = f"{len(bundle.neuron)} neurons" if len(bundle.neuron) else ", ".join(bundle.tapped_heads)
         return _told(engine, f"reads {reads}")
 
 

@@ -55,17 +55,20 @@ Table = tuple[Site, Part]  # the means of one array
 @dataclass(frozen=True, slots=True)
 class Collecting:
     """slots: how many sequences are read at once. sites: beside NEURONS and OUTPUT. question: whether the question's
-    tokens are read, too, and not the span's alone."""
+    tokens are read, too, and not the span's alone. neurons: whether NEURONS and OUTPUT are."""
 
     slots: int
     sites: tuple[Site, ...] = ()
     question: bool = False
+    neurons: bool = True
 
     @classmethod
     def find(cls, additional_config: Any) -> Collecting | None:
         """What ``additional_config`` says, or None."""
         found = additional_config.get(KEY) if isinstance(additional_config, Mapping) else None
-        return None if found is None else cls(found["slots"], tuple(map(Site, found["sites"])), found["question"])
+        if found is None:
+            return None
+        return cls(found["slots"], tuple(map(Site, found["sites"])), found["question"], found["neurons"])
 
     def additional_config(self) -> dict[str, Any]:
         return {KEY: asdict(self)}

@@ -104,7 +104,8 @@ def collecting_arguments(
     Raises UnsupportedError where vLLM's own options name another ``dtype``, chat template or cache: the card would not
     say so.
     """
-    args = _parsed(model, str(model), dtype, compiled, ["--no-async-scheduling", *extra])
+    own = ["--no-async-scheduling", *extra]
+    args = _parsed(model, str(model), dtype, compiled, own, neurons=collecting.neurons)
     if precision.name_of(args.dtype) != dtype:
         raise UnsupportedError(
             f"--dtype {args.dtype} after -- is not {dtype}, which the probe's card would say; "

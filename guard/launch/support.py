@@ -152,9 +152,15 @@ def require_node(args: Any, first: bool) -> None:
 
 
 def require_dense(config: dict[str, Any], model: str) -> None:
-    """Refuse a mixture of experts: its experts have no down_proj of their own to tap."""
+    """Refuse neurons of a mixture of experts: its experts have no down_proj of their own to tap."""
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):
         if config.get(key):
-            raise UnsupportedError(f"{model} is a mixture of experts ({key}={config[key]}), which is not supported yet")
+            raise UnsupportedError(
+                f"{model} is a mixture of experts ({key}={config[key]}), whose neurons sit in fused kernels and cannot "
+                "be read: fit heads alone (hguard fit --neurons none)"
+            )
     if config.get("quantization_config"):
-        raise UnsupportedError(f"{model} is quantised, which has no parity test yet; serve the unquantised model")
+        raise UnsupportedError(
+            f"{model} is quantised, and the guard does not read neurons of quantised layers yet: serve the unquantised "
+            "model"
+        )

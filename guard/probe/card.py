@@ -128,11 +128,14 @@ class ReadoutParameters(_Strict):
 Span = Literal["answer-tokens-and-last-prompt-token", "fact-tokens-and-the-one-before"]
 
 
+# Random neurons say nothing; benchmarks use them. heads: there are no neurons.
+TrainingMethod = Literal["l1-logistic-regression", "random", "imported", "heads"]
+
+
 class Training(_Strict):
     """How the neurons were found. A list that was imported does not say, so it leaves out what it cannot know."""
 
-    # Random neurons say nothing; benchmarks use them.
-    method: Literal["l1-logistic-regression", "random", "imported"]
+    method: TrainingMethod
     labels: Literal["1-vs-1"] | None = None
     C: Positive | None = None
     seed: int | None = None
@@ -142,6 +145,8 @@ class Training(_Strict):
     @model_validator(mode="after")
     def _complete(self) -> Training:
         missing = [name for name in ("labels", "C", "seed", "span") if getattr(self, name) is None]
+        if self.method == "heads":
+            missing = [name for name in missing if name != "C"]
         if missing and self.method != "imported":
             raise ValueError(f"{', '.join(missing)} cannot be left out of {self.method}")
         return self

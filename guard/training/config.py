@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from guard.errors import FitError
 from guard.harness.config import AnswerConfig
 from guard.ipc.collecting import Collecting, Site, Table
 from guard.probe.signals import ALWAYS, HEADS, MARGIN, OPTIONAL, RESIDUAL, TOP_MASS, parsed
@@ -84,16 +85,23 @@ class FitConfig(CalibrationConfig):
         wanted = {*self.keep, *self.signals}
         return tuple(site for site in map(Site, HEADS) if site.value in wanted)
 
+    def require_heads(self) -> None:
+        """Raise FitError where no probe comes of this without neurons."""
+        if not set(self.signals) & set(HEADS):
+            raise FitError(f"without neurons a probe reads heads: name one of {', '.join(HEADS)} with --signals")
+        if self.span != "answer":
+            raise FitError(f"--span {self.span} is what neurons are fit on, and there are none: leave it out")
+
     @property
     def question(self) -> bool:
         """Whether the question's own tokens are kept."""
         return "question" in self.keep
 
-    @property
-    def tables(self) -> tuple[Table, ...]:
+    def tables(self, neurons: bool = True) -> tuple[Table, ...]:
         """The arrays of a fit's answers."""
         parts = Collecting(self.slots, self.sites, self.question).parts
-        return tuple((site, part) for site in (Site.NEURONS, *self.sites) for part in parts)
+        sites = (Site.NEURONS, *self.sites) if neurons else self.sites
+        return tuple((site, part) for site in sites for part in parts)
 
     def stage_settings(self) -> dict[str, object]:
         """What the stages of a fit depend on; calibration, slots and what is kept beside change none."""

@@ -79,7 +79,7 @@ async def choose(
     locate: Locate,
     say: Say,
 ) -> list[Example]:
-    """Answer, judge, choose; ``shape`` is (layers, neurons). Raises FitError when the answers cannot teach."""
+    """Answer, judge, choose; ``shape`` as of ``answer_all``. Raises FitError when the answers cannot teach."""
     prompts = [prompt_of(engine.tokenizer, question.text) for question in questions]
     answers = await answer_all(work, engine, questions, prompts, how, shape, remote is None, say)
     texts = {i: [row["text"]] for i, row in sorted(answers.items())}
@@ -125,12 +125,13 @@ async def answer_all(
     by_rule: bool,
     say: Say,
 ) -> dict[int, dict[str, Any]]:
-    """The greedy answer to each question, by question; what happened meanwhile goes into rows of ``how.tables``.
+    """The greedy answer to each question, by question; what happened meanwhile goes into rows of ``how.tables``. shape:
+    (layers, neurons), the latter 0 where none are read.
 
     Raises FitError where answers are done without one of these tables.
     """
     done = {row["question"]: row for row in work.rows(ANSWERS)}
-    files = {table: work.path(file_of(table)) for table in how.tables}
+    files = {table: work.path(file_of(table)) for table in how.tables(shape[1] > 0)}
     for (site, _), path in files.items():
         if path.exists():
             continue

@@ -39,6 +39,7 @@ from guard.probe.card import (
     Span,
     ThresholdMetrics,
     Training,
+    TrainingMethod,
 )
 from guard.probe.heads import Head, tensors_of
 from guard.probe.readout import unit_readout
@@ -48,7 +49,7 @@ from guard.training import calibration
 from guard.training.config import FitConfig
 from guard.training.examples import DataSplit, Locate, choose, chosen_in, require_questions
 from guard.training.heads import find_head
-from guard.training.neurons import CANDIDATES, NeuronSelection, find_neurons, given_neurons
+from guard.training.neurons import CANDIDATES, RIDGE, NeuronSelection, find_neurons, given_neurons
 from guard.training.selection import Selection
 
 # Thresholds come from answers of their own: what the readout was fit on looks better than it is.
@@ -90,7 +91,7 @@ def whole(answer: Example, means: Mapping[str, float], last_prompt: Mapping[str,
 class Fit:
     """One fit: ``norms`` float32 [layers, neurons], column norms from the checkpoint; ``bundle_id`` names the bundle.
 
-    neurons: flat indices of those to fit with L2, in place of finding any.
+    neurons: flat indices of those to fit with L2, in place of finding any; none at all for heads alone.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Fit:
         self._config, self._id, self._neurons = config, bundle_id, neurons
         self._judge, self._locate, self._say = judge, locate, say
         self._heads: dict[str, Head] = {}
+        self._reads_neurons = neurons is None or len(neurons) > 0
         self._ablation_questions = config.ablation_questions if neurons is None else 0  # one candidate needs no choice
 
     async def run(self, engines: Engines, out: Path) -> Bundle:
@@ -148,7 +150,7 @@ class Fit:
 
     async def _choose_and_collect(self, engine: CollectingEngine, chosen: list[Example] | None) -> list[Example]:
         """What the first engine has to do, so far as it is not done."""
-        config, shape = self._config, (self._norms.shape[0], self._norms.shape[1])
+        config, shape = self._config, (self._norms.shape[0], self._norms.shape[1] if self._reads_neurons else 0)
         if chosen is None:
             chosen = await choose(
                 self._work, engine, self._questions, config, SHARES, shape, self._judge, self._locate, self._say
@@ -168,12 +170,16 @@ class Fit:
         return self._of_questions(MEANS, data, rows)
 
     def _of_questions(self, name: str, data: DataSplit, rows: Sequence[int]) -> Features:
+        if not self._reads_neurons:
+            return Features(np.zeros((len(rows), 1), np.float32))  # of which none is taken
         return Features.of(self._work.path(name), self._norms, [data.examples[row].question for row in rows])
 
     def _find(self, data: DataSplit) -> list[NeuronSelection]:
         """The candidates, the preferred one first."""
         if self._work.has(FOUND):
             return [NeuronSelection.from_dict(row) for row in self._work.read_json(FOUND)]
+        if not self._reads_neurons:
+            return [NeuronSelection(np.zeros(0, np.int64), np.zeros(0, np.float32), 0.0, RIDGE)]
         config = self._config
         train = data.parts["train"]
         leads = self._of_questions(LEADS, data, train) if config.prompt_risk else None
@@ -248,18 +254,19 @@ class Fit:
         spans = [(chosen[i].start, chosen[i].end) for i in parts["calibration"]]
         by_token = [number for number, row in enumerate(parts["calibration"]) if row in measured]
         made = calibration.calibration(signals, wrong, spans, window, self._config.calibration, by_token)
+        random = detectors.Baseline(
+            self.features(data, parts["test"]),
+            self.features(data, parts["train"]),
+            wrong["train"],
+            found.index,
+            self._norms.shape[1],
+        )
         reports = detectors.reports(
             [data.question(i) for i in parts["test"]],
             wrong["test"],
             signals["test"],
             made.readout,
-            detectors.Baseline(
-                self.features(data, parts["test"]),
-                self.features(data, parts["train"]),
-                wrong["train"],
-                found.index,
-                self._norms.shape[1],
-            ),
+            random if self._reads_neurons else None,
             self._config.seed,
         )
         return self._bundle(
@@ -287,6 +294,12 @@ class Fit:
         }
         return [dict(zip(scores, map(float, values), strict=True)) for values in zip(*scores.values(), strict=True)]
 
+    @property
+    def _method(self) -> TrainingMethod:
+        if not self._reads_neurons:
+            return "heads"
+        return "l1-logistic-regression" if self._neurons is None else "imported"
+
     def _usual(self, data: DataSplit, found: NeuronSelection) -> Floats:
         """What each neuron contributes to a score on average over the answers that calibrate: float32 [k]."""
         means = self._of_questions(MEANS, data, data.parts["calibration"]).take(found.index)
@@ -294,7 +307,8 @@ class Fit:
 
     def _rough(self, data: DataSplit, found: NeuronSelection) -> Bundle:
         """A bundle to measure with: what it says of risk is not used."""
-        parameters, _ = calibration.calibrated(unit_readout(self._config.measured), [], np.zeros(0, bool))
+        read = self._config.measured if self._reads_neurons else self._config.measured - {NEURONS}
+        parameters, _ = calibration.calibrated(unit_readout(read), [], np.zeros(0, bool))
         folder = self._work.path(f"rough-{found.C:g}")
         return self._bundle(folder, data, found, parameters, {"right_risks": np.zeros(99, np.float32)})
 
@@ -317,9 +331,9 @@ class Fit:
             id=self._id,
             model=self._identity,
             training=Training(
-                method="l1-logistic-regression" if self._neurons is None else "imported",
+                method=self._method,
                 labels="1-vs-1",
-                C=found.C,
+                C=found.C if self._reads_neurons else None,
                 seed=self._config.seed,
                 span=SPANS[self._config.span],
                 answers={name: len(index) for name, index in data.parts.items()},

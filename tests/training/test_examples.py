@@ -55,14 +55,14 @@ def test_enough_right_answers(asked: int, answered: int, right: int, expected: b
 
 def test_what_is_kept_beside_neurons_has_an_array_each() -> None:
     plain, more = FitConfig(signals="none"), FitConfig(signals="none", keep="residual,question")
-    assert list(map(file_of, plain.tables)) == ["means.npy", "leads.npy"]
-    assert list(map(file_of, more.tables)) == [
+    assert list(map(file_of, plain.tables())) == ["means.npy", "leads.npy"]
+    assert list(map(file_of, more.tables())) == [
         *("means.npy", "leads.npy", "neurons-question.npy"),
         *("residual-span.npy", "residual-last_prompt.npy", "residual-question.npy"),
     ]
     assert plain.stage_settings() == more.stage_settings(), "the fit is the same"
     residual = ["residual-span.npy", "residual-last_prompt.npy"]
-    assert list(map(file_of, FitConfig().tables)) == ["means.npy", "leads.npy", *residual], "its probe reads that"
+    assert list(map(file_of, FitConfig().tables())) == ["means.npy", "leads.npy", *residual], "its probe reads that"
 
 
 def test_what_earlier_answers_did_not_leave_is_not_kept_of_later_ones_alone(tmp_path: Path) -> None:

@@ -46,7 +46,10 @@ def test_half_a_judge(
         (["--samples", "-1", "--slots", "0"], "--slots 0: Input should be greater than or equal to 1"),
         (["--max-tokens", "0"], "--max-tokens 0: Input should be greater than or equal to 1"),
         (["--seed", "x"], "--seed x: Input should be a valid integer"),
-        (["--keep", "residual,logits"], "--keep logits: Input should be 'residual', 'attention' or 'question'"),
+        (
+            ["--keep", "residual,logits"],
+            "--keep logits: Input should be 'residual', 'attention', 'block' or 'question'",
+        ),
     ],
 )
 def test_numbers_that_make_no_sense(
@@ -54,6 +57,23 @@ def test_numbers_that_make_no_sense(
 ) -> None:
     assert main(["fit", "atlas", "--data", data, "--out", str(tmp_path / "out"), *options]) == 1
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--signals", "margin"], "without neurons a probe reads heads: name one of residual, attention, block"),
+        (["--signals", "none"], "without neurons a probe reads heads"),
+        (["--span", "fact"], "--span fact is what neurons are fit on"),
+    ],
+)
+def test_without_neurons_there_must_be_a_head(
+    options: list[str], says: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["fit", "atlas", "--data", data, "--out", str(tmp_path / "out"), "--neurons", "none"]
+    assert main([*command, *options]) == 1
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("command", ["fit", "calibrate"])
