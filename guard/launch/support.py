@@ -64,7 +64,7 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "--quantization",
         lambda a: a.quantization is not None or getattr(a, "quantization_config", None) is not None,
-        "quantised layers have no parity test yet (so with --quantization-config)",
+        "no probe was fit on what it makes of the weights (so with --quantization-config); serve a quantised checkpoint",
     ),
     ("--worker-cls", lambda a: a.worker_cls != "auto", "the guard brings its own worker"),
     (
@@ -159,8 +159,3 @@ def require_dense(config: dict[str, Any], model: str) -> None:
                 f"{model} is a mixture of experts ({key}={config[key]}), whose neurons sit in fused kernels and cannot "
                 "be read: fit heads alone (hguard fit --neurons none)"
             )
-    if config.get("quantization_config"):
-        raise UnsupportedError(
-            f"{model} is quantised, and the guard does not read neurons of quantised layers yet: serve the unquantised "
-            "model"
-        )

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from vllm.config import get_current_vllm_config
-from vllm.model_executor.layers.linear import RowParallelLinear, UnquantizedLinearMethod
+from vllm.model_executor.layers.linear import RowParallelLinear
 
 from guard.errors import TapError, UnsupportedError
 from guard.ipc.collecting import Site
@@ -88,11 +88,6 @@ class GuardRowParallelLinear(RowParallelLinear):
 
     def _require_readable(self, prefix: str) -> None:
         """Raise UnsupportedError where activations would not be what they seem; have them kept as they are."""
-        if not isinstance(self.quant_method, UnquantizedLinearMethod):
-            raise UnsupportedError(
-                f"{prefix} is quantised ({type(self.quant_method).__name__}), which is not supported yet; "
-                "serve the unquantised model"
-            )
         if self.tp_size > 1 and not self.reduce_results:
             raise UnsupportedError(f"{prefix} does not reduce its output over ranks, so it cannot be scored")
         # The tap reads activations, so act-and-quantise fusions must leave this layer's input alone.

@@ -141,11 +141,6 @@ def test_mixture_of_experts(config: dict[str, int]) -> None:
         support.require_dense(config, "some-model")
 
 
-def test_quantised_checkpoint() -> None:
-    with pytest.raises(UnsupportedError, match="quantised"):
-        support.require_dense({"quantization_config": {"quant_method": "fp8"}}, "some-model")
-
-
 @pytest.mark.parametrize("found", ["0.31.9", "0.33.0", "1.0"])
 def test_unknown_engine_version(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
     monkeypatch.setattr(versions, "version", lambda name: found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
 from app.protocols.options import PolicyResolver
@@ -33,11 +31,11 @@ from models.atlas.recipe.questions import from_ledger, load_ledger
 from models.atlas.recipe.reference import Reader
 from tests.conftest import make_card
 from tests.engine.explained import EXPLAIN
-from tests.engine.half import References, scores, size
+from tests.engine.half import References
 from tests.engine.harness import Harness, guarded
 from tests.engine.test_families import HEADS, LAYERS, SHAPE
 from tests.engine.test_half_collecting import states
-from tests.engine.test_parity import LENGTHS, assert_measured, reference, signals
+from tests.engine.test_parity import LENGTHS, assert_measured, reference
 from tests.measured import with_heads
 
 EXPERTS: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
@@ -73,62 +71,6 @@ def headless(card: ProbeCard) -> ProbeCard:
     readout = card.readout
     changed = {"answer": less(readout.answer), "token": less(readout.token), "prompt_platt": None}
     return card.model_copy(update={"readout": readout.model_copy(update=changed)})
-
-
-def quantised(folder: Path, tokenizer: Any) -> Reader:
-    """A random Qwen3 of INT8 weights, by output channel, whose activations vLLM rounds token by token; and what its
-    weights stand for, in float32."""
-    config = transformers.Qwen3Config(**SHAPE, **HEADS, vocab_size=len(tokenizer))
-    torch.manual_seed(0)
-    model = transformers.Qwen3ForCausalLM(config).to(torch.bfloat16)
-    model.save_pretrained(folder)
-    kept: dict[str, torch.Tensor] = {}
-    for name, weight in model.state_dict().items():
-        if name.endswith("proj.weight"):
-            scale = (weight.float().abs().amax(1, keepdim=True) / 127).bfloat16()
-            rounded = (weight.float() / scale.float()).round().clamp(-127, 127)
-            kept[name], kept[f"{name}_scale"] = rounded.to(torch.int8), scale
-            weight.copy_(rounded * scale.float())
-        else:
-            kept[name] = weight.clone()
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
-    eight = {"num_bits": 8, "type": "int", "symmetric": True}
-    group = {
-        "targets": ["Linear"],
-        "weights": {**eight, "strategy": "channel"},
-        "input_activations": {**eight, "strategy": "token", "dynamic": True},
-    }
-    said = json.loads((folder / "config.json").read_text())
-    said["quantization_config"] = {
-        "quant_method": "compressed-tensors",
-        "format": "int-quantized",
-        "config_groups": {"group_0": group},
-        "ignore": ["lm_head"],
-    }
-    (folder / "config.json").write_text(json.dumps(said))
-    return Reader(model.float(), tokenizer)
-
-
-def test_heads_of_a_quantised_model(prompts: list[list[int]], tmp_path: Path) -> None:
-    """What the heads are given is what the model goes on with: as far from float32 as its rounding."""
-    tokenizer = AutoTokenizer.from_pretrained(ATLAS)
-    tokenizer.save_pretrained(tmp_path)
-    with torch.no_grad():
-        reader = quantised(tmp_path, tokenizer)
-    bundle = bundle_of(tmp_path)
-    assert bundle.card.model.quantization == "compressed-tensors"
-    with pytest.raises(UnsupportedError, match="does not read neurons of quantised layers"):
-        engine_arguments(tmp_path, "test", load_bundle(tmp_path / "one"), False, SMALL)
-    harness = guarded(tmp_path, bundle, SMALL)
-    try:
-        short = [prompt for prompt in prompts if len(prompt) < 200][:12]
-        produced = harness.produce(short, LENGTHS[:12])
-    finally:
-        harness.close()
-    wanted = reference(reader, bundle, short, [one.tokens for one in produced])
-    for name in bundle.tapped_heads:
-        got, exact = scores([signals(one) for one in produced], name), scores(wanted, name)
-        assert 0 < size(got - exact) < 0.03 * size(exact)
 
 
 @pytest.fixture(scope="module", params=sorted(EXPERTS))
