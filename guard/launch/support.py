@@ -64,7 +64,7 @@ _REFUSED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "--quantization",
         lambda a: a.quantization is not None or getattr(a, "quantization_config", None) is not None,
-        "no probe was fit on what it makes of the weights (so with --quantization-config); serve a quantised checkpoint",
+        "no probe was fit on what it makes of the weights (so with --quantization-config); take a quantised one",
     ),
     ("--worker-cls", lambda a: a.worker_cls != "auto", "the guard brings its own worker"),
     (
