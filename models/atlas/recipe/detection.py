@@ -14,24 +14,24 @@ from sklearn.metrics import roc_auc_score
 from guard.errors import FitError
 from guard.evaluation import detectors, metrics
 from guard.evaluation.random_baseline import flat
-from guard.harness.activations import file_of
+from guard.harness.activations import MEANS
 from guard.harness.features import Features
 from guard.harness.questions import split
 from guard.harness.store import StageStore
-from guard.ipc.collecting import Part, Site
 from guard.judge.question import Question
 from guard.judge.rules import judge
 from guard.probe import conformal
 from guard.probe.bundle import Bundle, load_bundle
 from guard.probe.cett import norms_of
-from guard.probe.signals import NEURONS, TokenSignals
+from guard.probe.signals import TokenSignals
 from guard.training import calibration
 from guard.training.config import Method
 from guard.training.examples import DataSplit, chosen_in
-from guard.training.pipeline import SHARES, whole
+from guard.training.pipeline import SHARES
 from guard.training.selection import MEASURED
 from models.atlas.recipe.reference import Reader, signals_of
 from models.atlas.recipe.trials import Trial, prompts_of
+from models.kept import signals_of as signals_kept
 
 SPLITS = 10
 TARGET = 0.05
@@ -60,21 +60,8 @@ class Fitted:
             raise FitError(f"{folder} does not hold a finished fit; run `make atlas-report` again")
         identity = bundle.card.model
         norms = norms_of(model, identity.layers, identity.neurons_per_layer)
-        rows = [one.question for one in chosen]
-
-        def forward(part: Part) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float64]]]:
-            cett = (np.load(work.path(file_of((Site.NEURONS, part))))[rows] * norms).reshape(len(rows), -1)
-            scores = {NEURONS: (cett[:, flat(bundle)] @ bundle.coefficient).astype(np.float64)}
-            for name, head in bundle.heads.items():
-                states = np.load(work.path(file_of((Site(name), part))), mmap_mode="r")
-                scores[name] = head.score(states[rows][:, head.layer])
-            return cett, scores
-
-        (features, means), (_, leads) = forward(Part.SPAN), forward(Part.LAST_PROMPT)
-        signals = {
-            row: whole(one, *({name: float(by[name][row]) for name in by} for by in (means, leads)))
-            for row, one in enumerate(chosen)
-        }
+        features = (np.load(work.path(MEANS))[[one.question for one in chosen]] * norms).reshape(len(chosen), -1)
+        signals = dict(enumerate(signals_kept(work, chosen, bundle, norms)))
         measured = work.rows(MEASURED.format(C=bundle.card.training.C))
         signals |= {row["row"]: TokenSignals.from_dict(row) for row in measured}
         return cls(bundle, DataSplit.of(questions, chosen, SHARES, seed), signals, features)

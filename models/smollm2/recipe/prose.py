@@ -14,7 +14,7 @@ from models.wording import MISSING, WORDS
 PAGE = Path(__file__).with_name("report.md.j2")
 SHOWN = ("stack", "neurons", "linear", "last prompt token", "entropy", "mean entropy", "logprob", "length", "words")
 HEADLINE = ("capitals", "continents", "cities", "elements", "currencies", "triviaqa")
-_LATER = ("crossed", "lengths", "popularity", "scaling", "signals")  # what a workspace may not have
+_LATER = ("crossed", "lengths", "popularity", "scaling", "signals", "quantised")  # what a workspace may not have
 Figures = dict[str, Any]
 
 
