@@ -12,8 +12,8 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ from guard.probe.signals import TokenSignals
 log = logging.getLogger("hguard")
 # Given text is scored or refused: there is no answer that could pass unscored.
 _CLOSED = Policy(Mode.ABSTAIN, 1.0)
+_OPEN = Policy(Mode.SCORE, 1.0)  # what is left out where there is no room
 _NAME = 64  # characters of a caller's id
 
 
@@ -299,19 +300,22 @@ class GuardedEngine:
         self, prompt: Mapping[str, Any], start: int, scale: float, request_id: str
     ) -> NDArray[np.float64] | None:
         """See ``guard.engine.stages.Engine.apart``."""
+        name, bundle = self._name(request_id), self.bundle
         try:
-            slots = self.pool.claim(1)
-        except CapacityError:
-            return None
-        done = False
-        try:
-            name = self._name(request_id)
-            found = await self._given_text.apart(prompt, start, slots[0], scale, name, self.bundle)
-            done = True
-            return found if self.bundle.usual is None else found - self.bundle.usual
+            with self._own_slot(_OPEN) as slots:
+                found = await self._given_text.apart(prompt, start, slots[0], scale, name, bundle) if slots else None
         except TapError:
             log.exception("the neurons of an answer were not told apart")
             return None
+        return found if found is None or bundle.usual is None else found - bundle.usual
+
+    @contextmanager
+    def _own_slot(self, policy: Policy) -> Iterator[list[Slot]]:
+        """A slot for a request of the guard's own; none where no slot is free and the policy fails open."""
+        slots, done = self._claim(1, policy), False
+        try:
+            yield slots
+            done = True
         finally:
             self.pool.release(slots, done)
 
@@ -329,18 +333,13 @@ class GuardedEngine:
         ``draws``: whether the distributions behind the tokens are measured; None: where the current readout uses them.
         """
         draws = self.readout.uses_draws if draws is None else draws
-        slots = self._claim(1, _CLOSED)
-        done = False
-        try:
-            prompt = {"type": "token", "prompt_token_ids": [*prompt_ids, *response_ids]}
+        prompt = {"type": "token", "prompt_token_ids": [*prompt_ids, *response_ids]}
+        with self._own_slot(_CLOSED) as slots:
             await self._given_text.read(
                 prompt, len(prompt_ids) - 1, slots, scale, self._name(request_id), purpose, draws
             )
-            done = True
             answer = Answer(0, slots[0], prompt_length=len(prompt_ids), token_ids=list(response_ids))
             return answer.signals(self.table, 0, len(response_ids))
-        finally:
-            self.pool.release(slots, done)
 
     async def answer(self, prompt_ids: Sequence[int], longest: int, request_id: str, scale: float = 1.0) -> Verdict:
         """A greedy answer of at most ``longest`` tokens, and what is to be said of it."""
