@@ -139,6 +139,8 @@ def _export(options: argparse.Namespace, extra: list[str]) -> int:
     from guard.probe.foreign.neurons import Neurons, write_neurons
 
     bundle = load_bundle(locate(options.probe))
+    if not len(bundle.neuron):
+        raise FitError(f"{bundle.card.id} reads no neurons, so there is no list of them")
     write_neurons(options.out, Neurons(bundle.layer, bundle.neuron, bundle.coefficient))
     print(f"{len(bundle.neuron)} neurons of {bundle.card.id} are in {options.out}")
     return 0
@@ -149,7 +151,7 @@ def _import(options: argparse.Namespace, extra: list[str]) -> int:
     from app.settings import settings_from
     from guard.probe.cett import norms_of
     from guard.probe.foreign.linear import is_linear, read_linear
-    from guard.probe.identity import identify
+    from guard.probe.identity import identify, model_config
     from guard.training.imported import listed, save_imported, save_imported_head
 
     require_free(options.out, unless="work" if options.refit else None)  # a refit that was stopped goes on
@@ -165,7 +167,8 @@ def _import(options: argparse.Namespace, extra: list[str]) -> int:
     identity = identify(model, label_of(name), "none", options.dtype)  # no engine has measured anything yet
     chosen = options.id or f"{Path(name).name}-imported"
     if is_linear(options.file):
-        bundle = save_imported_head(options.out, chosen, identity, read_linear(options.file, identity.layers))
+        probe = read_linear(options.file, identity.layers, int(model_config(model)["hidden_size"]))
+        bundle = save_imported_head(options.out, chosen, identity, probe)
     else:
         neurons = listed(options.file, identity)
         norms = norms_of(model, identity.layers, identity.neurons_per_layer)

@@ -108,7 +108,7 @@ class PolicyResolver:
         if settings.prompt_check:
             require_prompt_risk(bundle)
         self.threshold, self.prompt_threshold = self._thresholds(settings.threshold, settings.target_fpr)
-        self.ceilings = _ceilings(settings, self.threshold, len(bundle.neuron) > 0)
+        self.ceilings = _ceilings(settings, self.threshold, bundle)
 
     @property
     def policy(self) -> Policy:
@@ -216,7 +216,7 @@ class ResolvedCeilings:
     explain_neurons: bool
 
 
-def _ceilings(settings: GuardSettings, threshold: float, neurons: bool) -> ResolvedCeilings:
+def _ceilings(settings: GuardSettings, threshold: float, bundle: Bundle) -> ResolvedCeilings:
     mode = settings.loosest_mode or settings.mode
     # Where the operator does nothing at the threshold, a caller may set any, and get round it in any way.
 
@@ -227,10 +227,10 @@ def _ceilings(settings: GuardSettings, threshold: float, neurons: bool) -> Resol
         mode,
         given(settings.max_threshold, threshold, 1.0),
         settings.loosest_hold or (settings.hold if mode is Mode.ABSTAIN else Hold.NONE),
-        given(settings.max_scale, 1.0, STRONGEST),
-        given(settings.min_scale, 1.0, 0.0),
+        given(settings.max_scale, 1.0, STRONGEST) if bundle.h_neurons else 1.0,
+        given(settings.min_scale, 1.0, 0.0) if bundle.h_neurons else 1.0,
         settings.allow_token_bias or mode is not Mode.ABSTAIN,
-        bool(settings.explain_neurons) and neurons,
+        bool(settings.explain_neurons) and bundle.told_by_neurons,
     )
     for name, asked, limit in (("mode", settings.mode, mode), ("hold", settings.hold, found.loosest_hold)):
         if _looser(asked, limit):
@@ -246,8 +246,8 @@ def _require_possible(options: GuardOptions, mode: Mode, bundle: Bundle) -> None
         raise RequestError("this probe has no neurons that can be scaled", param=f"{FIELD}.scale")
     if options.retry_scale is not None and bundle.h_neurons == 0:
         raise RequestError("this probe has no neurons that a second try could scale", param=f"{FIELD}.retry_scale")
-    if options.explain_neurons and not len(bundle.neuron):
-        raise RequestError("this probe reads no neurons", param=f"{FIELD}.explain_neurons")
+    if options.explain_neurons and not bundle.told_by_neurons:
+        raise RequestError("no neurons count in the risks of this probe", param=f"{FIELD}.explain_neurons")
     for name in ("prompt_check", "retry_scale"):
         value = getattr(options, name)
         if value is not None and value is not False and mode is not Mode.ABSTAIN:

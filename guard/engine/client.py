@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from guard import declines
 from guard.compat import refused_for_load
@@ -32,7 +33,7 @@ from guard.engine.stages import STAGES, GenerateCall, tell_apart
 from guard.engine.traffic import OwnRequests, Purpose, Traffic
 from guard.engine.turn import Reasoning, Turns
 from guard.engine.validation import require_no_bias, require_sendable, require_valid
-from guard.errors import CapacityError, TapError
+from guard.errors import CapacityError
 from guard.ipc import capture
 from guard.ipc.score_table import ScoreTable, Slot, SlotPool
 from guard.policy import Mode, Policy
@@ -297,14 +298,16 @@ class GuardedEngine:
             self.pool.release(slots, done)
 
     async def apart(
-        self, prompt: Mapping[str, Any], start: int, scale: float, request_id: str
+        self, prompt: Mapping[str, Any], start: int, scale: float, request_id: str, bundle: Bundle
     ) -> NDArray[np.float64] | None:
         """See ``guard.engine.stages.Engine.apart``."""
-        name, bundle = self._name(request_id), self.bundle
+        name = self._name(request_id)
         try:
             with self._own_slot(_OPEN) as slots:
                 found = await self._given_text.apart(prompt, start, slots[0], scale, name, bundle) if slots else None
-        except TapError:
+        except EngineDeadError:
+            raise
+        except Exception:  # whatever it is, the answer is there, and has its risk
             log.exception("the neurons of an answer were not told apart")
             return None
         return found if found is None or bundle.usual is None else found - bundle.usual
@@ -361,22 +364,26 @@ class GuardedEngine:
         bundle: Bundle | None = None,
         text: str = "",
     ) -> Verdict:
-        """The verdict on given text; see ``measure``. ``within``: after so many seconds it stays unscored. ``bundle``:
+        """The verdict on given text; see ``measure``. ``within``: after so many seconds it stays unscored, and after as
+        many more its neurons unnamed. ``bundle``:
         the probe that judges, as of a ``RequestContext``. ``text``: the response's, which may be one that declines."""
         readout = self.readout if bundle is None else bundle.readout
-        ids = list(response_ids)
+        ids, verdict = list(response_ids), None
         try:
-            async with asyncio.timeout(within), self.traffic.begun(bundle):
+            async with asyncio.timeout(within) as limit, self.traffic.begun(bundle):
                 signals = await self.measure(prompt_ids, ids, policy.scale, request_id, draws=readout.uses_draws)
                 began = time.perf_counter()
                 whole = policy.declines_pass and self._turns.start(prompt_ids) == len(prompt_ids)
                 verdict = verdict_on(signals, readout, policy, index, ids, declined=whole and declines.declines(text))
                 if (call := current_context()) is not None:
                     call.overhead_seconds += time.perf_counter() - began
+                if within is not None:
+                    limit.reschedule(asyncio.get_running_loop().time() + within)
                 read = {"type": "token", "prompt_token_ids": [*prompt_ids, *ids]}
-                await tell_apart(verdict, read, len(prompt_ids), policy.scale, request_id, self)
+                probe = self.bundle if bundle is None else bundle
+                await tell_apart(verdict, read, len(prompt_ids), policy.scale, request_id, self, probe)
         except TimeoutError:
-            return unscored(index, policy, ids, Unscored.TIMEOUT)
+            return verdict or unscored(index, policy, ids, Unscored.TIMEOUT)
         return verdict
 
 

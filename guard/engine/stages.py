@@ -61,7 +61,7 @@ class Engine(Protocol):
         ...
 
     async def apart(
-        self, prompt: Mapping[str, Any], start: int, scale: float, request_id: str
+        self, prompt: Mapping[str, Any], start: int, scale: float, request_id: str, bundle: Bundle
     ) -> NDArray[np.float64] | None:
         """What each of the probe's neurons contributes over the prompt's tokens from position ``start`` on, beyond
         what it usually does: float64 [k]. None where it cannot be had."""
@@ -146,31 +146,36 @@ class NeuronExplanation(Stage):
         prompt = request.prompt
         if answer.verdict is None or not isinstance(prompt, Mapping) or "prompt_token_ids" not in prompt:
             return
+        if answer.verdict.decision.action is Action.ABSTAINED:
+            return  # nothing is said of why
         ids = [*prompt["prompt_token_ids"], *answer.token_ids]
         first = answer.prompt_length + answer.reasoning_tokens - answer.given
-        await tell_apart(answer.verdict, {**prompt, "prompt_token_ids": ids}, first, scale, request.request_id, engine)
+        text, bundle = {**prompt, "prompt_token_ids": ids}, request.call.bundle or engine.bundle
+        await tell_apart(answer.verdict, text, first, scale, request.request_id, engine, bundle)
 
 
 async def tell_apart(
-    verdict: Verdict, text: Mapping[str, Any], first: int, scale: float, request_id: str, engine: Engine
+    verdict: Verdict,
+    text: Mapping[str, Any],
+    first: int,
+    scale: float,
+    request_id: str,
+    engine: Engine,
+    bundle: Bundle,
 ) -> None:
     """Have the explanation of a verdict name neurons, where its policy wants them.
 
-    text: prompt and answer as one prompt. first: the position of the first token that was scored.
+    text: prompt and answer as one prompt. first: the position of the first token that was scored. bundle: the probe
+    that judged.
     """
     why = verdict.explanation
-    if (
-        why is None
-        or not len(engine.bundle.neuron)
-        or not verdict.policy.explain_neurons
-        or verdict.decision.action is Action.ABSTAINED
-    ):
+    if why is None or not verdict.policy.explain_neurons or not bundle.told_by_neurons:
         return
     start, end = (first + place for place in why.span)
     read = {**text, "prompt_token_ids": text["prompt_token_ids"][:end]}
-    beyond = await engine.apart(read, start, scale, request_id)
+    beyond = await engine.apart(read, start, scale, request_id, bundle)
     if beyond is not None:
-        verdict.explanation = why.told_apart(engine.bundle.layer, engine.bundle.neuron, beyond)
+        verdict.explanation = why.told_apart(bundle.layer, bundle.neuron, beyond)
 
 
 STAGES: tuple[Stage, ...] = (PromptCheck(), Retry(), NeuronExplanation())

@@ -30,10 +30,10 @@ from guard.probe import conformal, drift
 from guard.probe.card import SCHEMA_VERSION, ProbeCard
 from guard.probe.drift import Bands
 from guard.probe.heads import HEAD_TENSORS, Head, head_flaw, heads_in, tensors_of
-from guard.probe.identity import differences, forward_config
+from guard.probe.identity import differences, forward_config, model_config
 from guard.probe.readout import Readout
 from guard.probe.reference import Reference, config_differences, read_reference, write_reference
-from guard.probe.signals import ALWAYS, HEADS, NEURONS
+from guard.probe.signals import ALWAYS, BLOCK, COLUMN, HEADS, NEURONS, RESIDUAL
 
 FILES = ("probe.json", "probe.safetensors")
 TENSORS: dict[str, type[np.generic]] = {
@@ -98,10 +98,11 @@ class Bundle:
 
     def reads_within(self, other: Bundle) -> bool:
         """Whether all that it makes a risk of is measured where ``other`` serves: it can be scored beside that."""
+        neurons = ("layer", "neuron", "folded") if NEURONS in self.readout.used else ()
         return (
             self.fits_the_weights_of(other)
             and self.readout.used <= other.measured
-            and all(np.array_equal(getattr(self, name), getattr(other, name)) for name in ("layer", "neuron", "folded"))
+            and all(np.array_equal(getattr(self, name), getattr(other, name)) for name in neurons)
             and all(other.tapped_heads.get(name) == head for name, head in self.tapped_heads.items())
         )
 
@@ -115,6 +116,11 @@ class Bundle:
     def h_neurons(self) -> int:
         """How many neurons have a positive coefficient: the H-Neurons, and the ones that can be scaled."""
         return int((self.coefficient > 0).sum())
+
+    @property
+    def told_by_neurons(self) -> bool:
+        """Whether neurons count in an answer's risk, so that they can explain it."""
+        return len(self.neuron) > 0 and self.readout.answer.weight[COLUMN[NEURONS]] != 0
 
     @property
     def calibrated(self) -> bool:
@@ -215,6 +221,12 @@ def require_model(bundle: Bundle, model: str | Path, relaxed: bool = False) -> l
     Raises BundleError naming every difference that is not tolerated.
     """
     fatal, tolerable = differences(bundle.card.model, Path(model))
+    hidden = model_config(Path(model)).get("hidden_size")
+    fatal += [
+        f"its states are {hidden} wide, and the probe's head on {name} is of {bundle.heads[name].weight.shape[1]}"
+        for name in (RESIDUAL, BLOCK)
+        if name in bundle.heads and hidden is not None and bundle.heads[name].weight.shape[1] != hidden
+    ]
     if bundle.reference is not None:
         fatal += config_differences(bundle.reference.config, forward_config(Path(model)))
     if fatal or (tolerable and not relaxed):

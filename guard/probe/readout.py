@@ -19,7 +19,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.probe.signals import ALWAYS, HEADS, NEURONS, SIGNALS, Array, Pooling, Signal, Source, TokenSignals, names
+from guard.probe.signals import (
+    ALWAYS,
+    COLUMN,
+    HEADS,
+    NEURONS,
+    SIGNALS,
+    Array,
+    Pooling,
+    Signal,
+    Source,
+    TokenSignals,
+    names,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +103,7 @@ class Explanation:
     @property
     def other_neurons(self) -> float:
         """What the neurons add that are not listed."""
-        return self.signals[NEURONS] - sum(one.adds for one in self.neurons)
+        return self.signals.get(NEURONS, 0.0) - sum(one.adds for one in self.neurons)
 
     def told_apart(
         self, layer: NDArray[np.int32], neuron: NDArray[np.int32], beyond: NDArray[np.float64], most: int = 10
@@ -147,7 +159,7 @@ class Readout:
     def explain(self, signals: TokenSignals) -> Explanation:
         """What the logit of an answer's worst window is made of."""
         features, _, less, peak = self._worst(signals, 0)
-        column = [signal.name for signal in SIGNALS].index(NEURONS)
+        column = COLUMN[NEURONS]
         per_score = self.answer.weight[column] / self.answer.scale[column]
         span = _averaged(signals, peak)
         return Explanation(self.answer.bias - less, self.answer.contributions(features), span, per_score)

@@ -188,6 +188,8 @@ def test_what_needs_neurons_is_refused(mixture: Mixture) -> None:
     with pytest.raises(RequestError, match="gives no risk before generation"):
         resolver.resolve({"mode": "abstain", "prompt_check": True})
     assert resolver.resolve({"explain": True}).explain
+    limits = resolver.ceilings
+    assert (limits.min_scale, limits.max_scale, limits.explain_neurons) == (1.0, 1.0, False), "as the page offers it"
 
 
 def test_neurons_of_a_mixture_are_refused(
@@ -196,6 +198,12 @@ def test_neurons_of_a_mixture_are_refused(
     *_, bundle = mixture
     with pytest.raises(UnsupportedError, match="is a mixture of experts"):
         engine_arguments(bundle.path.parent, "test", load_bundle(bundle.path.parent / "one"), False, SMALL)
+
+
+def test_heads_alone_are_scored_beside_a_probe_that_reads_them(headed: Bundle, tmp_path: Path) -> None:
+    alone = without_neurons(headed, tmp_path / "alone")
+    assert alone.reads_within(headed)
+    assert not headed.reads_within(alone)
 
 
 def test_without_neurons_and_heads_there_is_nothing_to_tap(headed: Bundle, tmp_path: Path) -> None:

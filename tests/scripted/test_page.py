@@ -75,7 +75,9 @@ async def test_it_starts_from_what_the_server_allows(
         modes = await page.run("[...document.getElementById('mode').options].map(one => one.value)")
         assert (modes, await page.run("document.getElementById('mode').value")) == (offered, mode.value)
         risky = await ask(page, "risky")
-        assert risky["asked"] == {"tokens": True, "explain": True}, "what was not touched is the server's to decide"
+        assert risky["asked"] == {"tokens": True, "explain": True, "explain_neurons": True}, (
+            "what was not touched is the server's to decide"
+        )
         assert not risky["problem"]
         assert risky["verdict"] == f"{'withheld' if withheld else 'flagged'}, risk {HIGH:.2f}"
         assert risky["classes"] == "verdict over"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from guard.probe.heads import Head
 
 CONFIG, HEAD = "probe_config.json", "probe_head.bin"
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-LARGEST = 16 << 20  # bytes; a head of 16,384 numbers in float64 has 128 KiB
+LARGEST = 16 << 20  # bytes, however the file is packed; a head of 16,384 numbers in float64 has 128 KiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,8 @@ def is_linear(path: Path) -> bool:
     return named and (folder / CONFIG).is_file() and (folder / HEAD).is_file()
 
 
-def read_linear(path: Path, layers: int) -> LinearProbe:
-    """The probe, for a model of so many layers. Raises BundleError naming the file and the fault."""
+def read_linear(path: Path, layers: int, hidden_size: int) -> LinearProbe:
+    """The probe, for a model of so many layers and so wide. Raises BundleError naming the file and the fault."""
     folder = path if path.is_dir() else path.parent
     if adapters := [name for name in _ADAPTERS if (folder / name).is_file()]:
         raise BundleError(
@@ -47,6 +48,8 @@ def read_linear(path: Path, layers: int) -> LinearProbe:
             "states than the model's own; merge the adapter into the model, and import the head for that"
         )
     layer, hidden = _config(folder / CONFIG, layers)
+    if hidden != hidden_size:
+        raise BundleError(f"{folder / CONFIG}: its model's states have {hidden} numbers, this one's {hidden_size}")
     weight, bias = _head(folder / HEAD)
     if len(weight) != hidden:
         raise BundleError(f"{folder / HEAD}: its head reads {len(weight)} numbers, {CONFIG} says {hidden}")
@@ -72,13 +75,15 @@ def _config(file: Path, layers: int) -> tuple[int, int]:
 
 def _head(file: Path) -> tuple[NDArray[np.float32], float]:
     """(weight [hidden], bias). Tensors alone are read (``weights_only``): the file could hold any program."""
-    if file.stat().st_size > LARGEST:
+    if _unpacked(file) > LARGEST:
         raise BundleError(f"{file} is larger than {LARGEST >> 20} MiB, which no linear head is")
     try:
         found: Any = torch.load(file, map_location="cpu", weights_only=True)
-        tensors = {name: tensor.float() for name, tensor in found.items()}
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, pickle.UnpicklingError):
-        raise BundleError(f"{file} is not a state dict of tensors alone, so it is not read") from None
+        if not all(_is_plain(tensor) for tensor in found.values()):
+            raise ValueError
+        tensors = {name: tensor.detach().resolve_neg().float() for name, tensor in found.items()}
+    except (OSError, RuntimeError, ValueError, TypeError, EOFError, KeyError, AttributeError, pickle.UnpicklingError):
+        raise BundleError(f"{file} is not a state dict of plain tensors alone, so it is not read") from None
     weights = [one for one in tensors.values() if one.dim() == 2 and one.shape[0] == 1]
     biases = [one for one in tensors.values() if one.dim() == 1 and len(one) == 1]
     if len(weights) != 1 or len(biases) != 1 or len(tensors) != 2:
@@ -88,3 +93,26 @@ def _head(file: Path) -> tuple[NDArray[np.float32], float]:
     if not np.isfinite(weight).all() or not np.isfinite(bias):
         raise BundleError(f"{file}: a value is not finite")
     return weight, bias
+
+
+def _unpacked(file: Path) -> int:
+    """Bytes of the file, or of all that it holds where that is more."""
+    size = file.stat().st_size
+    if zipfile.is_zipfile(file):
+        try:
+            with zipfile.ZipFile(file) as packed:
+                size = max(size, sum(one.file_size for one in packed.infolist()))
+        except (zipfile.BadZipFile, OSError):
+            pass  # which torch says, too
+    return size
+
+
+def _is_plain(tensor: Any) -> bool:
+    """Whether it is a tensor of real numbers each of which is in the file."""
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_complex()
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )

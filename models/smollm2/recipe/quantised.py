@@ -129,11 +129,12 @@ def measure(plain: Kept, eight: Kept, shipped: Bundle, anew: Bundle, draws: int 
     right = [again.risk(of_shipped[d])[0] for d in held if not found[d].wrong]
     limit = conformal.threshold(np.sort(np.array(right, np.float32)), TARGET)
     own = shipped.threshold(TARGET)
+    learnt, learnt_anew = (probe.card.training.answers["train"] for probe in (shipped, anew))
     tried: dict[str, tuple[Kept, str, Readout, float]] = {
-        "full precision, the probe that ships": (plain, "shipped", shipped.readout, own),
+        f"full precision, the probe that ships, fit on {learnt} answers": (plain, "shipped", shipped.readout, own),
         "INT8, the same as it is": (eight, "shipped", shipped.readout, own),
         "INT8, its neurons calibrated anew": (eight, "shipped", again, limit),
-        "INT8, fit anew": (eight, "anew", anew.readout, anew.threshold(TARGET)),
+        f"INT8, fit anew on {learnt_anew} answers": (eight, "anew", anew.readout, anew.threshold(TARGET)),
     }
     sets = np.array([eight.questions[d].groups[0] for d in test])
     weights = intervals.draws([eight.questions[d].entity.casefold() for d in test], count=draws)

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from app.cli.main import main
 from app.settings import ATLAS
 from guard.probe.bundle import Bundle, load_bundle
+from tests.measured import with_heads
 from tests.probe.stand_in import Hub, stand_in
 
 PROBE = str(ATLAS / "probe")
@@ -177,8 +178,22 @@ def test_a_linear_head_of_others(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "verify", "new", "--model", "atlas"]) == 0
     assert "block        a head on layers 2" in capsys.readouterr().out
     assert main(["probe", "show", "new"]) == 0
-    said = capsys.readouterr().out
-    assert "block" in said
+    assert "none: heads alone" in capsys.readouterr().out
+    for name in ("list.json", "list.csv"):
+        refused(["probe", "export", "new", "--out", name], "atlas-imported reads no neurons", capsys)
+        assert not Path(name).exists()
+
+
+def test_a_linear_head_of_another_width(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("theirs").mkdir()
+    torch.save(torch.nn.Linear(8, 1).state_dict(), "theirs/probe_head.bin")
+    Path("theirs/probe_config.json").write_text(json.dumps({"layer_idx": 2, "hidden_size": 8}))
+    says = "its model's states have 8 numbers, this one's 256"
+    refused(["probe", "import", "theirs", "atlas", "--out", "new"], says, capsys)
+    assert not Path("new").exists()
+    narrow = with_heads(load_bundle(PROBE), Path("narrow"), 8)
+    says = "its states are 256 wide, and the probe's head on residual is of 8"
+    refused(["probe", "verify", str(narrow.path), "--model", "atlas"], says, capsys)
 
 
 @pytest.mark.parametrize("name", ["layer", "neuron"])
