@@ -200,6 +200,16 @@ def test_neurons_of_a_mixture_are_refused(
         engine_arguments(bundle.path.parent, "test", load_bundle(bundle.path.parent / "one"), False, SMALL)
 
 
+def test_neurons_that_do_not_count_are_not_named(headed: Bundle, tmp_path: Path) -> None:
+    tensors = {name: tensor for name, tensor in headed.tensors.items() if name != "right_prompt_risks"}
+    idle = save_bundle(tmp_path, headless(headed.card), tensors)
+    assert len(idle.neuron) == len(headed.neuron)
+    resolver = PolicyResolver(Settings(explain_neurons=True), idle)
+    assert not resolver.ceilings.explain_neurons
+    with pytest.raises(RequestError, match="no neurons count in the risks of this probe"):
+        resolver.resolve({"explain_neurons": True})
+
+
 def test_heads_alone_are_scored_beside_a_probe_that_reads_them(headed: Bundle, tmp_path: Path) -> None:
     alone = without_neurons(headed, tmp_path / "alone")
     assert alone.reads_within(headed)

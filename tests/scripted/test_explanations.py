@@ -13,9 +13,7 @@ import pytest
 
 from app.settings import ATLAS, Settings
 from guard.probe.bundle import load_bundle, save_bundle
-from guard.probe.card import ProbeCard
 from guard.probe.signals import SIGNALS
-from tests.measured import with_heads
 from tests.scripted.script import Asked, Script
 from tests.scripted.server import over, scripted_app
 from tests.scripted.test_scripted import CHAT, asking, result
@@ -212,24 +210,3 @@ async def test_neurons_are_held_against_the_probe_that_judged(tmp_path: Path) ->
         found = (await under_way).json()["hallucination"]
     assert found["probe"]["id"] == shipped.card.id
     require_told_apart(found["results"][0])
-
-
-async def test_neurons_that_do_not_count_are_not_named(tmp_path: Path) -> None:
-    headed = with_heads(load_bundle(ATLAS / "probe"), tmp_path / "headed", 256)
-    bundle = save_bundle(tmp_path / "probe", weightless(headed.card), headed.tensors)
-    assert len(bundle.neuron) > 0
-    async with scripted_app(Settings(probe=str(bundle.path))) as app, over(app) as http:
-        reply = await http.post(CHAT, json=asking("Is it risky?", hallucination=NAMING))
-        assert (await http.get("/info")).json()["ceilings"]["explain_neurons"] is False
-    assert reply.status_code == 400
-    assert "no neurons count in the risks of this probe" in reply.json()["error"]["message"]
-
-
-def weightless(card: ProbeCard) -> ProbeCard:
-    """A card whose stacks give neurons no weight."""
-    readout = card.readout
-    answer, token = (
-        stack.model_copy(update={"signals": {k: v for k, v in stack.signals.items() if k != "neurons"}})
-        for stack in (readout.answer, readout.token)
-    )
-    return card.model_copy(update={"readout": readout.model_copy(update={"answer": answer, "token": token})})

@@ -112,7 +112,7 @@ async def test_what_was_withheld_is_shown_where_the_server_allows(tmp_path: Path
         await page.run("document.querySelector('.note button').click()")
         await page.until(f"{ANSWERED} > {before}")
         shown = await seen(page)
-        assert shown["asked"] == {"tokens": True, "explain": True, "mode": "flag"}
+        assert shown["asked"] == {"tokens": True, "explain": True, "explain_neurons": True, "mode": "flag"}
         assert (shown["said"], shown["verdict"]) == ("It is in Sri Lanka.", f"flagged, risk {HIGH:.2f}")
 
 
