@@ -73,7 +73,8 @@ def headless(card: ProbeCard) -> ProbeCard:
     return card.model_copy(update={"readout": readout.model_copy(update=changed)})
 
 
-@pytest.fixture(scope="module", params=sorted(EXPERTS))
+# What the taps see of one mixture is what they see of the other; half precision is the harder one.
+@pytest.fixture(scope="module", params=["qwen3", pytest.param("mixtral", marks=pytest.mark.long)])
 def mixture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mixture]:
     folder = tmp_path_factory.mktemp(request.param)
     prefix, dtype, more = EXPERTS[request.param]
