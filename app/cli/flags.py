@@ -41,7 +41,7 @@ def add_flags(
         if name == positional:
             group.add_argument(name, nargs="?", **told)
             continue
-        if field.annotation is bool:
+        if bool in (field.annotation, *get_args(field.annotation)):
             told["action"] = argparse.BooleanOptionalAction
         elif get_origin(field.annotation) is Literal:
             told["choices"] = get_args(field.annotation)

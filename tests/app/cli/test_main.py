@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import guard
+from app.cli.flags import add_flags
 from app.cli.main import main
 from app.resolver import SHIPPED
 from app.settings import ATLAS, Ceilings, GuardDefaults, RequestLimits, Settings, settings_from
@@ -208,3 +210,13 @@ def test_a_probe_for_another_model(bundle: Bundle, tmp_path: Path, capsys: pytes
 def test_engine_arguments_not_for_probe(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "show", str(bundle.path), "--", "--enforce-eager"]) == 2
     assert "probe does not start vLLM" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "means"), [([], None), (["--explain-neurons"], True), (["--no-explain-neurons"], False)]
+)
+def test_a_flag_that_may_be_left_out_takes_no_value(given: list[str], means: bool | None) -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, Settings)
+    parsed = parser.parse_args(given)
+    assert settings_from(vars(parsed)).explain_neurons is means
