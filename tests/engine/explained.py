@@ -8,7 +8,7 @@ import numpy as np
 
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
-from guard.probe.signals import NEURONS, SIGNALS
+from guard.probe.signals import COLUMN, NEURONS
 from models.atlas.recipe.reference import Reader
 from tests.engine.harness import Harness
 
@@ -26,7 +26,7 @@ def assert_told_apart(
     """What each neuron adds is within ``near`` of the largest, and together they add what the signal does."""
     produced = harness.produce(prompts, lengths, [EXPLAIN] * len(prompts))
     readings = reader.read(prompts, [one.tokens for one in produced], (bundle.layer, bundle.neuron), batch=8)
-    place = [signal.name for signal in SIGNALS].index(NEURONS)
+    place = COLUMN[NEURONS]
     mean = bundle.readout.answer.mean[place]
     usual = np.zeros(len(bundle.neuron)) if bundle.usual is None else bundle.usual
     for one, reading in zip(produced, readings, strict=True):

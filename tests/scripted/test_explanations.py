@@ -13,7 +13,7 @@ import pytest
 
 from app.settings import ATLAS, Settings
 from guard.probe.bundle import load_bundle, save_bundle
-from guard.probe.signals import SIGNALS
+from guard.probe.signals import COLUMN
 from tests.scripted.script import Asked, Script
 from tests.scripted.server import over, scripted_app
 from tests.scripted.test_scripted import CHAT, asking, result
@@ -48,7 +48,7 @@ def require_told_apart(found: dict[str, Any]) -> None:
     require_explained(found)
     why = found["explanation"]
     bundle = load_bundle(ATLAS / "probe")
-    place = [signal.name for signal in SIGNALS].index("neurons")
+    place = COLUMN["neurons"]
     stack = bundle.readout.answer
     per_score = stack.weight[place] / stack.scale[place]
     score = why["signals"]["neurons"] / per_score + stack.mean[place]

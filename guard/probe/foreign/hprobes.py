@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from guard.errors import BundleError
+from guard.probe.foreign.folder import folder_of
 from guard.probe.foreign.neurons import Neurons
 
 CARD, TENSORS = "probe.json", "probe.safetensors"
@@ -24,9 +25,7 @@ _FLOOR = 1e-8  # that it adds to every deviation
 
 def is_hprobes(path: Path) -> bool:
     """Whether this is a folder with such a probe, or one of its two files."""
-    folder = path if path.is_dir() else path.parent
-    named = path.is_dir() or path.name in (CARD, TENSORS)
-    return named and (folder / CARD).is_file() and (folder / TENSORS).is_file()
+    return folder_of(path, CARD, TENSORS) is not None
 
 
 def read_hprobes(path: Path, layers: int, neurons_per_layer: int) -> Neurons:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from guard.errors import BundleError
+from guard.probe.foreign.folder import folder_of
 from guard.probe.heads import Head
 
 CONFIG, HEAD = "probe_config.json", "probe_head.bin"
@@ -34,9 +35,7 @@ class LinearProbe:
 
 def is_linear(path: Path) -> bool:
     """Whether this is a folder with such a probe, or one of its two files."""
-    folder = path if path.is_dir() else path.parent
-    named = path.is_dir() or path.name in (CONFIG, HEAD)
-    return named and (folder / CONFIG).is_file() and (folder / HEAD).is_file()
+    return folder_of(path, CONFIG, HEAD) is not None
 
 
 def read_linear(path: Path, layers: int, hidden_size: int) -> LinearProbe:
