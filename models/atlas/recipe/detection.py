@@ -191,14 +191,20 @@ def transfer(base: Fitted, chat: Fitted, seed: int) -> dict[str, Any]:
     }
 
 
+def judged(reader: Reader, asked: Sequence[Trial]) -> tuple[list[list[int]], list[list[int]], list[bool | None]]:
+    """(prompts, greedy answers through transformers, what the judge says of each)."""
+    prompts = prompts_of(reader, asked)
+    answers = reader.answer(prompts)
+    verdicts = [judge(t.question, reader.tokenizer.decode(a)) for t, a in zip(asked, answers, strict=True)]
+    return prompts, answers, verdicts
+
+
 def elsewhere(fitted: Fitted, reader: Reader, asked: Sequence[Trial], seed: int) -> dict[str, dict[str, Any]]:
     """The probe on what it was not fit on, by set: as it is, and with all behind its neurons calibrated anew.
 
     Greedy answers through transformers, half of the entities for calibration. Declined answers are left out.
     """
-    prompts = prompts_of(reader, asked)
-    answers = reader.answer(prompts)
-    verdicts = [judge(t.question, reader.tokenizer.decode(a)) for t, a in zip(asked, answers, strict=True)]
+    prompts, answers, verdicts = judged(reader, asked)
     kept = [i for i, verdict in enumerate(verdicts) if verdict is not None and answers[i]]
     bundle = fitted.bundle
     chosen, heads = (bundle.layer, bundle.neuron), bundle.tapped_heads

@@ -26,7 +26,6 @@ from guard.evaluation.detectors import alone
 from guard.harness.activations import file_of
 from guard.harness.store import StageStore, write_json
 from guard.ipc.collecting import Part, Site
-from guard.judge.rules import judge
 from guard.probe.readout import windows
 from guard.probe.signals import (
     ATTENTION,
@@ -42,22 +41,24 @@ from guard.probe.signals import (
 )
 from guard.training.examples import chosen_in
 from models.atlas.recipe import prose, trials
-from models.atlas.recipe.detection import Fitted
+from models.atlas.recipe.detection import Fitted, judged
 from models.atlas.recipe.questions import from_ledger, held_out, load_ledger
 from models.atlas.recipe.reference import Reading, signals_of
 from models.atlas.recipe.report import FIT_SEED, MANY, SEED
-from models.atlas.recipe.trials import Trial, prompts_of
+from models.atlas.recipe.trials import Trial
 
 Doubles = NDArray[np.float64]
 
 _SERVED = (NEURONS, ENTROPY, LOGPROB)
+# What the fits read (Makefile): a signal that came later is no part of the table.
+_ALL = (*_SERVED, MARGIN, TOP_MASS, RESIDUAL, ATTENTION)
 STACKS: Mapping[str, tuple[str, ...]] = {
     "stack": _SERVED,
     "stack, margin, top mass": (*_SERVED, MARGIN, TOP_MASS),
     "stack, residual": (*_SERVED, RESIDUAL),
     "stack, attention": (*_SERVED, ATTENTION),
     "default": (*_SERVED, MARGIN, TOP_MASS, RESIDUAL),
-    "all": tuple(COLUMN),
+    "all": _ALL,
     "forward pass alone": (NEURONS, RESIDUAL, ATTENTION),
 }
 BENT: Mapping[str, Callable[[], Any]] = {
@@ -89,7 +90,9 @@ class Stacked:
             name: (self._columns(stack), _logistic().fit(worst[:, self._columns(stack)], wrong))
             for name, stack in STACKS.items()
         }
-        self._models |= {name: (self._columns(tuple(COLUMN)), made().fit(worst, wrong)) for name, made in BENT.items()}
+        self._models |= {
+            name: (self._columns(_ALL), made().fit(worst[:, self._columns(_ALL)], wrong)) for name, made in BENT.items()
+        }
         chosen = chosen_in(work)
         assert chosen is not None
         self._layer = fitted.bundle.heads[RESIDUAL].layer
@@ -121,7 +124,11 @@ class Stacked:
         }
         doubtful = np.stack([self._doubtful(one) for one in signals])
         found[GATED] = self._gate.decision_function(self._products(doubtful, states))
-        found |= {signal.name: np.array([alone(one, signal) for one in signals], float) for signal in SIGNALS}
+        found |= {
+            signal.name: np.array([alone(one, signal) for one in signals], float)
+            for signal in SIGNALS
+            if signal.name in _ALL
+        }
         return {**found, "length": np.array([len(one) for one in signals], float)}
 
     def _doubtful(self, signals: TokenSignals) -> NDArray[np.float32]:
@@ -154,9 +161,7 @@ def measure(model: Path, ledger: dict[str, Any], folder: Path) -> dict[str, Any]
     reader = trials.reader_of(model)
     asked = [Trial("held out", (question.text,), question) for question in held_out(ledger, SEED)]
     asked += trials.pressure_sets(ledger, MANY, SEED)
-    prompts = prompts_of(reader, asked)
-    answers = reader.answer(prompts)
-    verdicts = [judge(t.question, reader.tokenizer.decode(a)) for t, a in zip(asked, answers, strict=True)]
+    prompts, answers, verdicts = judged(reader, asked)
     kept = [i for i, verdict in enumerate(verdicts) if verdict is not None and answers[i]]
     bundle = fitted.bundle
     chosen = bundle.layer, bundle.neuron
