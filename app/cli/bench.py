@@ -14,7 +14,7 @@ from app.cli.flags import add_flags, read_flags
 from app.resolver import label_of
 from app.settings import ATLAS, Settings
 from guard.bench.config import BenchConfig
-from guard.bench.synthetic import SHAPES, write_chat_model, write_model, write_probe
+from guard.bench.synthetic import SHAPES, STEP, STEP_VARIABLE, modelless, write_chat_model, write_model, write_probe
 from guard.errors import GuardError
 from guard.launch.engines import run_engines
 from guard.probe.bundle import Bundle
@@ -39,6 +39,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--compiled", action="store_true", help="compile the models on CPU")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--http", action="store_true", help="compare two servers over HTTP instead of two engines")
+    instead.add_argument(
+        "--api", action="store_true", help="compare the API processes of two servers whose engines compute nothing"
+    )
     instead.add_argument("--profile", action="store_true", help="profile the kernels of a decoding step instead")
     instead.add_argument("--kernels", action="store_true", help="time the guard's Triton kernels alone instead")
 
@@ -49,7 +52,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     from guard.bench.offline import MODES, bench
     from guard.bench.results import write
 
-    known = tuple(online.MODES) if options.http else MODES
+    known = tuple(online.MODES) if options.http else tuple(online.API_MODES) if options.api else MODES
     config = read_flags(options, BenchConfig)
     if unknown := sorted(set(config.modes) - set(known)):
         raise GuardError(f"--modes knows {', '.join(known)}, not {', '.join(unknown)}")
@@ -57,7 +60,7 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     if options.kernels:
         write(_kernels(), options.out)
         return 0
-    if options.http:
+    if options.http or options.api:
         write(_over_http(options, extra, config), options.out)
         return 0
     with tempfile.TemporaryDirectory() as folder:
@@ -114,6 +117,10 @@ def _over_http(options: argparse.Namespace, extra: list[str], config: BenchConfi
     from guard.bench import online
     from guard.bench.processes import HOST, Command, free_port, guarded_server
 
+    environment = {}
+    if options.api:
+        extra = [*modelless(max(config.clients)), *extra]
+        environment[STEP_VARIABLE] = STEP
     with tempfile.TemporaryDirectory() as scratch:
         model, probe = options.model, options.probe
         if options.shape is not None:  # it has no tokenizer: atlas's stands in
@@ -135,10 +142,11 @@ def _over_http(options: argparse.Namespace, extra: list[str], config: BenchConfi
         work = online.bench(
             prepared.name,
             # Without plugins: ours would put its layer, though without a tap, into the plain engine too.
-            Command("vllm serve", [*plain, *extra], port, {"VLLM_PLUGINS": ""}),
-            guarded_server(*guarded, "--", *extra),
+            Command("vllm serve", [*plain, *extra], port, {**environment, "VLLM_PLUGINS": ""}),
+            guarded_server(*guarded, "--", *extra, environment=environment),
             AutoTokenizer.from_pretrained(prepared.model),
             config.model_copy(update={"slots": settings.slots}),
             Path(scratch),
+            options.api,
         )
         return asyncio.run(work)

@@ -22,7 +22,7 @@ class BenchConfig(BaseModel):
     modes: tuple[str, ...] = Field(
         (),
         description="modes to compare, comma-separated, all if none is named: score, score+entropy, scale, risk; "
-        "with --http score, flag, abstain",
+        "with --http score, flag, abstain; with --api also abstain:window and abstain:none, by what of a stream waits",
     )
     slots: int = Field(512, ge=1, description="of the score table")
 

@@ -1,4 +1,7 @@
-"""The load over HTTP: chat requests to the guarded server and to plain ``vllm serve``, whole answers and streams."""
+"""The load over HTTP: chat requests to the guarded server and to plain ``vllm serve``, whole answers and streams.
+
+Of two servers without a model (``modelless``) the API process alone is compared.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ ROUTE = "/v1/chat/completions"
 LEAST = 16  # requests of one run: of a handful, the slowest in a hundred is only the slowest
 
 _FIELD = "hallucination"
-_TICK = 0.01  # the unit in which the kernel counts a process's time
+_TICK = 1e-4  # seconds of a processor, below which a run says nothing
 _INSTANT = 1e-6  # between tokens where all come in one packet: ratios need some time
 
 
@@ -47,6 +50,27 @@ MODES = {
     "flag": Mode({"mode": "flag"}),
     "abstain": Mode({"mode": "abstain", "threshold": 1.0, "hold": "answer"}, held=True),
 }
+API_MODES = {
+    **MODES,
+    "abstain:window": Mode({"mode": "abstain", "threshold": 1.0, "hold": "window"}),
+    "abstain:none": Mode({"mode": "abstain", "threshold": 1.0, "hold": "none"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How answers are asked for. label: after the name of each metric."""
+
+    stream: bool
+    logprobs: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"{', streamed' if self.stream else ''}{', logprobs' if self.logprobs else ''}"
+
+
+KINDS = (Kind(False), Kind(True))
+API_KINDS = (*KINDS, Kind(False, logprobs=True), Kind(True, logprobs=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +82,17 @@ class HttpWork:
     output: int
     concurrency: int
 
-    def bodies(self, config: dict[str, Any] | None, stream: bool) -> list[bytes]:
+    def bodies(self, config: dict[str, Any] | None, kind: Kind) -> list[bytes]:
         """The requests. Greedy, and of full length whatever the model would say."""
         common: dict[str, Any] = {
             "model": self.model,
             "max_tokens": self.output,
             "temperature": 0,
             "ignore_eos": True,
-            "stream": stream,
+            "stream": kind.stream,
         }
+        if kind.logprobs:
+            common |= {"logprobs": True, "top_logprobs": 1}
         if config is not None:
             common[_FIELD] = config
         return [
@@ -134,6 +160,11 @@ async def send(server: ServerProcess, bodies: Sequence[bytes], concurrency: int)
     return taken
 
 
+def api_process(taken: Taken, kind: Kind) -> dict[str, float]:
+    """What the API process took for each request."""
+    return {f"API process, CPU ms/request{kind.label}": 1e3 * max(taken.server_seconds, _TICK) / len(taken.replies)}
+
+
 def whole(taken: Taken, output: int, guarded: bool) -> dict[str, float]:
     """The metrics of answers that came in one piece; checks that they are what was asked for."""
     for reply in taken.replies:
@@ -143,7 +174,7 @@ def whole(taken: Taken, output: int, guarded: bool) -> dict[str, float]:
             raise GuardError(f"an answer has {tokens} tokens, not {output}: there is nothing to compare")
         _require_verdict(content.get(_FIELD), guarded)
     waited = [reply.ended - reply.sent for reply in taken.replies]
-    return {**_totals(taken, ""), **_quantiles("answer", waited)}
+    return {**_totals(taken, KINDS[0]), **_quantiles("answer", waited)}
 
 
 def streamed(taken: Taken, guarded: bool, held: bool = False) -> dict[str, float]:
@@ -157,7 +188,7 @@ def streamed(taken: Taken, guarded: bool, held: bool = False) -> dict[str, float
         _require_verdict(verdict, guarded)
         first.append(times[0] - reply.sent)
         between.extend(_gaps(times))
-    values = {**_totals(taken, ", streamed"), **_quantiles("time to first token", first)}
+    values = {**_totals(taken, KINDS[1]), **_quantiles("time to first token", first)}
     return values if held else {**values, **_quantiles("inter-token latency", between or [_INSTANT])}
 
 
@@ -185,12 +216,8 @@ def _require_verdict(verdict: Any, guarded: bool) -> None:
         raise GuardError("the plain server answers with a verdict: it is not plain")
 
 
-def _totals(taken: Taken, how: str) -> dict[str, float]:
-    count = len(taken.replies)
-    return {
-        f"requests/s{how}": count / taken.seconds,
-        f"API process, CPU ms/request{how}": 1e3 * max(taken.server_seconds, _TICK) / count,
-    }
+def _totals(taken: Taken, kind: Kind) -> dict[str, float]:
+    return {f"requests/s{kind.label}": len(taken.replies) / taken.seconds, **api_process(taken, kind)}
 
 
 def _gaps(times: Sequence[float]) -> list[float]:
@@ -205,11 +232,11 @@ def _quantiles(name: str, seconds: Sequence[float]) -> dict[str, float]:
 
 
 async def bench(
-    model: str, plain: Command, guarded: Command, tokenizer: Any, config: BenchConfig, logs: Path
+    model: str, plain: Command, guarded: Command, tokenizer: Any, config: BenchConfig, logs: Path, api: bool = False
 ) -> dict[str, Any]:
     """Start both servers, measure, and return what goes into ``bench/results``.
 
-    load_average: the machine's, from other work, before the servers start.
+    ``api``: their API processes alone. load_average: the machine's, from other work, before the servers start.
     """
     prompter = Prompter(tokenizer, config.prompt)
     others = os.getloadavg()[0]
@@ -222,7 +249,7 @@ async def bench(
         client: dict[int, list[float]] = {}
         for concurrency in config.clients:
             shares = client.setdefault(concurrency, [])
-            runs = _runs(model, servers[0], servers[1], prompter, concurrency, config, shares.append)
+            runs = _runs(model, servers[0], servers[1], prompter, concurrency, config, shares.append, api)
             rows += await compare(model, concurrency, runs, config.rounds)
     return {
         **setting(),
@@ -249,27 +276,28 @@ def _runs(
     concurrency: int,
     config: BenchConfig,
     note_share: Callable[[float], None],
+    api: bool,
 ) -> dict[str, Run]:
     """What is compared under one concurrency: each run asks for whole answers, then for streams."""
+    kinds, modes = (API_KINDS, API_MODES) if api else (KINDS, MODES)
     count = max(LEAST, concurrency * config.requests)
 
     def run_on(server: ServerProcess, mode: Mode | None) -> Run:
         async def run(seed: int) -> Measured:
             values: dict[str, float] = {}
-            for stream in (False, True):
-                texts = prompter.texts(count, 10_000 * concurrency + 2 * seed + stream)
-                bodies = HttpWork(model, texts, config.output, concurrency).bodies(
-                    mode.config if mode else None, stream
-                )
+            for number, kind in enumerate(kinds):
+                texts = prompter.texts(count, 10_000 * concurrency + len(kinds) * seed + number)
+                bodies = HttpWork(model, texts, config.output, concurrency).bodies(mode.config if mode else None, kind)
                 taken = await send(server, bodies, concurrency)
                 note_share(taken.client_seconds / taken.seconds)
-                values |= (
+                found = (
                     streamed(taken, mode is not None, mode is not None and mode.held)
-                    if stream
+                    if kind.stream
                     else whole(taken, config.output, mode is not None)
                 )
+                values |= api_process(taken, kind) if api else found
             return Measured(values)
 
         return run
 
-    return {PLAIN: run_on(plain, None), **{name: run_on(guarded, MODES[name]) for name in config.modes}}
+    return {PLAIN: run_on(plain, None), **{name: run_on(guarded, modes[name]) for name in config.modes}}

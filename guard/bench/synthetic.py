@@ -1,4 +1,4 @@
-"""Models to measure that need no download: real shapes, random weights, a probe of random neurons."""
+"""Models to measure that need no download: real shapes, random weights, a probe of random neurons; and no model."""
 
 from __future__ import annotations
 
@@ -50,6 +50,17 @@ SHAPES = {
         Shape("llama-8b", 4096, 14336, 32, 32, 8, 128_256, False, 30, 5),
     )
 }
+
+
+STEP_VARIABLE = "HGUARD_BENCH_STEP_US"
+# Microseconds of a step, and of each sequence in it, of an engine without a model: API processes keep up with that.
+STEP = "2000,250"
+
+
+def modelless(sequences: int) -> list[str]:
+    """vLLM's arguments for an engine that computes nothing (``guard.bench.modelless``), for so many at once."""
+    backend = "guard.bench.modelless.ModellessExecutor"
+    return ["--distributed-executor-backend", backend, "--max-num-seqs", str(sequences)]
 
 
 def write_model(shape: Shape, folder: Path) -> Path:
