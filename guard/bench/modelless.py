@@ -49,7 +49,7 @@ class Sequence:
     drawn: int = 0
 
 
-class ModellessExecutor(Executor):
+class ModellessExecutor(Executor):  # type: ignore[misc]
     """Stands where workers would be. In a guarded engine it leaves in the score table what the taps would."""
 
     def _init_executor(self) -> None:
@@ -61,7 +61,7 @@ class ModellessExecutor(Executor):
         taps = TapConfig.find(self.vllm_config.additional_config)
         self._guarded = None if taps is None else _Guarded(load_bundle(Path(taps.bundle)), len(taps.layers))
 
-    def collective_rpc(  # type: ignore[override]
+    def collective_rpc(
         self,
         method: str | Callable[..., Any],
         timeout: float | None = None,
@@ -100,9 +100,7 @@ class ModellessExecutor(Executor):
             return self._guarded.answer(method, args)
         raise NotImplementedError(f"an engine without a model has no {method}")
 
-    def execute_model(  # type: ignore[override]
-        self, scheduler_output: SchedulerOutput, non_block: bool = False
-    ) -> Any:
+    def execute_model(self, scheduler_output: SchedulerOutput, non_block: bool = False) -> Any:
         """One step: each sequence whose prompt is through gets a token."""
         output = self._step(scheduler_output)
         return _done(output) if non_block else output

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from guard import precision
-from guard.engine.reading import one_pass
+from guard.engine.prompt.reading import one_pass
 from guard.errors import FitError, TapError
 from guard.ipc import capture
 from guard.ipc.collecting import Part, Site, Table

@@ -10,7 +10,7 @@ import numpy as np
 
 from guard import declines
 from guard.engine.context import Unscored, Verdict
-from guard.engine.turn import ReasoningSpan
+from guard.engine.prompt.turn import ReasoningSpan
 from guard.ipc.score_table import ScoreTable, Slot
 from guard.policy import PASSED, Action, Decision, Policy, decide
 from guard.probe.readout import Peak, Readout
@@ -30,6 +30,7 @@ class Answer:
     given: how many tokens of its turn stand in the prompt already, and are scored with it.
     windows_scored: how many windows of the turn have been scored, each starting a token later. unscorable: none of its
     windows will be any more.
+    midway: the verdict of a window that ends it, before the engine does. verdict: its last, once that is told.
     texts: the text that it has in the engine, in pieces; kept where its tokens are to be shown, and while it may be one
     that declines. decode: all that tokens spell, special ones too; None where answers that decline are not told apart.
     """
@@ -48,10 +49,15 @@ class Answer:
     windows_scored: int = 0
     unscorable: bool = False
     verdict: Verdict | None = None
+    midway: Verdict | None = None
     decode: Callable[[list[int]], str] | None = None
 
     def extend(self, tokens: Sequence[int], cumulative: bool) -> None:
-        for token in tokens[len(self.token_ids) :] if cumulative else tokens:
+        further = tokens[len(self.token_ids) :] if cumulative else tokens
+        if not self.reasoning_open:
+            self.token_ids += further
+            return
+        for token in further:
             self.token_ids.append(token)
             if self.reasoning_open and self.reasoning is not None:
                 self.reasoning_tokens += 1
@@ -86,6 +92,18 @@ class Answer:
             values |= table.read(source, self.slot, start + first, start + last)
         return TokenSignals(before, values)
 
+    def complete(self, window: int) -> int:
+        """How many windows of the turn can be scored by now: a token's own score exists when it was fed back, one step
+        after it was drawn."""
+        known = len(self.token_ids) - self.reasoning_tokens - 1
+        return self.given + known - window + 1 if known >= 0 else 0
+
+    def next_window(self) -> tuple[int, int, int, int]:
+        """(slot, generation, first position, tokens of the turn before it) of the next window to score."""
+        assert self.slot is not None
+        first = self.prompt_length + self.reasoning_tokens - self.given + self.windows_scored
+        return self.slot.index, self.slot.generation, first, self.windows_scored
+
     def cleared(self, window: int) -> int:
         """How many generated tokens lie in no window that is still to be scored.
 
@@ -98,12 +116,11 @@ class Answer:
     def look(self, table: ScoreTable, readout: Readout, policy: Policy) -> Verdict | None:
         """Score the windows that are complete by now; the verdict, once one of them ends the answer.
 
-        A token's own score exists when it was fed back, one step after it was drawn. A window that reaches the
-        threshold decides for the whole answer, whose risk is that of its worst window.
+        A window that reaches the threshold decides for the whole answer, whose risk is that of its worst window.
         """
         known = len(self.token_ids) - self.reasoning_tokens - 1
-        complete = self.given + known - readout.window + 1
-        if self.slot is None or self.unscorable or known < 0 or complete <= self.windows_scored:
+        complete = self.complete(readout.window)
+        if self.slot is None or self.unscorable or complete <= self.windows_scored:
             return None
         scored = self.windows_scored
         part = self.signals(table, scored - self.given, known)

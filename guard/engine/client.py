@@ -2,8 +2,8 @@
 
 It stands where vLLM's own ``AsyncLLM`` stood: what is not defined here is delegated, so tools, templates, logprobs,
 streaming and n stay vLLM's. ``generate`` claims score slots, tells the worker, lets an ``OutputGate`` decide on outputs
-as they arrive, ends what is withheld, and frees the slots whatever happens. Written against vLLM 0.32
-(``v1/engine/async_llm.py``; the same in 0.26).
+as they arrive, and frees the slots whatever happens; a ``StepWatch`` ends what is withheld midway. Written against vLLM
+0.32 (``v1/engine/async_llm.py``; the same in 0.26).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,13 @@ from guard.engine.answer import Answer, unscored, verdict_on
 from guard.engine.context import RequestContext, Unscored, Verdict, current_context, use_context
 from guard.engine.gate import OutputGate
 from guard.engine.outputs import with_completions
-from guard.engine.reading import GivenText
-from guard.engine.salts import Salts
+from guard.engine.prompt.reading import GivenText
+from guard.engine.prompt.salts import Salts
+from guard.engine.prompt.turn import Reasoning, Turns
 from guard.engine.stages import STAGES, GenerateCall, tell_apart
 from guard.engine.traffic import OwnRequests, Purpose, Traffic
-from guard.engine.turn import Reasoning, Turns
 from guard.engine.validation import require_no_bias, require_sendable, require_valid
+from guard.engine.watch import StepWatch
 from guard.errors import CapacityError
 from guard.ipc import capture
 from guard.ipc.score_table import ScoreTable, Slot, SlotPool
@@ -74,6 +75,8 @@ class GuardedEngine:
         self._started = itertools.count()
         self.salts = Salts(bundle.card.tensors_sha256)
         self._given_text = GivenText(engine, table, self.salts, self.own)
+        self._watch = StepWatch(table)
+        self._watch.attach(engine.output_processor)
         bare = engine.model_config.skip_tokenizer_init
         self.placeholder = 0 if bare else int(engine.get_tokenizer().eos_token_id or 0)
         self._ends = _ends_of(engine.model_config)
@@ -152,16 +155,24 @@ class GuardedEngine:
                 # No await since the slots of the first try were given back: the second always finds as many.
                 slots = self._claim(len(choices), policy) if policy.mode is not Mode.OFF else []
                 gate = self._gate(request, [first + index for index in choices], slots, retry_follows=not last)
-                async with aclosing(self._run(gate, request, slots, scale)) as outputs:
-                    async for output in outputs:
-                        _remember(call, first_tries)
-                        for completion in output.outputs:
-                            completion.index = choices[completion.index]
-                        if params.output_kind is RequestOutputKind.FINAL_ONLY:
-                            whole.update((completion.index, completion) for completion in output.outputs)
-                        else:
-                            yield output
-                _remember(call, first_tries)
+                async with self._begun(gate, request, slots, scale) as outputs:
+                    async for given in outputs:
+                        released = gate.feed(given)
+                        for answer in gate.decided:
+                            for stage in STAGES:
+                                await stage.after(request, answer, scale, self)
+                        if first_tries:
+                            _remember(call, first_tries)
+                        for output in released:
+                            output.request_id = request.request_id
+                            for completion in output.outputs if number else ():
+                                completion.index = choices[completion.index]
+                            if params.output_kind is RequestOutputKind.FINAL_ONLY:
+                                whole.update((completion.index, completion) for completion in output.outputs)
+                            else:
+                                yield output
+                        if gate.decided and gate.done and not given.finished:
+                            break
                 call.usage_adjustment.update(gate.retryable_tokens)
                 choices = [choices[answer.sequence] for answer in gate.retryable]
                 if not choices:
@@ -201,12 +212,13 @@ class GuardedEngine:
         bounds = [bound for bound in (params.max_tokens, self._longest) if bound is not None]
         return min(bounds, default=None)
 
-    async def _run(
+    @asynccontextmanager
+    async def _begun(
         self, gate: OutputGate, request: GenerateCall, slots: list[Slot], scale: float
-    ) -> AsyncGenerator[Any, None]:
-        """One engine request for the answers of ``gate``: what may leave, as it may."""
+    ) -> AsyncIterator[AsyncGenerator[Any, None]]:
+        """One engine request for the answers of ``gate``: vLLM's outputs. At the end nothing of it is left."""
         call, prompt, request_id = request.call, request.prompt, request.request_id
-        finished, name = False, self._name(request_id)
+        name = self._name(request_id)
         try:
             params = request.params.clone()
             params.n = len(gate.answers)
@@ -219,30 +231,15 @@ class GuardedEngine:
                 **(params.extra_args or {}),
                 capture.KEY: capture.pack(slots, scale, draws=draws),
             }
-            if call.policy.withholds and params.output_kind is RequestOutputKind.FINAL_ONLY:
-                params.output_kind = RequestOutputKind.CUMULATIVE  # to end it midway, its windows must be seen
-            cumulative = params.output_kind is not RequestOutputKind.DELTA
             inner = self._engine.generate(self.salts.salted(prompt, scale), params, name, **request.kwargs)
-            try:
-                async for output in inner:
-                    began = time.perf_counter()
-                    output.request_id = request_id
-                    finished = output.finished
-                    released = gate.feed(output, cumulative)
-                    call.overhead_seconds += time.perf_counter() - began
-                    if gate.to_abort and not gate.done:
-                        await self._end(name, gate.to_abort)
-                    for answer in gate.decided:
-                        for stage in STAGES:
-                            await stage.after(request, answer, scale, self)
-                    for part in released:
-                        yield part
-                    if gate.done and not finished:
-                        break
-            finally:
-                await inner.aclose()  # aborts the engine's work if it is not done
+            with self._watch.following(name, gate) if gate.followed else nullcontext():
+                try:
+                    yield inner
+                finally:
+                    await inner.aclose()  # aborts the engine's work if it is not done
         finally:
-            self.pool.release(slots, finished)
+            # Of an answer that was ended midway the worker may still write a step.
+            self.pool.release(slots, finished=gate.done and not gate.ended_midway)
 
     def _given(self, gate: OutputGate, request: GenerateCall) -> int | None:
         """Have what the prompt holds of the assistant's turn scored with the answers: the first position to read.
@@ -266,12 +263,6 @@ class GuardedEngine:
         It begins with theirs, for logs and traces; each step's outputs carry it, so not with more than a little of it.
         """
         return f"{request_id[:_NAME]}-{next(self._started)}"
-
-    async def _end(self, name: str, answers: Sequence[Answer]) -> None:
-        """End some of a request's sequences, which vLLM names ``{i}_{name}``, and leave the others alone."""
-        names = self._engine.output_processor.external_req_ids.get(name, ())
-        ended = [one for one in names if int(one.split("_", 1)[0]) in {answer.sequence for answer in answers}]
-        await self._engine.abort(ended, internal=True)
 
     @asynccontextmanager
     async def beside(

@@ -1,12 +1,14 @@
-"""The gate of one engine request: its answers as they grow, what may leave, and what is to be ended.
+"""The gate of one engine request: its answers as they grow, and what may leave.
 
 An output of the engine goes in, what the policy lets go comes out: where answers can be withheld, no more of it than
-``guard.engine.outputs`` copies. Nothing here waits or talks to the engine.
+``guard.engine.outputs`` copies, and which of them end midway ``guard.engine.watch`` has found out by then. Where
+nothing is withheld an output passes as it is. Nothing here waits or talks to the engine.
 """
 
 from __future__ import annotations
 
 import operator
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from vllm.sampling_params import RequestOutputKind
 from guard.engine.answer import Answer, risks_so_far, unscored
 from guard.engine.context import Generated, RequestContext, Unscored, Verdict
 from guard.engine.outputs import blank, counted_length, emptied, own, own_output, with_completions
-from guard.engine.turn import Reasoning
+from guard.engine.prompt.turn import Reasoning
 from guard.ipc.score_table import ScoreTable
 from guard.policy import Action, Hold, Mode
 from guard.probe.readout import Readout
@@ -51,21 +53,25 @@ class OutputGate:
         ends: frozenset[int] = frozenset(),
         params: Any = None,
     ) -> None:
-        """``retry_follows``: say nothing of answers that are to be withheld; they get a second try. ``longest``: how
+        """The windows of answers are looked at midway by ``guard.engine.watch`` where ``followed`` says so.
+
+        ``retry_follows``: say nothing of answers that are to be withheld; they get a second try. ``longest``: how
         many tokens an answer may have. ``ends``: further tokens with which the model itself ends a sequence.
         ``params``: the request's sampling parameters, which say how tokens become text."""
-        self.answers = answers
-        self.to_abort: list[Answer] = []  # to be ended in the engine, since the last output
+        self.answers, self.call, self.readout = answers, call, readout
         self.decided: list[Answer] = []  # that got their verdict with the last output
-        self._call, self._table, self._readout = call, table, readout
-        self._kind, self._placeholder = kind, placeholder
+        self._table, self._kind, self._placeholder = table, kind, placeholder
+        self._repeats = kind is not RequestOutputKind.DELTA  # whether an output repeats what came before
         self._longest, self._ends, self._params = longest, ends, params
         self._retry_follows = retry_follows
         policy = call.policy
         # Where nothing can be withheld or has to wait, outputs pass as they are.
         self._passes_through = not (policy.withholds or policy.fails_closed or policy.token_risk_in_stream)
+        scored = any(answer.slot is not None for answer in answers)
+        self.followed = policy.withholds and scored and not call.unshown
         self._reasoning, self._request = reasoning, request or {}
         self._held: list[deque[HeldOutput]] = [deque() for _ in answers]
+        self._reached = [0] * len(answers)  # tokens that have come
         self._sent = [0] * len(answers)  # tokens that have left
         self._whole: dict[int, Any] = {}  # for FINAL_ONLY: the last completion of each answer
 
@@ -83,72 +89,87 @@ class OutputGate:
         """How many tokens usage is to count of each, by choice index."""
         return {answer.index: counted_length(len(answer.token_ids), self._longest) for answer in self.retryable}
 
+    @property
+    def ended_midway(self) -> bool:
+        """Whether an answer was ended before the engine was done with it."""
+        return any(answer.midway is not None for answer in self.answers)
+
     def _retryable(self, answer: Answer) -> bool:
         if not self._retry_follows or answer.verdict is None or answer.verdict.risk is None:
             return False
         return self._abstained(answer) and self._sent[answer.sequence] == 0
 
-    def feed(self, output: Any, cumulative: bool) -> list[Any]:
-        """Take an output; what may leave by now, as outputs. ``cumulative``: whether it repeats what came before."""
-        self.to_abort, self.decided = [], []
-        for completion in output.outputs:
-            answer = self.answers[completion.index]
-            if answer.verdict is not None:
-                continue  # what the engine still says of an answer that was ended
-            if answer.prompt_length < 0:
-                self._begin(answer, output.prompt_token_ids)
-            answer.extend(completion.token_ids, cumulative)
-            if self._call.policy.tokens or answer.short:
-                answer.say(completion.text, cumulative)
-            answer.verdict = self._decide(answer, completion)
-            if answer.verdict is not None:
-                self.decided.append(answer)
-                self._call.verdicts[answer.index] = answer.verdict
-                if self._call.policy.tokens:
-                    answer.verdict.generated = self._generated(answer, output.prompt_token_ids)
-            if self._passes_through:
-                continue
-            self._note_risks(answer)
-            self._held[completion.index].append(HeldOutput(completion, len(answer.token_ids), output))
+    def feed(self, output: Any) -> Sequence[Any]:
+        """Take an output; what may leave by now, as outputs."""
+        self.decided = []
         if self._passes_through:
-            return [output]
-        if self._kind is RequestOutputKind.FINAL_ONLY:
-            return self._gathered(output)
-        return self._released(output)
+            for completion in output.outputs:
+                self._take(completion, output)
+            return (output,)
+        began = time.perf_counter()
+        for completion in output.outputs:
+            if (answer := self.answers[completion.index]).verdict is not None:
+                continue  # what the engine still says of an answer that was ended
+            self._take(completion, output)
+            self._note_risks(answer)
+            self._held[completion.index].append(HeldOutput(completion, self._reached[completion.index], output))
+        left = self._gathered(output) if self._kind is RequestOutputKind.FINAL_ONLY else self._released(output)
+        self.call.overhead_seconds += time.perf_counter() - began
+        return left
 
-    def _begin(self, answer: Answer, prompt_ids: Sequence[int]) -> None:
+    def begin(self, sequence: int, prompt_ids: Sequence[int]) -> Answer:
+        """The answer of one of the request's sequences, which goes on after this prompt."""
+        answer = self.answers[sequence]
         answer.prompt_length = len(prompt_ids)
         if self._reasoning is not None and answer.slot is not None:
             span = self._reasoning.begin(prompt_ids, self._request)
             if span is not None:
                 answer.begin_reasoning(span)
+        return answer
+
+    def _take(self, completion: Any, output: Any) -> None:
+        """What a completion adds to its answer, and the verdict, if that is one by now."""
+        sequence, tokens = completion.index, completion.token_ids
+        answer = self.answers[sequence]
+        self._reached[sequence] = len(tokens) if self._repeats else self._reached[sequence] + len(tokens)
+        if not self.followed:
+            if answer.prompt_length < 0:
+                self.begin(sequence, output.prompt_token_ids)
+            answer.extend(tokens, self._repeats)
+        if self.call.policy.tokens or answer.short:
+            answer.say(completion.text, self._repeats)
+        if completion.finish_reason is None and answer.midway is None:
+            return
+        began = time.perf_counter()
+        verdict = answer.verdict = self._decide(answer, completion)
+        self.decided.append(answer)
+        self.call.verdicts[answer.index] = verdict
+        if self.call.policy.tokens:
+            verdict.generated = self._generated(answer, output.prompt_token_ids)
+        if self._passes_through:
+            self.call.overhead_seconds += time.perf_counter() - began
 
     def _generated(self, answer: Answer, prompt_ids: Sequence[int]) -> Generated:
         return Generated(prompt_ids, answer.token_ids, answer.reasoning_tokens, self._params, "".join(answer.texts))
 
-    def _decide(self, answer: Answer, completion: Any) -> Verdict | None:
-        """The verdict, when the engine has ended the answer or a window of it ends it now."""
-        policy = self._call.policy
-        finish, stop = completion.finish_reason, completion.stop_reason
-        if self._call.unshown and policy.mode is not Mode.OFF:
-            return None if finish is None else unscored(answer.index, policy, [], Unscored.EMPTY)
-        if finish is not None:
-            ended = finish == "stop" and (stop is None or stop in self._ends)
-            return answer.judge(self._table, self._readout, policy, ended)
-        if not policy.withholds:
-            return None
-        verdict = answer.look(self._table, self._readout, policy)
-        if verdict is not None:
-            self.to_abort.append(answer)
-        return verdict
+    def _decide(self, answer: Answer, completion: Any) -> Verdict:
+        """The verdict on an answer that has ended: by a window, or in the engine."""
+        policy = self.call.policy
+        if answer.midway is not None:
+            return answer.midway
+        if self.call.unshown and policy.mode is not Mode.OFF:
+            return unscored(answer.index, policy, [], Unscored.EMPTY)
+        stop = completion.stop_reason
+        ended = completion.finish_reason == "stop" and (stop is None or stop in self._ends)
+        return answer.judge(self._table, self.readout, policy, ended)
 
     def _note_risks(self, answer: Answer) -> None:
-        if not self._call.policy.token_risk_in_stream:
+        if not self.call.policy.token_risk_in_stream:
             return
-        known = self._call.token_risks.setdefault(answer.index, [])
+        known = self.call.token_risks.setdefault(answer.index, [])
         # A token's own score exists once it was fed back, one step after it was drawn.
         count = len(answer.token_ids) - (answer.verdict is None)
-        risks_so_far(answer, self._table, self._readout, known, count)
+        risks_so_far(answer, self._table, self.readout, known, count)
 
     def _released(self, output: Any) -> list[Any]:
         """What may leave, one piece an output; or the engine's own output, where it may leave as it is."""
@@ -161,15 +182,15 @@ class OutputGate:
 
     def _holding(self, output: Any, completions: list[Any], finished: bool) -> Any:
         """An output with these completions, and with no more than may leave."""
-        hold = own_output if self._call.policy.withholds else with_completions
+        hold = own_output if self.call.policy.withholds else with_completions
         return hold(output, completions, finished)
 
     def _passing(self, answer: Answer, completion: Any) -> Any:
         """A completion that may leave, and no more of it than that."""
-        if not self._call.policy.withholds:
+        if not self.call.policy.withholds:
             return completion
         empty = answer.verdict is not None and answer.verdict.reason is Unscored.EMPTY
-        if empty or self._call.unshown:
+        if empty or self.call.unshown:
             return blank(completion, len(completion.token_ids), self._placeholder)
         return own(completion)
 
@@ -204,14 +225,14 @@ class OutputGate:
         return emptied(last, told - sent, self._placeholder)
 
     def _may_go(self, answer: Answer, piece: HeldOutput) -> bool:
-        policy = self._call.policy
+        policy = self.call.policy
         if answer.verdict is not None:
             return True
         if policy.token_risk_in_stream and len(answer.token_ids) <= piece.reach:
             return False
         if not policy.withholds or policy.hold is Hold.NONE or answer.slot is None:
             return True
-        return policy.hold is Hold.WINDOW and answer.cleared(self._readout.window) >= piece.reach
+        return policy.hold is Hold.WINDOW and answer.cleared(self.readout.window) >= piece.reach
 
     def _gathered(self, output: Any) -> list[Any]:
         """Keep each answer's last word; all of them together once all are decided."""

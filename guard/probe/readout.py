@@ -45,12 +45,19 @@ class Stack:
     scale: tuple[float, ...]
     weight: tuple[float, ...]
     bias: float
+    _columns: NDArray[np.intp] = field(init=False, repr=False, compare=False)  # of signals of any weight
+    _terms: tuple[NDArray[np.float64], ...] = field(init=False, repr=False, compare=False)  # theirs
+
+    def __post_init__(self) -> None:
+        columns = np.flatnonzero(self.weight)
+        object.__setattr__(self, "_columns", columns)
+        terms = tuple(np.array(values)[columns] for values in (self.mean, self.scale, self.weight))
+        object.__setattr__(self, "_terms", terms)
 
     def logit(self, features: Array) -> NDArray[np.float64]:
-        """features [m, signals] -> logits [m]."""
-        used = np.flatnonzero(self.weight)  # what has no weight need not have been measured
-        mean, scale, weight = (np.array(values)[used] for values in (self.mean, self.scale, self.weight))
-        return (features[:, used].astype(np.float64) - mean) / scale @ weight + self.bias
+        """features [m, signals] -> logits [m]. What has no weight need not have been measured."""
+        mean, scale, weight = self._terms
+        return (features[:, self._columns].astype(np.float64) - mean) / scale @ weight + self.bias
 
     def contributions(self, features: Array) -> dict[str, float]:
         """features [signals] of one window -> what each signal of any weight adds to its logit."""
@@ -137,8 +144,11 @@ class Readout:
     calibrated_tokens: int | None = None
     tail: float = 0.0
     used: frozenset[str] = field(init=False)
+    _curve: NDArray[np.float64] | None = field(init=False, repr=False, compare=False)  # isotonic, [2, points]
 
     def __post_init__(self) -> None:
+        curve = None if self.isotonic is None else np.array(self.isotonic, np.float64).T
+        object.__setattr__(self, "_curve", curve)
         weights = zip(SIGNALS, self.answer.weight, self.token.weight, strict=True)
         counting = {signal.name for signal, answer, token in weights if answer or token}
         object.__setattr__(self, "used", frozenset(counting if counting & set(HEADS) else counting | {NEURONS}))
@@ -176,11 +186,37 @@ class Readout:
     def risk(self, signals: TokenSignals, before: int = 0) -> tuple[float, Peak]:
         """The calibrated probability that the answer is wrong, and its worst window; ``before`` as in ``logit``."""
         logit, peak = self.logit(signals, before)
-        if self.isotonic is not None:
-            logits, risks = zip(*self.isotonic, strict=True)
-            return float(np.interp(logit, logits, risks)), peak
+        return float(self._calibrated(np.float64(logit))), peak
+
+    def _calibrated(self, logit: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
+        if self._curve is not None:
+            return np.asarray(np.interp(logit, self._curve[0], self._curve[1]))
         a, b = self.platt
-        return float(sigmoid(np.float64(a * logit + b))), peak
+        return sigmoid(a * logit + b)
+
+    def window_risks(
+        self, values: Mapping[str, Array], opening: NDArray[np.intp], before: Mapping[str, Array], place: Array
+    ) -> NDArray[np.float64]:
+        """The risk of one window of each of m answers, in one pass: float64 [m], as ``risk`` has it of each alone.
+
+        values: by name of a signal, float32 [m, window]. place: how many tokens each answer had before its window, [m].
+        opening: indices [k] of those that begin an answer. before: by name of a signal of the forward pass, what the
+        last prompt token of these has, float32 [k], NaN where it has none. The risk is NaN where a value that counts is
+        not finite.
+        """
+        features = np.full((len(place), len(SIGNALS)), np.nan, np.float32)
+        finite = np.ones(len(place), np.bool_)
+        for column, signal in enumerate(SIGNALS):
+            if signal.name not in self.used:
+                continue
+            measured = signal.sign * values[signal.name]
+            finite &= np.isfinite(measured).all(1)
+            lead = signal.sign * before[signal.name] if signal.name in before else np.full(len(opening), np.nan)
+            features[:, column] = _OF_ROWS[signal.pooling](measured, opening, lead)
+        logits = self.answer.logit(features)
+        if self.tail:
+            logits = logits - self.tail * handicap(place / self.window)
+        return np.where(finite, self._calibrated(logits), np.nan)
 
     def prompt_risk(self, score: float) -> float | None:
         """The calibrated probability that what follows the prompt is wrong, from its last token's neuron score alone.
@@ -278,6 +314,29 @@ def _max(values: Array, before: float, width: int) -> Array:
 
 
 _POOLED: dict[Pooling, Callable[[Array, float, int], NDArray[Any]]] = {Pooling.MEAN: _mean, Pooling.MAX: _max}
+
+
+def _mean_of_rows(values: Array, opening: NDArray[np.intp], lead: Array) -> NDArray[np.float64]:
+    """As ``_mean`` of each row, where all values are there; ``lead`` counts in the rows of ``opening``."""
+    total = np.cumsum(values, axis=1, dtype=np.float64)[:, -1]
+    count = np.full(len(values), values.shape[1], np.float64)
+    present = ~np.isnan(lead)
+    total[opening[present]] += lead[present]
+    count[opening[present]] += 1
+    return total / count
+
+
+def _max_of_rows(values: Array, opening: NDArray[np.intp], lead: Array) -> Array:
+    """As ``_max`` of each row."""
+    highest: Array = values.max(axis=1)
+    highest[opening] = np.fmax(highest[opening], lead)
+    return highest
+
+
+_OF_ROWS: dict[Pooling, Callable[[Array, NDArray[np.intp], Array], NDArray[Any]]] = {
+    Pooling.MEAN: _mean_of_rows,
+    Pooling.MAX: _max_of_rows,
+}
 
 
 def _rolling_sum(values: NDArray[np.floating], width: int) -> NDArray[np.float64]:

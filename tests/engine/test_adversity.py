@@ -17,7 +17,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from app.settings import ATLAS
 from guard.engine.client import GuardedEngine
-from guard.engine.salts import Salts
+from guard.engine.prompt.salts import Salts
 from guard.policy import Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.signals import TokenSignals

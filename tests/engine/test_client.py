@@ -28,6 +28,23 @@ PROMPT = [5, 6, 7]
 WORDS = ["It", " is", " Mars", "."]
 
 
+class Processor:
+    """vLLM's, as far as a watch looks into it."""
+
+    def __init__(self) -> None:
+        self.request_states: dict[str, Any] = {}
+
+    def add_request(self, request: Any, prompt: None, parent: None, index: int) -> None:
+        self.request_states[request.request_id] = SimpleNamespace(request_index=index)
+
+    def process_outputs(self, outputs: Any) -> Any:
+        return SimpleNamespace(reqs_to_abort=[])
+
+    def abort_requests(self, names: list[str], internal: bool) -> list[str]:
+        assert internal
+        return [name for name in names if self.request_states.pop(name, None)]
+
+
 class ScriptedEngine:
     """Plays AsyncLLM and its worker: one token an output, its draw known at once, its activation one step later."""
 
@@ -40,11 +57,7 @@ class ScriptedEngine:
         self.ahead = False  # whether the last token was fed back before the engine noticed that it is the last
         self.reasons: tuple[str, str | int | None] = ("length", None)
         self.score: Callable[[int, int, float], float] = lambda at, sequence, scale: at
-        self.output_processor = SimpleNamespace(external_req_ids={})
-
-    async def abort(self, names: list[str], internal: bool = False) -> None:
-        assert internal
-        self.ended += names
+        self.output_processor = Processor()
 
     model_config = SimpleNamespace(skip_tokenizer_init=False, try_get_generation_config=lambda: {"eos_token_id": 1})
     vllm_config = SimpleNamespace(structured_outputs_config=SimpleNamespace(reasoning_parser=""))
@@ -58,7 +71,10 @@ class ScriptedEngine:
     async def generate(self, prompt: Any, params: SamplingParams, request_id: str, **more: Any) -> AsyncIterator[Any]:
         told = params.extra_args[capture.KEY]  # type: ignore[index]
         slots, self._scale = told["slots"], told["scale"]
-        self.output_processor.external_req_ids[request_id] = [f"{i}_{request_id}-x" for i in range(params.n)]
+        running = [f"{i}_{request_id}-x" for i in range(params.n)]
+        for i, name in enumerate(running):
+            request = SimpleNamespace(request_id=name, external_req_id=request_id, prompt_token_ids=PROMPT)
+            self.output_processor.add_request(request, None, None, i)
         self._activate(slots, len(PROMPT) - 1)
         finished = False
         try:
@@ -74,14 +90,27 @@ class ScriptedEngine:
                 finished = k == len(words) - 1
                 if finished and self.ahead:
                     self._activate(slots, at)
-                finish, stop = self.reasons if finished else (None, None)
-                outputs = [
-                    CompletionOutput(i, word, [10 + k], None, None, finish_reason=finish, stop_reason=stop)
-                    for i in range(params.n)
-                ]
+                ended = self._taken(running, 10 + k, finished)
+                outputs = []
+                for i, name in enumerate(running):
+                    finish, stop = self.reasons if finished else ("abort" if name in ended else None, None)
+                    outputs.append(
+                        CompletionOutput(i, word, [10 + k], None, None, finish_reason=finish, stop_reason=stop)
+                    )
+                finished = finished or len(ended) == len(running)
                 yield RequestOutput(request_id, None, PROMPT, None, outputs, finished)
+                running = [name for name in running if name not in ended]
         finally:
             self.aborted += not finished
+
+    def _taken(self, running: list[str], token: int, finished: bool) -> list[str]:
+        """Tell the processor of a step's outputs; the names of those that it wants ended."""
+        for name in running if finished else ():
+            del self.output_processor.request_states[name]
+        outputs = [SimpleNamespace(request_id=name, new_token_ids=[token]) for name in running]
+        ended: list[str] = self.output_processor.process_outputs(outputs).reqs_to_abort
+        self.ended += ended
+        return ended
 
     def _activate(self, slots: list[list[int]], at: int) -> None:
         for seat_number, (index, generation) in enumerate(slots):
@@ -344,7 +373,7 @@ async def test_the_engine_stops_when_an_answer_is_decided(engine: GuardedEngine)
     seen, call = await texts(engine, Policy(Mode.ABSTAIN, 0.5), longest=16)
     assert seen == [""]
     assert engine._engine.drawn == 5, "a window of four, known with the fifth token"
-    assert engine._engine.aborted == 1
+    assert engine._engine.ended == ["0_r-0-x"]
     assert call.verdicts[0].scored_tokens == 4
     assert engine.pool.in_use == 0
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vllm.sampling_params import SamplingParams
 
 from guard.engine.context import RequestContext, use_context
-from guard.engine.reading import Room, pieces
+from guard.engine.prompt.reading import Room, pieces
 from guard.ipc.rows import rows_of_call, rows_of_step
 from guard.policy import Mode, Policy
 from guard.probe.signals import TokenSignals

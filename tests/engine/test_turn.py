@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from app.settings import ATLAS
-from guard.engine.turn import Turns
+from guard.engine.prompt.turn import Turns
 
 
 @pytest.fixture(scope="module")

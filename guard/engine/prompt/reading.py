@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from guard.engine.salts import Salts
+from guard.engine.prompt.salts import Salts
 from guard.engine.traffic import OwnRequests, Purpose
 from guard.errors import TapError
 from guard.ipc import capture

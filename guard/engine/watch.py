@@ -1,0 +1,121 @@
+"""Judges the windows of all answers that a step completes in one pass, where answers can be withheld midway.
+
+vLLM hands a step's outputs to one task for each request. Reading the table and working out a risk in each of them would
+take longer than all that vLLM does there. So the windows are judged together, as soon as vLLM has taken the outputs and
+before any task sees them; an answer that ends is ended in the engine within the step. A window below its answer's
+threshold is done with. What reaches it, and whatever is not the usual case (several windows at once, a value that is
+missing), is left to ``Answer.look``, which decides. Written against vLLM 0.32 (``v1/engine/output_processor.py``; the
+same in 0.26).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.engine.answer import Answer
+from guard.engine.gate import OutputGate
+from guard.ipc.score_table import ScoreTable
+from guard.probe.readout import Readout
+from guard.probe.signals import Source
+
+# A window this near to its threshold is looked at alone: sums over many rows may be rounded otherwise.
+_NEAR = 1e-9
+
+
+class StepWatch:
+    """Follows the sequences of engine requests, by vLLM's names. For one event loop."""
+
+    def __init__(self, table: ScoreTable) -> None:
+        self._table = table
+        self._gates: dict[str, OutputGate] = {}  # by request
+        self._followed: dict[str, tuple[OutputGate, Answer]] = {}  # by sequence
+
+    def attach(self, processor: Any) -> None:
+        """Have an engine's output processor tell of each sequence that it takes on, and of each step's outputs."""
+        add, process = processor.add_request, processor.process_outputs
+
+        def added(request: Any, *rest: Any, **named: Any) -> None:
+            add(request, *rest, **named)
+            if (gate := self._gates.get(request.external_req_id)) is not None:
+                name = request.request_id
+                answer = gate.begin(processor.request_states[name].request_index, request.prompt_token_ids)
+                self._followed[name] = gate, answer
+
+        def processed(outputs: Any, *rest: Any, **named: Any) -> Any:
+            result = process(outputs, *rest, **named)
+            if self._followed:
+                ended = self._step(outputs, processor.request_states)
+                if ended:
+                    result.reqs_to_abort.extend(processor.abort_requests(ended, internal=True))
+            return result
+
+        processor.add_request, processor.process_outputs = added, processed
+
+    @contextmanager
+    def following(self, name: str, gate: OutputGate) -> Iterator[None]:
+        """Follow the sequences of the request of this name from its first output on."""
+        self._gates[name] = gate
+        try:
+            yield
+        finally:
+            del self._gates[name]
+            for one in [one for one, (followed, _) in self._followed.items() if followed is gate]:
+                del self._followed[one]
+
+    def _step(self, outputs: Iterable[Any], running: Any) -> list[str]:
+        """The names of sequences that a window ends. ``running``: those that vLLM has not ended itself."""
+        began = time.perf_counter()
+        due: dict[str, tuple[OutputGate, Answer]] = {}
+        for output in outputs:
+            name = output.request_id
+            if (found := self._followed.get(name)) is None:
+                continue
+            found[1].extend(output.new_token_ids, False)
+            if name in running:
+                due[name] = found
+            else:
+                del self._followed[name]  # its end judges it
+        self.look(due.values())
+        ended = [name for name, (_, answer) in due.items() if answer.midway is not None]
+        for name in ended:
+            del self._followed[name]
+        share = (time.perf_counter() - began) / max(len(due), 1)
+        for gate, _ in due.values():
+            gate.call.overhead_seconds += share
+        return ended
+
+    def look(self, followed: Iterable[tuple[OutputGate, Answer]]) -> None:
+        """Judge the windows that are complete by now; an answer that one of them ends has its verdict in ``midway``."""
+        usual: dict[int, list[tuple[OutputGate, Answer]]] = {}  # by readout
+        for gate, answer in followed:
+            complete = answer.complete(gate.readout.window)
+            if complete == answer.windows_scored + 1 and answer.slot is not None and not answer.unscorable:
+                usual.setdefault(id(gate.readout), []).append((gate, answer))
+            elif complete > answer.windows_scored:
+                answer.midway = answer.look(self._table, gate.readout, gate.call.policy)
+        for group in usual.values():
+            readout = group[0][0].readout
+            risks = self._risks(readout, [answer for _, answer in group])
+            for (gate, answer), risk in zip(group, risks.tolist(), strict=True):
+                if risk < gate.call.policy.threshold - _NEAR:
+                    answer.windows_scored += 1
+                else:  # NaN, too
+                    answer.midway = answer.look(self._table, readout, gate.call.policy)
+
+    def _risks(self, readout: Readout, answers: list[Answer]) -> NDArray[np.float64]:
+        """The risk of the next window of each answer: float64 [answers], NaN where a value is missing."""
+        keys = [answer.next_window() for answer in answers]
+        slot, generation, first, place = np.array(keys, np.int64).T
+        windows = first[:, None] + np.arange(readout.window)
+        values: dict[str, NDArray[np.float32]] = {}
+        for source in Source:
+            values |= self._table.read_rows(source, slot, generation, windows)
+        opening = np.flatnonzero(place == 0)
+        before = self._table.read_rows(Source.FORWARD, slot[opening], generation[opening], first[opening, None] - 1)
+        return readout.window_risks(values, opening, {name: one[:, 0] for name, one in before.items()}, place)
