@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -109,6 +110,7 @@ class PolicyResolver:
             require_prompt_risk(bundle)
         self.threshold, self.prompt_threshold = self._thresholds(settings.threshold, settings.target_fpr)
         self.ceilings = _ceilings(settings, self.threshold, bundle)
+        self._resolved = lru_cache(256)(self._resolve)  # callers ask for the same again and again
 
     @property
     def policy(self) -> Policy:
@@ -124,6 +126,9 @@ class PolicyResolver:
             options = GuardOptions.model_validate({} if raw is None else raw)
         except ValidationError as error:
             raise from_validation(error, FIELD) from None
+        return self._resolved(options, token_risk_in_stream)
+
+    def _resolve(self, options: GuardOptions, token_risk_in_stream: bool) -> Policy:
         chosen = options.model_dump(exclude_none=True, include=_DEFAULTED)
         asked = self.settings.model_copy(update=chosen)
         _require_possible(options, asked.mode, self.bundle)

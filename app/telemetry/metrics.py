@@ -37,34 +37,29 @@ class Metrics:
             self._requests.labels(model, outcome)
         self._risk = Histogram(
             "hguard_risk", "Calibrated risk of each scored answer", ["model"], buckets=RISK_BUCKETS, registry=registry
-        )
-        self._risk.labels(model)
+        ).labels(model)
         self._tokens = Counter(
             "hguard_scored_tokens_total", "Answer tokens that were scored", ["model"], registry=registry
-        )
-        self._tokens.labels(model)
+        ).labels(model)
         self._beyond = Counter(
             "hguard_answers_beyond_calibration_total",
             "Scored answers longer than any that stands behind the probe's thresholds",
             ["model"],
             registry=registry,
-        )
-        self._beyond.labels(model)
+        ).labels(model)
         self._declined = Counter(
             "hguard_declined_answers_total",
             "Scored answers that only say that they do not know, which pass whatever their risk",
             ["model"],
             registry=registry,
-        )
-        self._declined.labels(model)
+        ).labels(model)
         self._overhead = Histogram(
             "hguard_overhead_seconds",
             "Time that the API process spent on reading scores and deciding, for each request",
             ["model"],
             buckets=_SECONDS_BUCKETS,
             registry=registry,
-        )
-        self._overhead.labels(model)
+        ).labels(model)
         self._bypass = Counter(
             "hguard_bypass_total",
             "Answers that passed although they could not be scored",
@@ -86,8 +81,7 @@ class Metrics:
             "Answers in flag mode, and texts given to /risk, that abstain mode would have withheld",
             ["model"],
             registry=registry,
-        )
-        self._would_abstain.labels(model)
+        ).labels(model)
         self._retries = Counter(
             "hguard_retries_total", "Retries with scaled neurons", ["model", "outcome"], registry=registry
         )
@@ -151,7 +145,7 @@ class Metrics:
         else:
             outcome = "left" if call.left else _severest(list(call.verdicts.values()))
         self._requests.labels(self._model, outcome).inc()
-        self._overhead.labels(self._model).observe(call.overhead_seconds)
+        self._overhead.observe(call.overhead_seconds)
         for verdict in call.verdicts.values():
             self._observe_answer(verdict)
             if call.policy.scale == 1.0 and (call.bundle is None or call.bundle is self._bundle):
@@ -168,18 +162,18 @@ class Metrics:
     def _observe_answer(self, verdict: Verdict) -> None:
         action = verdict.decision.action
         if verdict.risk is not None:
-            self._risk.labels(self._model).observe(verdict.risk)
-            self._tokens.labels(self._model).inc(verdict.scored_tokens)
+            self._risk.observe(verdict.risk)
+            self._tokens.inc(verdict.scored_tokens)
         if verdict.declined:
-            self._declined.labels(self._model).inc()
+            self._declined.inc()
         if verdict.beyond_calibration:
-            self._beyond.labels(self._model).inc()
+            self._beyond.inc()
         # What is marked without a score is a text given to /risk: nothing passed, and nothing was withheld.
         if verdict.reason is not None and verdict.reason.failed and action is not Action.FLAGGED:
             counter = self._unscored if action is Action.ABSTAINED else self._bypass
             counter.labels(self._model, verdict.reason.value).inc()
         if verdict.decision.flagged and action is Action.FLAGGED:
-            self._would_abstain.labels(self._model).inc()
+            self._would_abstain.inc()
         if verdict.first_risk is not None:
             outcome = "abstained" if action is Action.ABSTAINED else "pass"
             self._retries.labels(self._model, outcome).inc()

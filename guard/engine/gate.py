@@ -60,6 +60,7 @@ class OutputGate:
         ``params``: the request's sampling parameters, which say how tokens become text."""
         self.answers, self.call, self.readout = answers, call, readout
         self.decided: list[Answer] = []  # that got their verdict with the last output
+        self.fault: Exception | None = None  # what the watch fell over
         self._table, self._kind, self._placeholder = table, kind, placeholder
         self._repeats = kind is not RequestOutputKind.DELTA  # whether an output repeats what came before
         self._longest, self._ends, self._params = longest, ends, params
@@ -100,7 +101,9 @@ class OutputGate:
         return self._abstained(answer) and self._sent[answer.sequence] == 0
 
     def feed(self, output: Any) -> Sequence[Any]:
-        """Take an output; what may leave by now, as outputs."""
+        """Take an output; what may leave by now, as outputs. Raises what looking at the answers midway has raised."""
+        if self.fault is not None:
+            raise self.fault
         self.decided = []
         if self._passes_through:
             for completion in output.outputs:

@@ -4,12 +4,16 @@ vLLM hands a step's outputs to one task for each request. Reading the table and 
 take longer than all that vLLM does there. So the windows are judged together, as soon as vLLM has taken the outputs and
 before any task sees them; an answer that ends is ended in the engine within the step. A window below its answer's
 threshold is done with. What reaches it, and whatever is not the usual case (several windows at once, a value that is
-missing), is left to ``Answer.look``, which decides. Written against vLLM 0.32 (``v1/engine/output_processor.py``; the
+missing), is left to ``Answer.look``, which decides.
+
+vLLM's task that takes the outputs of all requests ends with its first error, and every request with it: an error that
+one answer causes is kept for that answer's own task. Written against vLLM 0.32 (``v1/engine/output_processor.py``; the
 same in 0.26).
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +28,7 @@ from guard.ipc.score_table import ScoreTable
 from guard.probe.readout import Readout
 from guard.probe.signals import Source
 
+log = logging.getLogger("hguard")
 # A window this near to its threshold is looked at alone: sums over many rows may be rounded otherwise.
 _NEAR = 1e-9
 
@@ -43,9 +48,10 @@ class StepWatch:
         def added(request: Any, *rest: Any, **named: Any) -> None:
             add(request, *rest, **named)
             if (gate := self._gates.get(request.external_req_id)) is not None:
-                name = request.request_id
-                answer = gate.begin(processor.request_states[name].request_index, request.prompt_token_ids)
-                self._followed[name] = gate, answer
+                sequence = processor.request_states[request.request_id].request_index
+                with _kept_for(gate):
+                    gate.begin(sequence, request.prompt_token_ids)
+                self._followed[request.request_id] = gate, gate.answers[sequence]
 
         def processed(outputs: Any, *rest: Any, **named: Any) -> Any:
             result = process(outputs, *rest, **named)
@@ -76,11 +82,13 @@ class StepWatch:
             name = output.request_id
             if (found := self._followed.get(name)) is None:
                 continue
-            found[1].extend(output.new_token_ids, False)
-            if name in running:
+            gate, answer = found
+            with _kept_for(gate):
+                answer.extend(output.new_token_ids, False)
+            if name in running and gate.fault is None:
                 due[name] = found
             else:
-                del self._followed[name]  # its end judges it
+                del self._followed[name]  # its own task judges it
         self.look(due.values())
         ended = [name for name, (_, answer) in due.items() if answer.midway is not None]
         for name in ended:
@@ -98,7 +106,7 @@ class StepWatch:
             if complete == answer.windows_scored + 1 and answer.slot is not None and not answer.unscorable:
                 usual.setdefault(id(gate.readout), []).append((gate, answer))
             elif complete > answer.windows_scored:
-                answer.midway = answer.look(self._table, gate.readout, gate.call.policy)
+                self._look_alone(gate, answer)
         for group in usual.values():
             readout = group[0][0].readout
             risks = self._risks(readout, [answer for _, answer in group])
@@ -106,10 +114,22 @@ class StepWatch:
                 if risk < gate.call.policy.threshold - _NEAR:
                     answer.windows_scored += 1
                 else:  # NaN, too
-                    answer.midway = answer.look(self._table, readout, gate.call.policy)
+                    self._look_alone(gate, answer)
+
+    def _look_alone(self, gate: OutputGate, answer: Answer) -> None:
+        with _kept_for(gate):
+            answer.midway = answer.look(self._table, gate.readout, gate.call.policy)
 
     def _risks(self, readout: Readout, answers: list[Answer]) -> NDArray[np.float64]:
-        """The risk of the next window of each answer: float64 [answers], NaN where a value is missing."""
+        """The risk of the next window of each answer: float64 [answers], NaN where a value is missing, or all of them
+        where the probe fails on one."""
+        try:
+            return self._risks_together(readout, answers)
+        except Exception:  # whatever it is; each is looked at alone
+            log.exception("the probe failed on a step's windows")
+            return np.full(len(answers), np.nan)
+
+    def _risks_together(self, readout: Readout, answers: list[Answer]) -> NDArray[np.float64]:
         keys = [answer.next_window() for answer in answers]
         slot, generation, first, place = np.array(keys, np.int64).T
         windows = first[:, None] + np.arange(readout.window)
@@ -119,3 +139,12 @@ class StepWatch:
         opening = np.flatnonzero(place == 0)
         before = self._table.read_rows(Source.FORWARD, slot[opening], generation[opening], first[opening, None] - 1)
         return readout.window_risks(values, opening, {name: one[:, 0] for name, one in before.items()}, place)
+
+
+@contextmanager
+def _kept_for(gate: OutputGate) -> Iterator[None]:
+    """Keep an error for the gate's own task."""
+    try:
+        yield
+    except Exception as error:
+        gate.fault = error

@@ -162,6 +162,8 @@ class ScoreTable:
 
 def _known(known: NDArray[np.bool_], values: NDArray[np.float32]) -> NDArray[np.float32]:
     """``values`` where they are known, else NaN; a NaN that was measured becomes infinite, to be told apart."""
+    if known.all() and np.isfinite(values).all():
+        return values.copy()
     measured = np.where(np.isnan(values), np.float32(np.inf), values)
     return np.where(known, measured, np.float32(np.nan))
 

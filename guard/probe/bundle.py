@@ -58,7 +58,7 @@ LARGEST = 64 << 20  # bytes; a probe has thousands of neurons at most
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A verified probe bundle."""
+    """A verified probe bundle. readout: what the card says of it."""
 
     path: Path
     card: ProbeCard
@@ -73,6 +73,10 @@ class Bundle:
     usual: NDArray[np.float32] | None = None
     heads: dict[str, Head] = field(default_factory=dict)
     reference: Reference | None = None
+    readout: Readout = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "readout", self.card.readout.readout())
 
     @property
     def revision(self) -> str:
@@ -126,10 +130,6 @@ class Bundle:
     def calibrated(self) -> bool:
         """Whether its risks are probabilities. Those of an imported list are not: no answers stand behind them."""
         return len(self.right_risks) > 0
-
-    @property
-    def readout(self) -> Readout:
-        return self.card.readout.readout()
 
     @property
     def measured(self) -> frozenset[str]:

@@ -239,8 +239,8 @@ class Readout:
 
 
 def sigmoid(x: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
-    # Clipped: exp overflows in float64 beyond 709, and a probability is 0 or 1 in float32 long before 60.
-    return np.asarray(1 / (1 + np.exp(-np.clip(x, -60, 60))))
+    # Bounded: exp overflows in float64 beyond 709, and a probability is 0 or 1 in float32 long before 60.
+    return np.asarray(1 / (1 + np.exp(-np.minimum(np.maximum(x, -60), 60))))
 
 
 def handicap(place: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -285,8 +285,11 @@ def oriented(signals: TokenSignals, signal: Signal) -> tuple[Array, float]:
 def _mean(values: Array, before: float, width: int) -> NDArray[np.float64]:
     """Means of the windows' finite values; ``before`` counts in the first."""
     present = np.isfinite(values)
-    total = _rolling_sum(np.where(present, values, 0.0), width)
-    count = _rolling_sum(present.astype(np.float64), width)
+    if present.all():
+        total, count = _rolling_sum(values, width), np.full(len(values) - width + 1, float(width))
+    else:
+        total = _rolling_sum(np.where(present, values, 0.0), width)
+        count = _rolling_sum(present.astype(np.float64), width)
     if not np.isnan(before):
         total[0] += before
         count[0] += 1
@@ -307,7 +310,11 @@ def _averaged(signals: TokenSignals, window: Peak) -> tuple[int, int]:
 
 def _max(values: Array, before: float, width: int) -> Array:
     """Maxima of the windows' values that are not missing; ``before`` counts in the first."""
-    highest: Array = np.fmax.reduce(np.lib.stride_tricks.sliding_window_view(values, width), axis=-1)
+    highest, span = values, 1
+    while span < width:  # of twice as many values each time
+        further = min(span, width - span)
+        highest = np.fmax(highest[:-further], highest[further:])
+        span += further
     if not np.isnan(before):
         highest[0] = np.fmax(highest[0], before)
     return highest

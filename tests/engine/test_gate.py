@@ -229,6 +229,41 @@ def test_an_answer_without_a_score_is_never_of_low_risk(stage: Stage, play: Play
         assert texts(opened) == [f"w{k} " for k in range(18)]
 
 
+def test_many_answers_at_once_end_where_each_alone_would(stage: Stage) -> None:
+    """Of random scores, some missing; in one pass over a step, and one by one."""
+    rng = np.random.default_rng(11)
+    for _ in range(20):
+        scores = rng.normal(-1.5, 4, (4, 24))
+        plays = [Play([None if rng.random() < 0.01 else float(x) for x in row]) for row in scores]
+        for fail in Fail:
+            together = stage.play(policy(Hold.WINDOW, fail=fail), *plays)
+            for sequence, play in enumerate(plays):
+                alone = stage.play(policy(Hold.WINDOW, fail=fail), play)
+                one, other = together.verdicts[sequence], alone.verdicts[0]
+                assert (one.risk, one.reason, one.peak) == (other.risk, other.reason, other.peak)
+                assert (one.sent_tokens, one.decision) == (other.sent_tokens, other.decision)
+                assert texts(together, sequence) == texts(alone)
+
+
+def test_windows_that_pass_are_not_looked_at_alone(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    look = Answer.look
+    monkeypatch.setattr(Answer, "look", lambda self, *rest: (looked.append(self.sequence), look(self, *rest))[1])
+    stage.play(policy(), LONG, Play([SAFE] * 20))
+    assert looked == [0], "the one that ends"
+
+
+def test_an_error_of_one_answer_is_its_own(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Readout, "window_risks", broken)
+    assert stage.play(policy(), LONG).verdicts[0].decision.action is Action.ABSTAINED, "each is looked at alone"
+    monkeypatch.setattr(Answer, "look", broken)
+    with pytest.raises(ZeroDivisionError):
+        stage.play(policy(), LONG)
+
+
 def test_failing_closed_in_score_mode_withholds_what_is_left(stage: Stage) -> None:
     played = stage.play(Policy(Mode.SCORE, 0.5, fail=Fail.CLOSED), HOLE)
     assert played.out[-1][1].outputs[0].finish_reason == "content_filter"
