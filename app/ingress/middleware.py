@@ -174,22 +174,26 @@ class _Reply:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._begun = self._streams = self._ended = False
+        self._start: Message | None = None
+        self._ended = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._begun = True
-            self._streams = Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream")
+            self._start = message
         else:
             self._ended = not message.get("more_body", False)
         await self._send(message)
 
     async def fail(self, error: RequestError, path: str, scope: Scope, receive: Receive) -> None:
         """Answer with the error; a stream that has begun ends with it, any other response is broken off by uvicorn."""
-        if not self._begun:
+        if self._start is None:
             await errors.of(error, path)(scope, receive, self._send)
-        elif self._streams and not self._ended:
+        elif not self._ended and _streams(self._start):
             await self._send({"type": "http.response.body", "body": errors.frame(error, path), "more_body": False})
+
+
+def _streams(start: Message) -> bool:
+    return Headers(raw=start["headers"]).get("content-type", "").startswith("text/event-stream")
 
 
 def _is_public(scope: Scope) -> bool:

@@ -11,6 +11,10 @@ from starlette.types import Message, Send
 from app import anthropic_errors, errors
 
 
+def _is_json(headers: MutableHeaders) -> bool:
+    return headers.get("content-type", "").startswith("application/json")
+
+
 class ErrorResponses:
     """Sends a response on; of an error in JSON with long texts shortened, and in Anthropic's words on its routes."""
 
@@ -22,8 +26,7 @@ class ErrorResponses:
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = MutableHeaders(raw=message["headers"])
-            if message["status"] >= 400 and headers.get("content-type", "").startswith("application/json"):
+            if message["status"] >= 400 and _is_json(MutableHeaders(raw=message["headers"])):
                 self._start = message
                 return
         elif self._start is not None:

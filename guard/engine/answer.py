@@ -104,6 +104,11 @@ class Answer:
         first = self.prompt_length + self.reasoning_tokens - self.given + self.windows_scored
         return self.slot.index, self.slot.generation, first, self.windows_scored
 
+    def last_scored(self) -> tuple[int, int, int]:
+        """(slot, generation, position) of its last token but one: the last that was fed back."""
+        assert self.slot is not None
+        return self.slot.index, self.slot.generation, self.prompt_length + len(self.token_ids) - 2
+
     def cleared(self, window: int) -> int:
         """How many generated tokens lie in no window that is still to be scored.
 

@@ -167,7 +167,7 @@ class GuardedEngine:
                             output.request_id = request.request_id
                             for completion in output.outputs if number else ():
                                 completion.index = choices[completion.index]
-                            if params.output_kind is RequestOutputKind.FINAL_ONLY:
+                            if params.output_kind is RequestOutputKind.FINAL_ONLY and len(tries) > 1:
                                 whole.update((completion.index, completion) for completion in output.outputs)
                             else:
                                 yield output
@@ -177,7 +177,7 @@ class GuardedEngine:
                 choices = [choices[answer.sequence] for answer in gate.retryable]
                 if not choices:
                     break
-            if params.output_kind is RequestOutputKind.FINAL_ONLY:
+            if params.output_kind is RequestOutputKind.FINAL_ONLY and len(tries) > 1:
                 yield with_completions(output, [whole[index] for index in sorted(whole)], True)
 
     def _gate(

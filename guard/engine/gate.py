@@ -69,7 +69,8 @@ class OutputGate:
         # Where nothing can be withheld or has to wait, outputs pass as they are.
         self._passes_through = not (policy.withholds or policy.fails_closed or policy.token_risk_in_stream)
         scored = any(answer.slot is not None for answer in answers)
-        self.followed = policy.withholds and scored and not call.unshown
+        watched = policy.withholds or policy.token_risk_in_stream
+        self.followed = watched and scored and not call.unshown
         self._reasoning, self._request = reasoning, request or {}
         self._held: list[deque[HeldOutput]] = [deque() for _ in answers]
         self._reached = [0] * len(answers)  # tokens that have come
@@ -166,10 +167,14 @@ class OutputGate:
         ended = completion.finish_reason == "stop" and (stop is None or stop in self._ends)
         return answer.judge(self._table, self.readout, policy, ended)
 
+    def known_risks(self, answer: Answer) -> list[float | None]:
+        """Of its tokens so far."""
+        return self.call.token_risks.setdefault(answer.index, [])
+
     def _note_risks(self, answer: Answer) -> None:
         if not self.call.policy.token_risk_in_stream:
             return
-        known = self.call.token_risks.setdefault(answer.index, [])
+        known = self.known_risks(answer)
         # A token's own score exists once it was fed back, one step after it was drawn.
         count = len(answer.token_ids) - (answer.verdict is None)
         risks_so_far(answer, self._table, self.readout, known, count)

@@ -26,7 +26,7 @@ from guard.engine.answer import Answer
 from guard.engine.gate import OutputGate
 from guard.ipc.score_table import ScoreTable
 from guard.probe.readout import Readout
-from guard.probe.signals import Source
+from guard.probe.signals import Source, TokenSignals
 
 log = logging.getLogger("hguard")
 # A window this near to its threshold is looked at alone: sums over many rows may be rounded otherwise.
@@ -49,8 +49,10 @@ class StepWatch:
             add(request, *rest, **named)
             if (gate := self._gates.get(request.external_req_id)) is not None:
                 sequence = processor.request_states[request.request_id].request_index
-                with _kept_for(gate):
+                try:
                     gate.begin(sequence, request.prompt_token_ids)
+                except Exception as error:
+                    gate.fault = error
                 self._followed[request.request_id] = gate, gate.answers[sequence]
 
         def processed(outputs: Any, *rest: Any, **named: Any) -> Any:
@@ -83,8 +85,10 @@ class StepWatch:
             if (found := self._followed.get(name)) is None:
                 continue
             gate, answer = found
-            with _kept_for(gate):
+            try:
                 answer.extend(output.new_token_ids, False)
+            except Exception as error:
+                gate.fault = error
             if name in running and gate.fault is None:
                 due[name] = found
             else:
@@ -99,15 +103,22 @@ class StepWatch:
         return ended
 
     def look(self, followed: Iterable[tuple[OutputGate, Answer]]) -> None:
-        """Judge the windows that are complete by now; an answer that one of them ends has its verdict in ``midway``."""
-        usual: dict[int, list[tuple[OutputGate, Answer]]] = {}  # by readout
+        """Judge the windows that are complete by now; an answer that one of them ends has its verdict in ``midway``.
+        Note the risks of tokens where they go out with them."""
+        windows: dict[int, list[tuple[OutputGate, Answer]]] = {}  # by readout
+        tokens: dict[int, list[tuple[OutputGate, Answer]]] = {}
         for gate, answer in followed:
-            complete = answer.complete(gate.readout.window)
-            if complete == answer.windows_scored + 1 and answer.slot is not None and not answer.unscorable:
-                usual.setdefault(id(gate.readout), []).append((gate, answer))
-            elif complete > answer.windows_scored:
-                self._look_alone(gate, answer)
-        for group in usual.values():
+            policy = gate.call.policy
+            if policy.withholds:
+                complete = answer.complete(gate.readout.window)
+                if complete == answer.windows_scored + 1 and not answer.unscorable:
+                    windows.setdefault(id(gate.readout), []).append((gate, answer))
+                elif complete > answer.windows_scored:
+                    self._look_alone(gate, answer)
+            fed = len(answer.token_ids) - 1  # and so have scores
+            if policy.token_risk_in_stream and len(gate.known_risks(answer)) == fed - 1 >= answer.reasoning_tokens:
+                tokens.setdefault(id(gate.readout), []).append((gate, answer))
+        for group in windows.values():
             readout = group[0][0].readout
             risks = self._risks(readout, [answer for _, answer in group])
             for (gate, answer), risk in zip(group, risks.tolist(), strict=True):
@@ -115,10 +126,31 @@ class StepWatch:
                     answer.windows_scored += 1
                 else:  # NaN, too
                     self._look_alone(gate, answer)
+        for group in tokens.values():
+            found = self._token_risks(group[0][0].readout, [answer for _, answer in group])
+            for (gate, answer), one in zip(group, found, strict=False):
+                gate.known_risks(answer).append(one)
 
     def _look_alone(self, gate: OutputGate, answer: Answer) -> None:
-        with _kept_for(gate):
+        try:
             answer.midway = answer.look(self._table, gate.readout, gate.call.policy)
+        except Exception as error:
+            gate.fault = error
+
+    def _token_risks(self, readout: Readout, answers: list[Answer]) -> list[float | None]:
+        """The risk of each answer's last token but one, the last that has a score of its own; none where the probe
+        fails: then each gate works out its own."""
+        keys = [answer.last_scored() for answer in answers]
+        slot, generation, position = np.array(keys, np.int64).T
+        values: dict[str, NDArray[np.float32]] = {}
+        try:
+            for source in Source:
+                rows = self._table.read_rows(source, slot, generation, position[:, None])
+                values |= {name: one[:, 0] for name, one in rows.items()}
+            return readout.token_risks(TokenSignals({}, values))
+        except Exception:
+            log.exception("the probe failed on a step's tokens")
+            return []
 
     def _risks(self, readout: Readout, answers: list[Answer]) -> NDArray[np.float64]:
         """The risk of the next window of each answer: float64 [answers], NaN where a value is missing, or all of them
@@ -139,12 +171,3 @@ class StepWatch:
         opening = np.flatnonzero(place == 0)
         before = self._table.read_rows(Source.FORWARD, slot[opening], generation[opening], first[opening, None] - 1)
         return readout.window_risks(values, opening, {name: one[:, 0] for name, one in before.items()}, place)
-
-
-@contextmanager
-def _kept_for(gate: OutputGate) -> Iterator[None]:
-    """Keep an error for the gate's own task."""
-    try:
-        yield
-    except Exception as error:
-        gate.fault = error

@@ -88,9 +88,11 @@ class ScoreTable:
         if create is not None:
             os.truncate(path, offset + size * _bytes(self.measured))
         self.entries: dict[Source, NDArray[np.void]] = {}
+        self._words: dict[Source, NDArray[np.float32]] = {}  # the same memory, [slots, positions, words of an entry]
         for source, entry in entries(self.measured).items():
             # As plain arrays: memmap's own class costs as much on every access as the access.
             self.entries[source] = np.asarray(np.memmap(path, entry, "r+", offset, shape))
+            self._words[source] = self.entries[source].view(np.float32).reshape(*shape, -1)
             offset += size * entry.itemsize
 
     @classmethod
@@ -143,9 +145,7 @@ class ScoreTable:
     def read(self, source: Source, slot: Slot, start: int, end: int) -> dict[str, NDArray[np.float32]]:
         """The signals of one source at positions start..end-1, by name, float32; NaN where this claim has none,
         infinite where what was measured is NaN."""
-        entry = self.entries[source][slot.index, start:end]
-        known = entry["generation"] == slot.generation
-        return {name: _known(known, entry[name]) for name in names(source, self.measured)}
+        return self._known(source, self._words[source][slot.index, start:end], slot.generation)
 
     def read_rows(
         self,
@@ -155,17 +155,19 @@ class ScoreTable:
         positions: NDArray[np.int64],
     ) -> dict[str, NDArray[np.float32]]:
         """As ``read``, of several claims at once: slots, generations [m], positions [m, n] -> float32 [m, n]."""
-        entry = self.entries[source][slots[:, None], positions]
-        known = entry["generation"] == generations[:, None]
-        return {name: _known(known, entry[name]) for name in names(source, self.measured)}
+        return self._known(source, self._words[source][slots[:, None], positions], generations[:, None])
 
-
-def _known(known: NDArray[np.bool_], values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``values`` where they are known, else NaN; a NaN that was measured becomes infinite, to be told apart."""
-    if known.all() and np.isfinite(values).all():
-        return values.copy()
-    measured = np.where(np.isnan(values), np.float32(np.inf), values)
-    return np.where(known, measured, np.float32(np.nan))
+    def _known(
+        self, source: Source, words: NDArray[np.float32], generation: int | NDArray[np.int64]
+    ) -> dict[str, NDArray[np.float32]]:
+        """What of these entries [..., words] belongs to ``generation``, as copies; a NaN that was measured becomes
+        infinite, to be told from what is missing."""
+        known = words.view(np.uint32)[..., 0] == generation
+        measured = np.moveaxis(words[..., 1:], -1, 0).copy()
+        if not (known.all() and np.isfinite(measured).all()):
+            measured[np.isnan(measured)] = np.inf
+            measured[:, ~known] = np.nan
+        return dict(zip(names(source, self.measured), measured, strict=True))
 
 
 def refusal_file(table: Path) -> Path:

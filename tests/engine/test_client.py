@@ -100,6 +100,8 @@ class ScriptedEngine:
                 finished = finished or len(ended) == len(running)
                 yield RequestOutput(request_id, None, PROMPT, None, outputs, finished)
                 running = [name for name in running if name not in ended]
+                if finished:
+                    return
         finally:
             self.aborted += not finished
 
