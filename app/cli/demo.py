@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from app.cli.terminal import printable, takes_colors
+from app.cli.printing.terminal import printable, takes_colors
 from guard.errors import GuardError
 from guard.judge.question import Question
 from guard.judge.rules import judge

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import guard
-from app.cli import bench, data, demo, doctor, evaluate, fit, probe, worker
+from app.cli import bench, data, demo, doctor, evaluate, fit, probe, score, worker
 from app.cli.flags import add_flags
 from app.settings import Settings, settings_from
 from guard.errors import GuardError
@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_parser(commands)
     fit.add_calibrate_parser(commands)
     evaluate.add_parser(commands)
+    score.add_parser(commands)
     bench.add_parser(commands)
     probe.add_parser(commands)
     data.add_parser(commands)

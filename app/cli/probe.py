@@ -82,8 +82,8 @@ def add_parser(commands: Any) -> None:
 
 
 def _show(options: argparse.Namespace, extra: list[str]) -> int:
-    from app.cli import summary
-    from app.cli.terminal import printable
+    from app.cli.printing import summary
+    from app.cli.printing.terminal import printable
     from app.resolver import locate
     from app.server.system import card
     from guard.probe.bundle import load_bundle

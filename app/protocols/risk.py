@@ -135,8 +135,9 @@ class RiskScorer:
         model: str,
         current: Current,
         speller: Detokenizer,
-        seconds: float,
+        seconds: float | None,
     ) -> None:
+        """``seconds``: how long the engine may take for one text."""
         self._engine, self._model, self._current = engine, model, current
         self._speller, self._seconds = speller, seconds
         # One thread: a tokenizer may be lent to no other while it works, and texts take their turns.

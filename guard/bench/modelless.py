@@ -49,7 +49,7 @@ class Sequence:
     drawn: int = 0
 
 
-class ModellessExecutor(Executor):  # type: ignore[misc]
+class ModellessExecutor(Executor):
     """Stands where workers would be. In a guarded engine it leaves in the score table what the taps would."""
 
     def _init_executor(self) -> None:

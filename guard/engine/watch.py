@@ -128,8 +128,9 @@ class StepWatch:
                     self._look_alone(gate, answer)
         for group in tokens.values():
             found = self._token_risks(group[0][0].readout, [answer for _, answer in group])
-            for (gate, answer), one in zip(group, found, strict=False):
-                gate.known_risks(answer).append(one)
+            for (gate, answer), risk, whole in zip(group, *found, strict=True):
+                if whole:  # else the gate works it out
+                    gate.known_risks(answer).append(risk)
 
     def _look_alone(self, gate: OutputGate, answer: Answer) -> None:
         try:
@@ -137,37 +138,49 @@ class StepWatch:
         except Exception as error:
             gate.fault = error
 
-    def _token_risks(self, readout: Readout, answers: list[Answer]) -> list[float | None]:
-        """The risk of each answer's last token but one, the last that has a score of its own; none where the probe
-        fails: then each gate works out its own."""
-        keys = [answer.last_scored() for answer in answers]
-        slot, generation, position = np.array(keys, np.int64).T
-        values: dict[str, NDArray[np.float32]] = {}
+    def _token_risks(self, readout: Readout, answers: list[Answer]) -> tuple[list[float | None], list[bool]]:
+        """The risk of each answer's last token but one, the last that has a score of its own; and whether all that was
+        measured on it is there."""
+        slot, generation, position = _columns([answer.last_scored() for answer in answers])
         try:
-            for source in Source:
-                rows = self._table.read_rows(source, slot, generation, position[:, None])
-                values |= {name: one[:, 0] for name, one in rows.items()}
-            return readout.token_risks(TokenSignals({}, values))
+            values, whole = self._read(readout, slot, generation, position[:, None])
+            risks = readout.token_risks(TokenSignals({}, {name: one[:, 0] for name, one in values.items()}))
         except Exception:
             log.exception("the probe failed on a step's tokens")
-            return []
+            return [None] * len(answers), [False] * len(answers)
+        return risks, [True] * len(answers) if whole is None else whole.tolist()
 
     def _risks(self, readout: Readout, answers: list[Answer]) -> NDArray[np.float64]:
         """The risk of the next window of each answer: float64 [answers], NaN where a value is missing, or all of them
         where the probe fails on one."""
+        slot, generation, first, place = _columns([answer.next_window() for answer in answers])
         try:
-            return self._risks_together(readout, answers)
+            values, whole = self._read(readout, slot, generation, first[:, None] + np.arange(readout.window))
+            opening, before = np.flatnonzero(place == 0), {}
+            if len(opening):
+                last = first[opening, None] - 1  # of the prompt
+                leads, led = self._table.read_rows(Source.FORWARD, slot[opening], generation[opening], last)
+                before = {name: one[:, 0] for name, one in leads.items()}
+                if led is not None:
+                    whole = np.ones(len(answers), np.bool_) if whole is None else whole
+                    whole[opening] &= led
+            risks = readout.window_risks(values, opening, before, place)
         except Exception:  # whatever it is; each is looked at alone
             log.exception("the probe failed on a step's windows")
             return np.full(len(answers), np.nan)
+        return risks if whole is None else np.where(whole, risks, np.nan)
 
-    def _risks_together(self, readout: Readout, answers: list[Answer]) -> NDArray[np.float64]:
-        keys = [answer.next_window() for answer in answers]
-        slot, generation, first, place = np.array(keys, np.int64).T
-        windows = first[:, None] + np.arange(readout.window)
-        values: dict[str, NDArray[np.float32]] = {}
-        for source in Source:
-            values |= self._table.read_rows(source, slot, generation, windows)
-        opening = np.flatnonzero(place == 0)
-        before = self._table.read_rows(Source.FORWARD, slot[opening], generation[opening], first[opening, None] - 1)
-        return readout.window_risks(values, opening, {name: one[:, 0] for name, one in before.items()}, place)
+    def _read(
+        self, readout: Readout, slot: NDArray[np.int64], generation: NDArray[np.int64], positions: NDArray[np.int64]
+    ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_] | None]:
+        """As ``ScoreTable.read_rows``, of all sources that the readout uses."""
+        values, whole = self._table.read_rows(Source.FORWARD, slot, generation, positions)
+        if readout.uses_draws:
+            drawn, also = self._table.read_rows(Source.DRAW, slot, generation, positions)
+            values |= drawn
+            whole = also if whole is None else whole if also is None else whole & also
+        return values, whole
+
+
+def _columns(rows: list[tuple[int, ...]]) -> NDArray[np.int64]:
+    return np.array(rows, np.int64).T

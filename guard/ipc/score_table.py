@@ -145,7 +145,12 @@ class ScoreTable:
     def read(self, source: Source, slot: Slot, start: int, end: int) -> dict[str, NDArray[np.float32]]:
         """The signals of one source at positions start..end-1, by name, float32; NaN where this claim has none,
         infinite where what was measured is NaN."""
-        return self._known(source, self._words[source][slot.index, start:end], slot.generation)
+        words = self._words[source][slot.index, start:end]
+        known, measured = words.view(np.uint32)[:, 0] == slot.generation, words[:, 1:].T.copy()
+        if not (known.all() and np.isfinite(measured).all()):
+            measured[np.isnan(measured)] = np.inf
+            measured[:, ~known] = np.nan
+        return dict(zip(names(source, self.measured), measured, strict=True))
 
     def read_rows(
         self,
@@ -153,21 +158,18 @@ class ScoreTable:
         slots: NDArray[np.int64],
         generations: NDArray[np.int64],
         positions: NDArray[np.int64],
-    ) -> dict[str, NDArray[np.float32]]:
-        """As ``read``, of several claims at once: slots, generations [m], positions [m, n] -> float32 [m, n]."""
-        return self._known(source, self._words[source][slots[:, None], positions], generations[:, None])
-
-    def _known(
-        self, source: Source, words: NDArray[np.float32], generation: int | NDArray[np.int64]
-    ) -> dict[str, NDArray[np.float32]]:
-        """What of these entries [..., words] belongs to ``generation``, as copies; a NaN that was measured becomes
-        infinite, to be told from what is missing."""
-        known = words.view(np.uint32)[..., 0] == generation
-        measured = np.moveaxis(words[..., 1:], -1, 0).copy()
-        if not (known.all() and np.isfinite(measured).all()):
-            measured[np.isnan(measured)] = np.inf
-            measured[:, ~known] = np.nan
-        return dict(zip(names(source, self.measured), measured, strict=True))
+    ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_] | None]:
+        """As ``read``, of several claims at once: slots, generations [m], positions [m, n] -> float32 [m, n] by name;
+        and for which claims all of it is there and finite, bool [m] (None: for all). Where it is not it is 0."""
+        words = self._words[source][slots[:, None], positions]
+        there, measured = words.view(np.uint32)[..., 0] == generations[:, None], words[..., 1:]
+        finite = np.isfinite(measured)
+        whole = None
+        if not (there.all() and finite.all()):
+            there &= finite.all(-1)
+            measured[~there] = 0
+            whole = there.all(1)
+        return {name: measured[..., column] for column, name in enumerate(names(source, self.measured))}, whole
 
 
 def refusal_file(table: Path) -> Path:

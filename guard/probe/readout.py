@@ -199,24 +199,32 @@ class Readout:
     ) -> NDArray[np.float64]:
         """The risk of one window of each of m answers, in one pass: float64 [m], as ``risk`` has it of each alone.
 
-        values: by name of a signal, float32 [m, window]. place: how many tokens each answer had before its window, [m].
-        opening: indices [k] of those that begin an answer. before: by name of a signal of the forward pass, what the
-        last prompt token of these has, float32 [k], NaN where it has none. The risk is NaN where a value that counts is
-        not finite.
+        values: by name of a signal, float32 [m, window], all finite. place: how many tokens each answer had before its
+        window, [m]. opening: indices [k] of those that begin an answer. before: by name of a signal of the forward
+        pass, what the last prompt token of these has, float32 [k].
         """
-        features = np.full((len(place), len(SIGNALS)), np.nan, np.float32)
-        finite = np.ones(len(place), np.bool_)
+        features = np.zeros((len(place), len(SIGNALS)), np.float32)
         for column, signal in enumerate(SIGNALS):
             if signal.name not in self.used:
                 continue
-            measured = signal.sign * values[signal.name]
-            finite &= np.isfinite(measured).all(1)
-            lead = signal.sign * before[signal.name] if signal.name in before else np.full(len(opening), np.nan)
-            features[:, column] = _OF_ROWS[signal.pooling](measured, opening, lead)
+            measured, lead = values[signal.name], before.get(signal.name)
+            if signal.sign < 0:
+                measured, lead = -measured, None if lead is None else -lead
+            if signal.pooling is Pooling.MAX:
+                highest = measured.max(axis=1)
+                if lead is not None:
+                    highest[opening] = np.maximum(highest[opening], lead)
+                features[:, column] = highest
+                continue
+            total = np.cumsum(measured, axis=1, dtype=np.float64)[:, -1]  # one after the other, as ``_mean``
+            mean = total / self.window
+            if lead is not None:
+                mean[opening] = (total[opening] + lead) / (self.window + 1)
+            features[:, column] = mean
         logits = self.answer.logit(features)
         if self.tail:
             logits = logits - self.tail * handicap(place / self.window)
-        return np.where(finite, self._calibrated(logits), np.nan)
+        return self._calibrated(logits)
 
     def prompt_risk(self, score: float) -> float | None:
         """The calibrated probability that what follows the prompt is wrong, from its last token's neuron score alone.
@@ -321,29 +329,6 @@ def _max(values: Array, before: float, width: int) -> Array:
 
 
 _POOLED: dict[Pooling, Callable[[Array, float, int], NDArray[Any]]] = {Pooling.MEAN: _mean, Pooling.MAX: _max}
-
-
-def _mean_of_rows(values: Array, opening: NDArray[np.intp], lead: Array) -> NDArray[np.float64]:
-    """As ``_mean`` of each row, where all values are there; ``lead`` counts in the rows of ``opening``."""
-    total = np.cumsum(values, axis=1, dtype=np.float64)[:, -1]
-    count = np.full(len(values), values.shape[1], np.float64)
-    present = ~np.isnan(lead)
-    total[opening[present]] += lead[present]
-    count[opening[present]] += 1
-    return total / count
-
-
-def _max_of_rows(values: Array, opening: NDArray[np.intp], lead: Array) -> Array:
-    """As ``_max`` of each row."""
-    highest: Array = values.max(axis=1)
-    highest[opening] = np.fmax(highest[opening], lead)
-    return highest
-
-
-_OF_ROWS: dict[Pooling, Callable[[Array, NDArray[np.intp], Array], NDArray[Any]]] = {
-    Pooling.MEAN: _mean_of_rows,
-    Pooling.MAX: _max_of_rows,
-}
 
 
 def _rolling_sum(values: NDArray[np.floating], width: int) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from app.settings import ATLAS
 from guard.engine.context import RequestContext, Verdict, use_context
-from guard.engine.gate import OutputGate
+from guard.engine.watch import StepWatch
 from guard.ipc.score_table import Slot
 from guard.policy import Action, Hold, Mode, Policy
 from guard.probe.bundle import Bundle, save_bundle
@@ -70,14 +70,14 @@ def test_the_engine_stops_within_two_steps_of_the_decision(
     engine: Harness, prompts: list[list[int]], kind: RequestOutputKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decided: list[tuple[Slot, int]] = []
-    feed = OutputGate.feed
+    look = StepWatch.look
 
-    def watched(self: OutputGate, output: Any, cumulative: bool) -> list[Any]:
-        released = feed(self, output, cumulative)
-        decided.extend((a.slot, furthest(engine, a.slot)) for a in self.to_abort if a.slot is not None)
-        return released
+    def watched(self: StepWatch, followed: Any) -> None:
+        look(self, followed)
+        ended = (answer.slot for _, answer in followed if answer.midway is not None)
+        decided.extend((slot, furthest(engine, slot)) for slot in ended if slot is not None)
 
-    monkeypatch.setattr(OutputGate, "feed", watched)
+    monkeypatch.setattr(StepWatch, "look", watched)
     for prompt in prompts[:4]:
         left, verdicts = run(engine, prompt, Policy(Mode.ABSTAIN, ALWAYS), kind, n=2)
         assert [verdicts[i].decision.action for i in range(2)] == [Action.ABSTAINED] * 2

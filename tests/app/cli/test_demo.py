@@ -11,7 +11,7 @@ import pytest
 from app.cli import demo
 from app.cli.demo import Answered
 from app.cli.main import main
-from app.cli.terminal import printable
+from app.cli.printing.terminal import printable
 from guard.judge.question import Question
 
 

@@ -1,0 +1,1 @@
+"""What commands print, and what may be written to a terminal."""

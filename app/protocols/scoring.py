@@ -1,0 +1,99 @@
+"""Scoring the rows of a file, as ``POST /risk`` scores its items: in their order, some at once."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from app import errors
+from app.protocols.options import HallucinationOptions
+from app.protocols.risk import RiskItem, RiskScorer
+from guard.errors import FitError, RequestError
+from guard.harness.datafile import Row
+
+QUESTION = ("messages", "prompt", "question", "problem")
+ANSWER = ("response", "answer", "output")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A row that can be scored. place: where it stands in its file. row: what stands there."""
+
+    place: str
+    row: Mapping[str, Any]
+    item: RiskItem
+
+    @property
+    def digest(self) -> str:
+        """Of what is scored: twelve hex digits."""
+        scored = self.item.model_dump(include={"messages", "prompt", "response"}, mode="json")
+        return hashlib.sha256(json.dumps(scored, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def pairs_of(rows: Iterable[Row], options: HallucinationOptions) -> list[Pair]:
+    """All rows of a file. Raises FitError for the first that holds no question and answer."""
+    pairs = []
+    for row in rows:
+        if row.fault is not None:
+            raise FitError(f"{row.place}: {row.fault}")
+        try:
+            pairs.append(Pair(row.place, row.value, _item(row.value, options)))
+        except ValueError as error:
+            raise FitError(f"{row.place} {error}") from None
+    if not pairs:
+        raise FitError("there are no rows")
+    return pairs
+
+
+def _item(row: Any, options: HallucinationOptions) -> RiskItem:
+    if not isinstance(row, dict):
+        raise ValueError("is no object with a question and an answer")
+    asked, answer = (next((name for name in names if row.get(name) is not None), None) for names in (QUESTION, ANSWER))
+    if asked is None:
+        raise ValueError(f"has none of {', '.join(QUESTION)}")
+    if answer is None:
+        raise ValueError(f"has none of {', '.join(ANSWER)}")
+    name = asked if asked in ("messages", "prompt") else "messages"
+    value = row[asked] if name == asked else [{"role": "user", "content": row[asked]}]
+    try:
+        return RiskItem.model_validate({name: value, "response": row[answer], "hallucination": options})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"cannot be read: {asked if first['loc'][0] == name else answer}: {first['msg']}") from None
+
+
+async def scored(scorer: RiskScorer, pairs: Sequence[Pair], at_once: int) -> AsyncGenerator[dict[str, Any], None]:
+    """What is written of each pair, in order: its row, ``digest``, and the ``hallucination`` object, as /risk gives it.
+
+    Of a pair that cannot be scored (too long for the model) the latter is an error.
+    """
+    running: deque[asyncio.Task[dict[str, Any]]] = deque()
+    left = iter(pairs)
+    try:
+        while True:
+            while len(running) < at_once and (pair := next(left, None)) is not None:
+                running.append(asyncio.ensure_future(_scored(scorer, pair)))
+            if not running:
+                return
+            yield await running.popleft()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _scored(scorer: RiskScorer, pair: Pair) -> dict[str, Any]:
+    said = {**pair.row, "digest": pair.digest}
+    try:
+        (prepared,) = await scorer.prepared([pair.item], single=True)
+        return {**said, "hallucination": (await scorer.score(prepared, 0))["hallucination"]}
+    except RequestError as error:
+        fault = {"type": "error", "code": f"{errors.status_of(error)}", "message": str(error)}
+        return {**said, "hallucination": fault}
