@@ -14,7 +14,7 @@ from guard.engine.prompt.turn import ReasoningSpan
 from guard.ipc.score_table import ScoreTable, Slot
 from guard.policy import PASSED, Action, Decision, Policy, decide
 from guard.probe.readout import Peak, Readout
-from guard.probe.signals import Array, Source, TokenSignals, unmeasured_prompt
+from guard.probe.signals import Source, TokenSignals, unmeasured_prompt
 
 log = logging.getLogger("hguard")
 
@@ -83,14 +83,14 @@ class Answer:
         last prompt token is the one before the turn's first."""
         assert self.slot is not None
         start = self.prompt_length + self.reasoning_tokens
-        before = unmeasured_prompt()
+        values, before = table.read(Source.DRAW, self.slot, start + first, start + last), unmeasured_prompt()
         if first == -self.given:
-            prompt = table.read(Source.FORWARD, self.slot, start + first - 1, start + first)
-            before = {name: float(values[0]) for name, values in prompt.items()}
-        values: dict[str, Array] = {}
-        for source in Source:
-            values |= table.read(source, self.slot, start + first, start + last)
-        return TokenSignals(before, values)
+            forward = table.read(Source.FORWARD, self.slot, start + first - 1, start + last)
+            before = {name: float(one[0]) for name, one in forward.items()}
+            forward = {name: one[1:] for name, one in forward.items()}
+        else:
+            forward = table.read(Source.FORWARD, self.slot, start + first, start + last)
+        return TokenSignals(before, {**forward, **values})
 
     def complete(self, window: int) -> int:
         """How many windows of the turn can be scored by now: a token's own score exists when it was fed back, one step

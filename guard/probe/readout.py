@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -177,7 +178,7 @@ class Readout:
     def _worst(self, signals: TokenSignals, before: int) -> tuple[Array, float, float, Peak]:
         """(features [signals], logit, by how much that counts less, place) of the worst window."""
         features, starts, width = windows(signals, self.window)
-        less = self.tail * handicap((before + starts) / self.window) if self.tail else np.zeros(len(starts))
+        less = self.tail * _handicaps(before, len(starts), self.window) if self.tail else np.zeros(len(starts))
         logits = self.answer.logit(features) - less
         worst = int(np.argmax(logits))
         start = int(starts[worst])
@@ -264,6 +265,12 @@ def handicap(place: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.log(rank) + 2 * np.log1p(np.log(rank)))
 
 
+@lru_cache(1024)
+def _handicaps(before: int, count: int, window: int) -> NDArray[np.float64]:
+    """Of so many windows, the first of which starts ``before`` tokens after the answer."""
+    return handicap((before + np.arange(count)) / window)
+
+
 def windows(signals: TokenSignals, width: int) -> tuple[Array, NDArray[np.int64], int]:
     """Features of every window: (float32 [m, signals], starts [m], width), where width is at most the answer's length.
 
@@ -293,14 +300,21 @@ def oriented(signals: TokenSignals, signal: Signal) -> tuple[Array, float]:
 def _mean(values: Array, before: float, width: int) -> NDArray[np.float64]:
     """Means of the windows' finite values; ``before`` counts in the first."""
     present = np.isfinite(values)
-    if present.all():
-        total, count = _rolling_sum(values, width), np.full(len(values) - width + 1, float(width))
+    if present[:-1].all():  # all, or all but the last
+        count = np.full(len(values) - width + 1, float(width))
+        if not present[-1]:
+            values = values.copy()
+            values[-1] = 0
+            count[-1] -= 1
+        total = _rolling_sum(values, width)
     else:
         total = _rolling_sum(np.where(present, values, 0.0), width)
         count = _rolling_sum(present.astype(np.float64), width)
     if not np.isnan(before):
         total[0] += before
         count[0] += 1
+    if count.all():
+        return total / count
     # A window of one token that has no value of its own (the last one) falls back on the token before it.
     previous = np.concatenate(([before], values[:-1]))[width - 1 :]
     return np.where(count > 0, total / np.maximum(count, 1), previous)
@@ -332,8 +346,10 @@ _POOLED: dict[Pooling, Callable[[Array, float, int], NDArray[Any]]] = {Pooling.M
 
 
 def _rolling_sum(values: NDArray[np.floating], width: int) -> NDArray[np.float64]:
-    summed = np.concatenate(([0.0], np.cumsum(values, dtype=np.float64)))
-    return summed[width:] - summed[:-width]
+    summed = np.cumsum(values, dtype=np.float64)
+    total = summed[width - 1 :].copy()
+    total[1:] -= summed[:-width]
+    return total
 
 
 def unit_readout(used: frozenset[str] = ALWAYS) -> Readout:
