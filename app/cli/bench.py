@@ -14,7 +14,15 @@ from app.cli.flags import add_flags, read_flags
 from app.resolver import label_of
 from app.settings import ATLAS, Settings
 from guard.bench.config import BenchConfig
-from guard.bench.synthetic import SHAPES, STEP, STEP_VARIABLE, modelless, write_chat_model, write_model, write_probe
+from guard.bench.models.synthetic import (
+    SHAPES,
+    STEP,
+    STEP_VARIABLE,
+    modelless,
+    write_chat_model,
+    write_model,
+    write_probe,
+)
 from guard.errors import GuardError
 from guard.launch.engines import run_engines
 from guard.probe.bundle import Bundle

@@ -110,12 +110,11 @@ async def _score(plan: Plan, pairs: Sequence[Pair], grows: Path, done: int) -> N
         async def current() -> Guard:
             return guard
 
-        # None waits long: a text's time counts from when the engine has it.
-        scorer = RiskScorer(engine, plan.name, current, reader, None)
         at_once = min(settings.slots, int(engine.vllm_config.scheduler_config.max_num_seqs))
+        scorer = RiskScorer(engine, plan.name, current, reader, None, at_once)
         progress = Progress(tell, "scored", len(pairs), "answers", done)
         with grows.open("a", encoding="utf-8") as file:
-            async with aclosing(scored(scorer, pairs[done:], at_once)) as rows:
+            async with aclosing(scored(scorer, pairs[done:])) as rows:
                 async for row in rows:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                     file.flush()

@@ -12,6 +12,7 @@ from app.errors import MalformedError
 from guard.errors import RequestError
 
 PARSED = "hguard_body"  # in scope["state"]: the body of a working route, parsed by the ingress
+LINES = "application/x-ndjson"
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\0")  # an escape in UTF-8, or another encoding, whose escapes hide
 
@@ -32,6 +33,25 @@ def parse(body: bytes) -> Any:
     except (ValueError, RecursionError) as error:
         raise MalformedError(f"the body is not valid JSON: {error}") from None
     return content
+
+
+class Lines(list[Any]):
+    """A body of JSON lines: what each holds."""
+
+
+def parse_lines(body: bytes) -> Lines:
+    """As ``parse``, of each line that is not empty; what is wrong names the line."""
+    found = Lines()
+    for number, line in enumerate(body.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            found.append(parse(line))
+        except RequestError as error:
+            raise RequestError(f"line {number}: {error}", error.param) from None
+    if not found:
+        raise MalformedError("the body is empty; a line for each item is required")
+    return found
 
 
 def _whole(body: bytes) -> bool:

@@ -17,7 +17,7 @@ from app import errors
 from app.errors import Reason, RefusedError
 from app.ingress.admission import Admission, Pacer, Permit
 from app.ingress.auth import ApiKeys
-from app.ingress.body import PARSED, parse, replay
+from app.ingress.body import LINES, PARSED, parse, parse_lines, replay
 from app.ingress.outgoing import ErrorResponses
 from app.ingress.scope import CALLER, route_path
 from guard.errors import RequestError
@@ -163,7 +163,8 @@ class IngressMiddleware:
 
     def _measure(self, scope: Scope, path: str, body: bytes, permit: Permit) -> None:
         """Check what the body asks for, take its places, leave it parsed for the routes. Raises RequestError."""
-        content = parse(body)
+        kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
+        content = parse_lines(body) if kind == LINES else parse(body)
         self._limits.check(path, content)
         permit.widen(self._limits.answers(path, content))
         scope["state"][PARSED] = content

@@ -8,7 +8,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from app import errors
 from app.errors import MalformedError, Reason, RefusedError
+from app.ingress.body import Lines
 from app.protocols import sizes
 from app.protocols.adapters.registry import ADAPTERS, RESPONSES
 from app.settings import RequestLimits
@@ -49,7 +51,12 @@ class Limits:
         _require_shape(body)
         if body is None:
             raise MalformedError("the body is null; a JSON object is required")
-        if path in RISK:
+        if isinstance(body, Lines):
+            if path not in RISK:
+                raise errors.ApiError("only /risk takes JSON lines; send one JSON object", "body", 415)
+            for item in body:  # each by itself, as they are scored
+                self._check_items([item])
+        elif path in RISK:
             self._check_items(body if isinstance(body, list) else [body])
         if not isinstance(body, dict):
             return
@@ -93,7 +100,8 @@ class Limits:
     def answers(self, path: str, body: Any) -> int:
         """How many answers the engine will work on for this body; at least one."""
         if path in RISK and isinstance(body, list):
-            return max(1, len(body))
+            most = self.max_risk_items if isinstance(body, Lines) else len(body)
+            return max(1, min(len(body), most))
         return _choices(path, body)[1] * _prompts(path, body) if isinstance(body, dict) else 1
 
     def _check_items(self, items: list[Any]) -> None:

@@ -9,10 +9,11 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict  # typing's own, before 3.12, hides from pydantic what is not required
 
+from app.ingress.body import LINES
 from app.ingress.middleware import PUBLIC
 from app.protocols.adapters.registry import GUARDED, MESSAGES
 from app.protocols.limits import RISK
-from app.protocols.risk import body_of
+from app.protocols.risk import RiskItem, body_of
 from app.protocols.wire import Risk
 
 
@@ -70,6 +71,12 @@ _SECURITY = {
         "description": "the same, as for Anthropic",
     },
 }
+_LINES = {
+    "itemSchema": {
+        "description": "of JSON lines, one for each item, in their order; an error for one that cannot be scored",
+        "anyOf": [{"$ref": "#/components/schemas/RiskReply"}, {"$ref": "#/components/schemas/FaultReply"}],
+    }
+}
 _STREAM = {
     # Of OpenAPI 3.2, as FastAPI writes it for its own streams; 3.1 has no word for them, and readers pass it over.
     "itemSchema": {
@@ -107,7 +114,12 @@ def document(app: FastAPI, authenticated: bool, max_risk_items: int) -> dict[str
             _answer_for(operation, path, method)
             if path in RISK:
                 schema = _schema(body_of(max_risk_items), schemas)
-                operation["requestBody"] = {"content": {"application/json": {"schema": schema}}, "required": True}
+                lines = {"itemSchema": _schema(RiskItem, schemas)}
+                operation["requestBody"] = {
+                    "content": {"application/json": {"schema": schema}, LINES: lines},
+                    "required": True,
+                }
+                operation["responses"]["200"]["content"][LINES] = _LINES
             if authenticated and not _is_open(path, method):
                 operation["security"] = [{name: []} for name in _SECURITY]
     _schema(FaultReply | AnthropicFaultReply, schemas)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from typing_extensions import TypedDict  # typing's own, before 3.12, hides from pydantic what is not required
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 
 from app import errors
+from app.ingress.body import LINES, Lines, written
 from app.protocols.options import HallucinationOptions, given
 from app.protocols.routes import Current, Guard, ParsedRoute
 from app.protocols.tokenizer import Detokenizer
@@ -27,6 +29,8 @@ from guard.engine.client import GuardedEngine
 from guard.engine.context import RequestContext, use_context
 from guard.errors import RequestError
 from guard.policy import Action, Decision, Mode, Policy
+
+T = TypeVar("T")
 
 
 class Part(BaseModel):
@@ -136,10 +140,11 @@ class RiskScorer:
         current: Current,
         speller: Detokenizer,
         seconds: float | None,
+        at_once: int,
     ) -> None:
-        """``seconds``: how long the engine may take for one text."""
+        """``seconds``: how long the engine may take for one text. ``at_once``: how many of a stream it has to read."""
         self._engine, self._model, self._current = engine, model, current
-        self._speller, self._seconds = speller, seconds
+        self._speller, self._seconds, self.at_once = speller, seconds, at_once
         # One thread: a tokenizer may be lent to no other while it works, and texts take their turns.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hguard-risk")
 
@@ -185,12 +190,32 @@ class RiskScorer:
         return Prepared(guard, policy, prompt, response, spelled, item.response)
 
     @with_cancellation
-    async def answer(self, request: Request) -> JSONResponse:
-        """All items of a body, of which none is scored before all are checked."""
+    async def answer(self, request: Request) -> Response:
+        """All items of a body, of which none is scored before all are checked; of JSON lines, a line as each is."""
         content = await request.json()
+        if isinstance(content, Lines):
+            return StreamingResponse(self._lines(items_of(content)), media_type=LINES)
         work = await self.prepared(items_of(content), isinstance(content, dict))
         scored = await asyncio.gather(*(self.score(one, i) for i, one in enumerate(work)))
         return JSONResponse(scored[0] if isinstance(content, dict) else {"object": "list", "data": scored})
+
+    async def _lines(self, items: Sequence[RiskItem]) -> AsyncGenerator[bytes, None]:
+        """A line for each item, in their order, as fast as they are taken; an error for one that cannot be scored."""
+
+        async def line(index: int, item: RiskItem) -> dict[str, Any]:
+            try:
+                return dict(await self.score_item(item, index))
+            except RequestError as error:
+                said = errors.body(errors.status_of(error), str(error), error.param)
+                return {"object": "error", "index": index, **said}
+
+        async for one in in_order(line, enumerate(items), self.at_once):
+            yield written(one) + b"\n"
+
+    async def score_item(self, item: RiskItem, index: int) -> RiskReply:
+        """Check an item and score it. Raises RequestError."""
+        (work,) = await self.prepared([item], single=True)
+        return await self.score(work, index)
 
     async def score(self, work: Prepared, index: int) -> RiskReply:
         """The response object for one item."""
@@ -232,11 +257,31 @@ def router(scorer: RiskScorer) -> APIRouter:
 
     @routes.post("/risk", response_model=RiskReply | RiskReplies)
     @routes.post("/v1/risk", response_model=RiskReply | RiskReplies)
-    async def risk(request: Request) -> JSONResponse:
+    async def risk(request: Request) -> Response:
         """The risk of a given answer, or of each of a list of them."""
         return await scorer.answer(request) or JSONResponse(None)  # to nobody: the caller has hung up
 
     return routes
+
+
+async def in_order(
+    work: Callable[..., Coroutine[Any, Any, T]], arguments: Iterable[tuple[Any, ...]], at_once: int
+) -> AsyncGenerator[T, None]:
+    """What ``work`` makes of each, in their order. So many are begun beyond the one that is waited for, and no more
+    before somebody has taken that."""
+    running: deque[asyncio.Task[T]] = deque()
+    left = iter(arguments)
+    try:
+        while True:
+            while len(running) < at_once and (given := next(left, None)) is not None:
+                running.append(asyncio.create_task(work(*given)))
+            if not running:
+                return
+            yield await running.popleft()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 def items_of(content: Any) -> list[RiskItem]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
-from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +12,7 @@ from pydantic import ValidationError
 
 from app import errors
 from app.protocols.options import HallucinationOptions
-from app.protocols.risk import RiskItem, RiskScorer
+from app.protocols.risk import RiskItem, RiskScorer, in_order
 from guard.errors import FitError, RequestError
 from guard.harness.datafile import Row
 
@@ -69,31 +67,17 @@ def _item(row: Any, options: HallucinationOptions) -> RiskItem:
         raise ValueError(f"cannot be read: {asked if first['loc'][0] == name else answer}: {first['msg']}") from None
 
 
-async def scored(scorer: RiskScorer, pairs: Sequence[Pair], at_once: int) -> AsyncGenerator[dict[str, Any], None]:
+def scored(scorer: RiskScorer, pairs: Iterable[Pair]) -> AsyncGenerator[dict[str, Any], None]:
     """What is written of each pair, in order: its row, ``digest``, and the ``hallucination`` object, as /risk gives it.
 
     Of a pair that cannot be scored (too long for the model) the latter is an error.
     """
-    running: deque[asyncio.Task[dict[str, Any]]] = deque()
-    left = iter(pairs)
-    try:
-        while True:
-            while len(running) < at_once and (pair := next(left, None)) is not None:
-                running.append(asyncio.ensure_future(_scored(scorer, pair)))
-            if not running:
-                return
-            yield await running.popleft()
-    finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
 
+    async def one(pair: Pair) -> dict[str, Any]:
+        try:
+            verdict: Any = (await scorer.score_item(pair.item, 0))["hallucination"]
+        except RequestError as error:
+            verdict = {"type": "error", "code": f"{errors.status_of(error)}", "message": str(error)}
+        return {**pair.row, "digest": pair.digest, "hallucination": verdict}
 
-async def _scored(scorer: RiskScorer, pair: Pair) -> dict[str, Any]:
-    said = {**pair.row, "digest": pair.digest}
-    try:
-        (prepared,) = await scorer.prepared([pair.item], single=True)
-        return {**said, "hallucination": (await scorer.score(prepared, 0))["hallucination"]}
-    except RequestError as error:
-        fault = {"type": "error", "code": f"{errors.status_of(error)}", "message": str(error)}
-        return {**said, "hallucination": fault}
+    return in_order(one, ((pair,) for pair in pairs), scorer.at_once)

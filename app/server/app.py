@@ -154,7 +154,9 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         )
         current = exchange.current
         app.include_router(routes.router(current))
-        app.include_router(risk.router(risk.RiskScorer(engine, plan.name, current, reader, settings.risk_seconds)))
+        at_once = Limits(settings, admission.capacity).max_risk_items
+        scorer = risk.RiskScorer(engine, plan.name, current, reader, settings.risk_seconds, at_once)
+        app.include_router(risk.router(scorer))
         app.include_router(
             system.router(lambda: exchange.bundle, lambda: _effective(plan, exchange.resolver, engine, closed))
         )

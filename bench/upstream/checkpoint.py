@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from guard.bench.synthetic import Shape, write_model, write_probe
+from guard.bench.models.synthetic import Shape, write_model, write_probe
 from guard.probe.bundle import save_bundle
 from guard.probe.identity import identify
 

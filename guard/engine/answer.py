@@ -98,11 +98,12 @@ class Answer:
         known = len(self.token_ids) - self.reasoning_tokens - 1
         return self.given + known - window + 1 if known >= 0 else 0
 
-    def next_window(self) -> tuple[int, int, int, int]:
-        """(slot, generation, first position, tokens of the turn before it) of the next window to score."""
+    def next_windows(self, count: int) -> list[tuple[int, ...]]:
+        """(slot, generation, first position, tokens of the turn before it) of so many windows, the next to score."""
         assert self.slot is not None
-        first = self.prompt_length + self.reasoning_tokens - self.given + self.windows_scored
-        return self.slot.index, self.slot.generation, first, self.windows_scored
+        slot, generation, scored = self.slot.index, self.slot.generation, self.windows_scored
+        start = self.prompt_length + self.reasoning_tokens - self.given
+        return [(slot, generation, start + place, place) for place in range(scored, scored + count)]
 
     def last_scored(self) -> tuple[int, int, int]:
         """(slot, generation, position) of its last token but one: the last that was fed back."""

@@ -69,8 +69,10 @@ class OutputGate:
         # Where nothing can be withheld or has to wait, outputs pass as they are.
         self._passes_through = not (policy.withholds or policy.fails_closed or policy.token_risk_in_stream)
         scored = any(answer.slot is not None for answer in answers)
-        watched = policy.withholds or policy.token_risk_in_stream
-        self.followed = watched and scored and not call.unshown
+        whole = kind is RequestOutputKind.FINAL_ONLY
+        self.withholds, self.holds_all = policy.withholds, whole or policy.hold is Hold.ANSWER
+        self.tells_tokens = policy.token_risk_in_stream and not whole
+        self.followed = (self.withholds or self.tells_tokens) and scored and not call.unshown
         self._reasoning, self._request = reasoning, request or {}
         self._held: list[deque[HeldOutput]] = [deque() for _ in answers]
         self._reached = [0] * len(answers)  # tokens that have come

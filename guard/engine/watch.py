@@ -3,8 +3,7 @@
 vLLM hands a step's outputs to one task for each request. Reading the table and working out a risk in each of them would
 take longer than all that vLLM does there. So the windows are judged together, as soon as vLLM has taken the outputs and
 before any task sees them; an answer that ends is ended in the engine within the step. A window below its answer's
-threshold is done with. What reaches it, and whatever is not the usual case (several windows at once, a value that is
-missing), is left to ``Answer.look``, which decides.
+threshold is done with. What reaches it, and where a value is missing, is left to ``Answer.look``, which decides.
 
 vLLM's task that takes the outputs of all requests ends with its first error, and every request with it: an error that
 one answer causes is kept for that answer's own task. Written against vLLM 0.32 (``v1/engine/output_processor.py``; the
@@ -104,33 +103,33 @@ class StepWatch:
 
     def look(self, followed: Iterable[tuple[OutputGate, Answer]]) -> None:
         """Judge the windows that are complete by now; an answer that one of them ends has its verdict in ``midway``.
-        Note the risks of tokens where they go out with them."""
-        windows: dict[int, list[tuple[OutputGate, Answer]]] = {}  # by readout
+        Note the risks of tokens where they go out with them.
+
+        Of an answer that leaves as a whole, if at all, once for as many tokens as a window has: so many may be in vain.
+        """
+        windows: dict[int, list[tuple[OutputGate, Answer, int]]] = {}  # by readout, with how many there are
         tokens: dict[int, list[tuple[OutputGate, Answer]]] = {}
         for gate, answer in followed:
-            policy = gate.call.policy
-            if policy.withholds:
-                complete = answer.complete(gate.readout.window)
-                if complete == answer.windows_scored + 1 and not answer.unscorable:
-                    windows.setdefault(id(gate.readout), []).append((gate, answer))
-                elif complete > answer.windows_scored:
-                    self._look_alone(gate, answer)
+            if gate.withholds and not answer.unscorable:
+                width = gate.readout.window
+                further = answer.complete(width) - answer.windows_scored
+                if further >= (width if gate.holds_all else 1):
+                    windows.setdefault(id(gate.readout), []).append((gate, answer, further))
             fed = len(answer.token_ids) - 1  # and so have scores
-            if policy.token_risk_in_stream and len(gate.known_risks(answer)) == fed - 1 >= answer.reasoning_tokens:
+            if gate.tells_tokens and len(gate.known_risks(answer)) == fed - 1 >= answer.reasoning_tokens:
                 tokens.setdefault(id(gate.readout), []).append((gate, answer))
         for group in windows.values():
-            readout = group[0][0].readout
-            risks = self._risks(readout, [answer for _, answer in group])
-            for (gate, answer), risk in zip(group, risks.tolist(), strict=True):
+            worst = self._worst(group[0][0].readout, [(answer, further) for _, answer, further in group])
+            for (gate, answer, further), risk in zip(group, worst, strict=True):
                 if risk < gate.call.policy.threshold - _NEAR:
-                    answer.windows_scored += 1
+                    answer.windows_scored += further
                 else:  # NaN, too
                     self._look_alone(gate, answer)
-        for group in tokens.values():
-            found = self._token_risks(group[0][0].readout, [answer for _, answer in group])
-            for (gate, answer), risk, whole in zip(group, *found, strict=True):
+        for told in tokens.values():
+            found = self._token_risks(told[0][0].readout, [answer for _, answer in told])
+            for (gate, answer), one, whole in zip(told, *found, strict=True):
                 if whole:  # else the gate works it out
-                    gate.known_risks(answer).append(risk)
+                    gate.known_risks(answer).append(one)
 
     def _look_alone(self, gate: OutputGate, answer: Answer) -> None:
         try:
@@ -150,10 +149,25 @@ class StepWatch:
             return [None] * len(answers), [False] * len(answers)
         return risks, [True] * len(answers) if whole is None else whole.tolist()
 
-    def _risks(self, readout: Readout, answers: list[Answer]) -> NDArray[np.float64]:
-        """The risk of the next window of each answer: float64 [answers], NaN where a value is missing, or all of them
-        where the probe fails on one."""
-        slot, generation, first, place = _columns([answer.next_window() for answer in answers])
+    def _worst(self, readout: Readout, answers: list[tuple[Answer, int]]) -> list[float]:
+        """The highest risk of the next windows of each answer, of which it says how many; NaN where a value is missing,
+        or all of them where the probe fails on one."""
+        rows = [row for answer, further in answers for row in answer.next_windows(further)]
+        risks = self._risks(readout, *_columns(rows))
+        if len(rows) == len(answers):
+            return risks.tolist()
+        begins = np.cumsum([0, *(further for _, further in answers[:-1])])
+        return np.maximum.reduceat(risks, begins).tolist()  # NaN where one is
+
+    def _risks(
+        self,
+        readout: Readout,
+        slot: NDArray[np.int64],
+        generation: NDArray[np.int64],
+        first: NDArray[np.int64],
+        place: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """The risks of windows, as ``Answer.next_windows`` has them: float64 [windows]."""
         try:
             values, whole = self._read(readout, slot, generation, first[:, None] + np.arange(readout.window))
             opening, before = np.flatnonzero(place == 0), {}
@@ -162,12 +176,12 @@ class StepWatch:
                 leads, led = self._table.read_rows(Source.FORWARD, slot[opening], generation[opening], last)
                 before = {name: one[:, 0] for name, one in leads.items()}
                 if led is not None:
-                    whole = np.ones(len(answers), np.bool_) if whole is None else whole
+                    whole = np.ones(len(slot), np.bool_) if whole is None else whole
                     whole[opening] &= led
             risks = readout.window_risks(values, opening, before, place)
         except Exception:  # whatever it is; each is looked at alone
             log.exception("the probe failed on a step's windows")
-            return np.full(len(answers), np.nan)
+            return np.full(len(slot), np.nan)
         return risks if whole is None else np.where(whole, risks, np.nan)
 
     def _read(

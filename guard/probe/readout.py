@@ -196,7 +196,11 @@ class Readout:
         return sigmoid(a * logit + b)
 
     def window_risks(
-        self, values: Mapping[str, Array], opening: NDArray[np.intp], before: Mapping[str, Array], place: Array
+        self,
+        values: Mapping[str, Array],
+        opening: NDArray[np.intp],
+        before: Mapping[str, Array],
+        place: NDArray[np.int64],
     ) -> NDArray[np.float64]:
         """The risk of one window of each of m answers, in one pass: float64 [m], as ``risk`` has it of each alone.
 

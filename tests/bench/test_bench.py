@@ -21,8 +21,8 @@ from app.settings import ATLAS
 from bench import report
 from guard.bench import compare, load
 from guard.bench.load import Measured, Work
+from guard.bench.models.synthetic import SHAPES, Shape, write_chat_model, write_model, write_probe
 from guard.bench.offline import neurons_alone
-from guard.bench.synthetic import SHAPES, Shape, write_chat_model, write_model, write_probe
 from guard.probe.bundle import load_bundle
 from guard.probe.identity import chat_template_hash, weights_fingerprint
 

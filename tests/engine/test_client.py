@@ -374,10 +374,17 @@ async def test_the_engine_stops_when_an_answer_is_decided(engine: GuardedEngine)
     engine._engine.score = lambda at, sequence, scale: 9.0
     seen, call = await texts(engine, Policy(Mode.ABSTAIN, 0.5), longest=16)
     assert seen == [""]
-    assert engine._engine.drawn == 5, "a window of four, known with the fifth token"
+    assert engine._engine.drawn == 8, "four windows of four, known with the eighth token"
     assert engine._engine.ended == ["0_r-0-x"]
-    assert call.verdicts[0].scored_tokens == 4
+    assert call.verdicts[0].scored_tokens == 7
     assert engine.pool.in_use == 0
+
+
+async def test_a_stream_that_flows_ends_with_the_first_window_that_is_risky(engine: GuardedEngine) -> None:
+    engine._engine.score = lambda at, sequence, scale: 9.0
+    _, call = await texts(engine, Policy(Mode.ABSTAIN, 0.5, hold=Hold.WINDOW), longest=16)
+    assert engine._engine.drawn == 5, "a window of four, known with the fifth token"
+    assert call.verdicts[0].scored_tokens == 4
 
 
 @pytest.mark.parametrize("reasons", [("length", None), ("stop", "by"), ("stop", 13), ("stop", None)])

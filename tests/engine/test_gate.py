@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -235,10 +236,10 @@ def test_many_answers_at_once_end_where_each_alone_would(stage: Stage) -> None:
     for _ in range(20):
         scores = rng.normal(-1.5, 4, (4, 24))
         plays = [Play([None if rng.random() < 0.01 else float(x) for x in row]) for row in scores]
-        for fail in Fail:
-            together = stage.play(policy(Hold.WINDOW, fail=fail), *plays)
+        for fail, hold in itertools.product(Fail, Hold):
+            together = stage.play(policy(hold, fail=fail), *plays)
             for sequence, play in enumerate(plays):
-                alone = stage.play(policy(Hold.WINDOW, fail=fail), play)
+                alone = stage.play(policy(hold, fail=fail), play)
                 one, other = together.verdicts[sequence], alone.verdicts[0]
                 assert (one.risk, one.reason, one.peak) == (other.risk, other.reason, other.peak)
                 assert (one.sent_tokens, one.decision) == (other.sent_tokens, other.decision)
@@ -249,7 +250,7 @@ def test_windows_that_pass_are_not_looked_at_alone(stage: Stage, monkeypatch: py
     looked: list[int] = []
     look = Answer.look
     monkeypatch.setattr(Answer, "look", lambda self, *rest: (looked.append(self.sequence), look(self, *rest))[1])
-    stage.play(policy(), LONG, Play([SAFE] * 20))
+    stage.play(policy(Hold.NONE), LONG, Play([SAFE] * 20))
     assert looked == [0], "the one that ends"
 
 

@@ -58,8 +58,8 @@ STEP = "2000,250"
 
 
 def modelless(sequences: int) -> list[str]:
-    """vLLM's arguments for an engine that computes nothing (``guard.bench.modelless``), for so many at once."""
-    backend = "guard.bench.modelless.ModellessExecutor"
+    """vLLM's arguments for an engine that computes nothing (``guard.bench.models.modelless``), for so many at once."""
+    backend = "guard.bench.models.modelless.ModellessExecutor"
     return ["--distributed-executor-backend", backend, "--max-num-seqs", str(sequences)]
 
 

@@ -24,7 +24,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 from vllm.v1.worker.worker_base import CompilationTimes
 
-from guard.bench.synthetic import STEP_VARIABLE
+from guard.bench.models.synthetic import STEP_VARIABLE
 from guard.ipc import capture
 from guard.ipc.score_table import PATH_VARIABLE, ScoreTable
 from guard.ipc.taps import TapConfig
