@@ -30,7 +30,8 @@ class Answer:
     given: how many tokens of its turn stand in the prompt already, and are scored with it.
     windows_scored: how many windows of the turn have been scored, each starting a token later. unscorable: none of its
     windows will be any more.
-    midway: the verdict of a window that ends it, before the engine does. verdict: its last, once that is told.
+    look_at: with how many tokens its next window may be looked at. midway: the verdict of a window that ends it, before
+    the engine does. verdict: its last, once that is told.
     texts: the text that it has in the engine, in pieces; kept where its tokens are to be shown, and while it may be one
     that declines. decode: all that tokens spell, special ones too; None where answers that decline are not told apart.
     """
@@ -50,6 +51,7 @@ class Answer:
     unscorable: bool = False
     verdict: Verdict | None = None
     midway: Verdict | None = None
+    look_at: int = 0
     decode: Callable[[list[int]], str] | None = None
 
     def extend(self, tokens: Sequence[int], cumulative: bool) -> None:

@@ -20,6 +20,7 @@ from guard.engine.answer import Answer, risks_so_far, unscored
 from guard.engine.context import Generated, RequestContext, Unscored, Verdict
 from guard.engine.outputs import blank, counted_length, emptied, own, own_output, with_completions
 from guard.engine.prompt.turn import Reasoning
+from guard.errors import TapError
 from guard.ipc.score_table import ScoreTable
 from guard.policy import Action, Hold, Mode
 from guard.probe.readout import Readout
@@ -142,6 +143,8 @@ class OutputGate:
             if answer.prompt_length < 0:
                 self.begin(sequence, output.prompt_token_ids)
             answer.extend(tokens, self._repeats)
+        elif self._reached[sequence] > len(answer.token_ids):
+            raise TapError("an output of the engine came past the watch, so nothing of this answer was looked at")
         if self.call.policy.tokens or answer.short:
             answer.say(completion.text, self._repeats)
         if completion.finish_reason is None and answer.midway is None:
@@ -184,16 +187,18 @@ class OutputGate:
     def _released(self, output: Any) -> list[Any]:
         """What may leave, one piece an output; or the engine's own output, where it may leave as it is."""
         pieces = [piece for answer in self.answers for piece in self._pieces(answer, self._held[answer.sequence])]
-        completions = [completion for completion, _ in pieces]
-        if pieces and len(pieces) == len(output.outputs) and all(map(operator.is_, completions, output.outputs)):
+        if pieces and _holds(output, [completion for completion, _ in pieces]):
             return [output]
         last = len(pieces) - 1 if self.done else -1
         return [self._holding(source, [piece], i == last) for i, (piece, source) in enumerate(pieces)]
 
     def _holding(self, output: Any, completions: list[Any], finished: bool) -> Any:
         """An output with these completions, and with no more than may leave."""
-        hold = own_output if self.call.policy.withholds else with_completions
-        return hold(output, completions, finished)
+        if self.withholds:
+            return own_output(output, completions, finished)
+        if output.finished == finished and _holds(output, completions):
+            return output
+        return with_completions(output, completions, finished)
 
     def _passing(self, answer: Answer, completion: Any) -> Any:
         """A completion that may leave, and no more of it than that."""
@@ -257,3 +262,8 @@ class OutputGate:
         if not self.done:
             return []
         return [self._holding(output, [self._whole[sequence] for sequence in sorted(self._whole)], True)]
+
+
+def _holds(output: Any, completions: list[Any]) -> bool:
+    """Whether an output of the engine holds these and no others."""
+    return len(output.outputs) == len(completions) and all(map(operator.is_, completions, output.outputs))

@@ -37,7 +37,7 @@ class StepWatch:
 
     def __init__(self, table: ScoreTable) -> None:
         self._table = table
-        self._gates: dict[str, OutputGate] = {}  # by request
+        self._gates: dict[str, tuple[OutputGate, list[str]]] = {}  # by request, with its sequences
         self._followed: dict[str, tuple[OutputGate, Answer]] = {}  # by sequence
 
     def attach(self, processor: Any) -> None:
@@ -46,20 +46,20 @@ class StepWatch:
 
         def added(request: Any, *rest: Any, **named: Any) -> None:
             add(request, *rest, **named)
-            if (gate := self._gates.get(request.external_req_id)) is not None:
-                sequence = processor.request_states[request.request_id].request_index
+            if (found := self._gates.get(request.external_req_id)) is not None:
+                (gate, names), name = found, request.request_id
+                sequence = processor.request_states[name].request_index
                 try:
                     gate.begin(sequence, request.prompt_token_ids)
                 except Exception as error:
                     gate.fault = error
-                self._followed[request.request_id] = gate, gate.answers[sequence]
+                names.append(name)
+                self._followed[name] = gate, gate.answers[sequence]
 
         def processed(outputs: Any, *rest: Any, **named: Any) -> Any:
             result = process(outputs, *rest, **named)
             if self._followed:
-                ended = self._step(outputs, processor.request_states)
-                if ended:
-                    result.reqs_to_abort.extend(processor.abort_requests(ended, internal=True))
+                result.reqs_to_abort.extend(_ended(processor, self._step(outputs, processor.request_states)))
             return result
 
         processor.add_request, processor.process_outputs = added, processed
@@ -67,32 +67,43 @@ class StepWatch:
     @contextmanager
     def following(self, name: str, gate: OutputGate) -> Iterator[None]:
         """Follow the sequences of the request of this name from its first output on."""
-        self._gates[name] = gate
+        names: list[str] = []
+        self._gates[name] = gate, names
         try:
             yield
         finally:
             del self._gates[name]
-            for one in [one for one, (followed, _) in self._followed.items() if followed is gate]:
-                del self._followed[one]
+            for one in names:
+                self._followed.pop(one, None)
 
     def _step(self, outputs: Iterable[Any], running: Any) -> list[str]:
         """The names of sequences that a window ends. ``running``: those that vLLM has not ended itself."""
         began = time.perf_counter()
         due: dict[str, tuple[OutputGate, Answer]] = {}
-        for output in outputs:
-            name = output.request_id
-            if (found := self._followed.get(name)) is None:
-                continue
-            gate, answer = found
-            try:
-                answer.extend(output.new_token_ids, False)
-            except Exception as error:
+        try:
+            for output in outputs:
+                name = output.request_id
+                if (found := self._followed.get(name)) is None:
+                    continue
+                gate, answer = found
+                if not answer.reasoning_open:  # as ``extend``; this is done for each token of each answer
+                    answer.token_ids += output.new_token_ids
+                    if len(answer.token_ids) < answer.look_at:
+                        continue
+                else:
+                    try:
+                        answer.extend(output.new_token_ids, False)
+                    except Exception as error:
+                        gate.fault = error
+                if name in running and gate.fault is None:
+                    due[name] = found
+                else:
+                    del self._followed[name]  # its own task judges it
+            self.look(due.values())
+        except Exception as error:  # of ours: no answer may pass for it, and no other request end
+            log.exception("looking at a step's answers failed")
+            for gate, _ in self._followed.values():
                 gate.fault = error
-            if name in running and gate.fault is None:
-                due[name] = found
-            else:
-                del self._followed[name]  # its own task judges it
-        self.look(due.values())
         ended = [name for name, (_, answer) in due.items() if answer.midway is not None]
         for name in ended:
             del self._followed[name]
@@ -112,9 +123,11 @@ class StepWatch:
         for gate, answer in followed:
             if gate.withholds and not answer.unscorable:
                 width = gate.readout.window
-                further = answer.complete(width) - answer.windows_scored
-                if further >= (width if gate.holds_all else 1):
+                further, enough = answer.complete(width) - answer.windows_scored, width if gate.holds_all else 1
+                if further >= enough:
                     windows.setdefault(id(gate.readout), []).append((gate, answer, further))
+                elif not gate.tells_tokens and len(answer.token_ids) > answer.reasoning_tokens:
+                    answer.look_at = len(answer.token_ids) + enough - further
             fed = len(answer.token_ids) - 1  # and so have scores
             if gate.tells_tokens and len(gate.known_risks(answer)) == fed - 1 >= answer.reasoning_tokens:
                 tokens.setdefault(id(gate.readout), []).append((gate, answer))
@@ -198,3 +211,15 @@ class StepWatch:
 
 def _columns(rows: list[tuple[int, ...]]) -> NDArray[np.int64]:
     return np.array(rows, np.int64).T
+
+
+def _ended(processor: Any, names: list[str]) -> list[str]:
+    """End these sequences in vLLM's front end, and say which its engine has to end."""
+    if not names:
+        return []
+    parents = [processor.request_states[name].parent_req for name in names]
+    ended: list[str] = processor.abort_requests(names, internal=True)
+    for parent in parents:  # which vLLM forgets once their last sequence has finished, or all are aborted at once
+        if parent is not None and not parent.child_requests:
+            processor.parent_requests.pop(parent.request_id, None)
+    return ended

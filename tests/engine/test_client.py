@@ -18,6 +18,7 @@ from guard.engine import client
 from guard.engine.client import GuardedEngine
 from guard.engine.context import RequestContext, Unscored, use_context
 from guard.engine.stages import Retry, Stage
+from guard.errors import TapError
 from guard.ipc import capture
 from guard.ipc.score_table import ScoreTable
 from guard.policy import Action, Fail, Hold, Mode, Policy
@@ -35,7 +36,7 @@ class Processor:
         self.request_states: dict[str, Any] = {}
 
     def add_request(self, request: Any, prompt: None, parent: None, index: int) -> None:
-        self.request_states[request.request_id] = SimpleNamespace(request_index=index)
+        self.request_states[request.request_id] = SimpleNamespace(request_index=index, parent_req=None)
 
     def process_outputs(self, outputs: Any) -> Any:
         return SimpleNamespace(reqs_to_abort=[])
@@ -377,6 +378,14 @@ async def test_the_engine_stops_when_an_answer_is_decided(engine: GuardedEngine)
     assert engine._engine.drawn == 8, "four windows of four, known with the eighth token"
     assert engine._engine.ended == ["0_r-0-x"]
     assert call.verdicts[0].scored_tokens == 7
+    assert engine.pool.in_use == 0
+
+
+async def test_outputs_that_come_past_the_watch_pass_for_nothing(engine: GuardedEngine) -> None:
+    """As where another version of vLLM hands them on in another way."""
+    engine._engine._taken = lambda *_: []
+    with pytest.raises(TapError, match="came past the watch"):
+        await texts(engine, Policy(Mode.ABSTAIN, 0.5))
     assert engine.pool.in_use == 0
 
 

@@ -253,8 +253,8 @@ async def test_a_withheld_answer_has_no_log_probabilities(http: httpx.AsyncClien
 async def test_its_risk_and_length_are_rounded_for_callers_and_exact_in_the_log(
     http: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # A window that rises within the first eight tokens is of another risk than all of them.
-    for words, tokens in (("risky", 7), ("long risky", 8)):
+    # What is held is looked at once for as many tokens as a window has: first when eight windows of eight have scores.
+    for words, tokens in (("risky", 7), ("long risky", 15)):
         with caplog.at_level(logging.INFO, logger="hguard"):
             caplog.clear()
             reply = await ask(http, words, hallucination={**ABSTAIN, "threshold": 0.123456})
