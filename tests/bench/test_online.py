@@ -24,7 +24,7 @@ from bench import report
 from guard.bench import compare, online
 from guard.bench.client import Address, Connection, Reply, frames
 from guard.bench.load import Measured
-from guard.bench.online import HttpWork, Prompter, Taken, send, streamed, whole
+from guard.bench.online import HttpWork, Kind, Prompter, Taken, send, streamed, whole
 from guard.bench.processes import HOST, Command, ServerProcess, free_port, serving
 from guard.errors import GuardError
 
@@ -127,7 +127,7 @@ async def test_a_server_that_hangs_up_is_named() -> None:
 
 
 async def test_load_is_a_closed_loop_over_that_many_connections() -> None:
-    bodies = HttpWork("m", [f"prompt {i}" for i in range(12)], 5, 3).bodies({"mode": "flag"}, stream=True)
+    bodies = HttpWork("m", [f"prompt {i}" for i in range(12)], 5, 3).bodies({"mode": "flag"}, Kind(True))
     async with scripted(lambda _: [in_full(b"{}")]) as (server, running):
         taken = await send(running, bodies, 3)
     assert (server.connections, server.most, len(taken.replies)) == (3, 3, 12)
@@ -162,6 +162,21 @@ def test_what_whole_answers_say() -> None:
 
 def course(*pieces: tuple[float, dict[str, Any]]) -> Taken:
     return Taken([Reply(200, 1.0, [(when, frame(content)) for when, content in pieces], pieces[-1][0])], 4.0, 0.1, 1.0)
+
+
+def test_kinds_of_answers_are_asked_for_and_named() -> None:
+    bodies = {kind.label: HttpWork("m", ["prompt"], 5, 1).bodies(None, kind)[0] for kind in online.API_KINDS}
+    asked = {label: json.loads(body) for label, body in bodies.items()}
+    assert [(label, one["stream"], one.get("logprobs")) for label, one in asked.items()] == [
+        ("", False, None),
+        (", streamed", True, None),
+        (", logprobs", False, True),
+        (", streamed, logprobs", True, True),
+    ]
+    taken = Taken([Reply(200, 0.0, [])] * 4, 2.0, 0.5, 0.02)
+    (((name, value)),) = online.api_process(taken, online.API_KINDS[1]).items()
+    assert name == "API process, CPU ms/request, streamed"
+    assert value == pytest.approx(5.0)
 
 
 def test_what_streams_say() -> None:
