@@ -250,6 +250,25 @@ async def test_a_withheld_answer_has_no_log_probabilities(http: httpx.AsyncClien
         assert '"abstained"' in response.text
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_nothing_of_it_is_kept_by_vllm(http: httpx.AsyncClient, app: FastAPI, stream: bool) -> None:
+    """Of answers that windows end one by one, each of several of a request."""
+    engine = app.state.engine_client
+    body = {
+        "model": "atlas",
+        "messages": [{"role": "user", "content": "Is it long and risky?"}],
+        "n": 3,
+        "max_tokens": 90,
+    }
+    response = await http.post("/v1/chat/completions", json={**body, "stream": stream, "hallucination": ABSTAIN})
+    assert response.text.count("content_filter") == 3
+    assert len(engine.engine_core.aborted) == 3, "in the engine, too"
+    processor = engine.output_processor
+    assert (processor.request_states, processor.parent_requests, dict(processor.external_req_ids)) == ({}, {}, {})
+    assert (engine._watch._gates, engine._watch._followed) == ({}, {})
+    assert engine.pool.in_use == 0
+
+
 async def test_its_risk_and_length_are_rounded_for_callers_and_exact_in_the_log(
     http: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
