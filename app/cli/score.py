@@ -55,21 +55,20 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     if options.out.suffix == _PARQUET:
         _require_parquet()
     grows: Path = options.out.with_suffix(".jsonl") if options.out.suffix == _PARQUET else options.out
-    try:
-        asked = HallucinationOptions(tokens=options.tokens, explain=options.explain)
-        pairs = pairs_of(read_file(Path(options.data)).rows(), asked)
-    except FitError as error:
-        raise FitError(f"{options.data}: {error}" if options.data not in str(error) else str(error)) from None
+    data = read_file(Path(options.data))
     prepared = plan(settings_from({name: value for name, value in vars(options).items() if name in _SETTINGS}), extra)
+    threshold = prepared.resolver.threshold
+    pairs = pairs_of(data, HallucinationOptions(threshold=threshold, tokens=options.tokens, explain=options.explain))
     with translate_os_errors(grows):
         grows.parent.mkdir(parents=True, exist_ok=True)
         done = read_rows(grows)
-        _require_same(grows, done, pairs, prepared)
-        if len(done) < len(pairs):
-            try:
-                run_engines(_score(prepared, pairs, grows, len(done)))
-            except KeyboardInterrupt:
-                return stopped(grows)
+    _require_same(grows, done, pairs, prepared)
+    if len(done) < len(pairs):
+        try:
+            run_engines(_score(prepared, pairs, grows, len(done)))
+        except KeyboardInterrupt:
+            return stopped(grows)
+    with translate_os_errors(grows):
         rows = read_rows(grows)
         if grows != options.out:
             _write_parquet(rows, options.out)
@@ -85,7 +84,7 @@ def _require_same(grows: Path, done: Sequence[Any], pairs: Sequence[Pair], plan:
         raise FitError(f"{grows} holds other rows than this command writes: give another --out") from None
     for pair, digest in zip(pairs, digests, strict=False):
         if pair.digest != digest:
-            raise FitError(f"{grows} was made of other texts ({pair.place} differs): give another --out")
+            raise FitError(f"{grows} was made of other texts or options ({pair.place} differs): give another --out")
     if len(done) > len(pairs):
         raise FitError(f"{grows} has {len(done)} rows, and there are {len(pairs)} to score: give another --out")
     if others := sorted(probes - {plan.bundle.revision}):
@@ -99,6 +98,7 @@ async def _score(plan: Plan, pairs: Sequence[Pair], grows: Path, done: int) -> N
     from app.protocols.tokenizer import Detokenizer
     from app.protocols.wire import Writer
     from app.telemetry.record import Exporters
+    from guard.harness.store import appending, translate_os_errors
     from guard.launch.engines import chat_template, guarded_engine
 
     settings = plan.settings
@@ -113,11 +113,10 @@ async def _score(plan: Plan, pairs: Sequence[Pair], grows: Path, done: int) -> N
         at_once = min(settings.slots, int(engine.vllm_config.scheduler_config.max_num_seqs))
         scorer = RiskScorer(engine, plan.name, current, reader, None, at_once)
         progress = Progress(tell, "scored", len(pairs), "answers", done)
-        with grows.open("a", encoding="utf-8") as file:
+        with translate_os_errors(grows), appending(grows) as append:
             async with aclosing(scored(scorer, pairs[done:])) as rows:
                 async for row in rows:
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    file.flush()
+                    append(row)
                     progress.add()
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+import msgspec
 from starlette.types import Message, Receive
 
 from app.errors import MalformedError
@@ -87,6 +88,6 @@ def replay(body: bytes, receive: Receive) -> Receive:
 def written(content: Any) -> bytes:
     """``content`` as compact JSON in UTF-8; what UTF-8 cannot carry, half of a surrogate pair, as an escape."""
     try:
-        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:
+        return msgspec.json.encode(content)
+    except (UnicodeError, TypeError):  # TypeError: a number of numpy's, which is one of Python's as well
         return json.dumps(content, separators=(",", ":")).encode()

@@ -14,9 +14,10 @@ from app import errors
 from app.protocols.options import HallucinationOptions
 from app.protocols.risk import RiskItem, RiskScorer, in_order
 from guard.errors import FitError, RequestError
-from guard.harness.datafile import Row
+from guard.harness.datafile import DataFile
+from guard.harness.fields import QUESTION
 
-QUESTION = ("messages", "prompt", "question", "problem")
+ASKED = ("messages", "prompt", *QUESTION)
 ANSWER = ("response", "answer", "output")
 
 
@@ -30,32 +31,31 @@ class Pair:
 
     @property
     def digest(self) -> str:
-        """Of what is scored: twelve hex digits."""
-        scored = self.item.model_dump(include={"messages", "prompt", "response"}, mode="json")
-        return hashlib.sha256(json.dumps(scored, sort_keys=True).encode()).hexdigest()[:12]
+        """Of what is scored, and how: twelve hex digits."""
+        return hashlib.sha256(json.dumps(self.item.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def pairs_of(rows: Iterable[Row], options: HallucinationOptions) -> list[Pair]:
+def pairs_of(file: DataFile, options: HallucinationOptions) -> list[Pair]:
     """All rows of a file. Raises FitError for the first that holds no question and answer."""
     pairs = []
-    for row in rows:
+    for row in file.rows():
         if row.fault is not None:
-            raise FitError(f"{row.place}: {row.fault}")
+            raise FitError(f"{file.path}, {row.place}: {row.fault}")
         try:
             pairs.append(Pair(row.place, row.value, _item(row.value, options)))
         except ValueError as error:
-            raise FitError(f"{row.place} {error}") from None
+            raise FitError(f"{file.path}, {row.place} {error}") from None
     if not pairs:
-        raise FitError("there are no rows")
+        raise FitError(f"{file.path} has no rows")
     return pairs
 
 
 def _item(row: Any, options: HallucinationOptions) -> RiskItem:
     if not isinstance(row, dict):
         raise ValueError("is no object with a question and an answer")
-    asked, answer = (next((name for name in names if row.get(name) is not None), None) for names in (QUESTION, ANSWER))
+    asked, answer = (next((name for name in names if row.get(name) is not None), None) for names in (ASKED, ANSWER))
     if asked is None:
-        raise ValueError(f"has none of {', '.join(QUESTION)}")
+        raise ValueError(f"has none of {', '.join(ASKED)}")
     if answer is None:
         raise ValueError(f"has none of {', '.join(ANSWER)}")
     name = asked if asked in ("messages", "prompt") else "messages"

@@ -154,8 +154,8 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         )
         current = exchange.current
         app.include_router(routes.router(current))
-        at_once = Limits(settings, admission.capacity).max_risk_items
-        scorer = risk.RiskScorer(engine, plan.name, current, reader, settings.risk_seconds, at_once)
+        limits = Limits(settings, admission.capacity)
+        scorer = risk.RiskScorer(engine, plan.name, current, reader, settings.risk_seconds, limits.max_risk_items)
         app.include_router(risk.router(scorer))
         app.include_router(
             system.router(lambda: exchange.bundle, lambda: _effective(plan, exchange.resolver, engine, closed))
@@ -168,7 +168,7 @@ async def guarded_app(plan: Plan) -> AsyncIterator[FastAPI]:
         inner.add_exception_handler(HTTPException, errors.of_http)
         validation.install(inner)
         # Innermost: vLLM's CORS headers are on our errors, and nothing between us and the router changes a path.
-        innermost(app).app = _ingress(Head(inner), settings, admission)
+        innermost(app).app = _ingress(Head(inner), settings, admission, limits)
         yield app
 
 
@@ -218,12 +218,12 @@ def innermost(app: FastAPI) -> Any:
     return layer
 
 
-def _ingress(app: ASGIApp, settings: Settings, admission: Admission) -> IngressMiddleware:
+def _ingress(app: ASGIApp, settings: Settings, admission: Admission, limits: Limits) -> IngressMiddleware:
     """The layer that every request passes first. No request may ask for more answers than the server has room for."""
     return IngressMiddleware(
         app,
         keys=settings.api_keys,
-        limits=Limits(settings, admission.capacity),
+        limits=limits,
         admission=admission,
         refused=IngressMetrics(admission).refused,
         working=GUARDED | RISK | RENDERING,

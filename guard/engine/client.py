@@ -143,10 +143,11 @@ class GuardedEngine:
                 if (refusal := await stage.before(request, self)) is not None:
                     yield refusal
                     return
-            whole: dict[int, Any] = {}  # FINAL_ONLY: completions of all tries
+            whole: dict[int, Any] = {}  # completions of all tries, where one output has them
             output = None
             choices = list(range(params.n))
             tries = [policy.scale, *(scale for stage in STAGES if (scale := stage.again(policy)) is not None)]
+            gathers = params.output_kind is RequestOutputKind.FINAL_ONLY and len(tries) > 1
             for number, scale in enumerate(tries):
                 last = number == len(tries) - 1
                 first_tries = {first + index: call.verdicts.pop(first + index) for index in choices if number}
@@ -167,7 +168,7 @@ class GuardedEngine:
                             output.request_id = request.request_id
                             for completion in output.outputs if number else ():
                                 completion.index = choices[completion.index]
-                            if params.output_kind is RequestOutputKind.FINAL_ONLY and len(tries) > 1:
+                            if gathers:
                                 whole.update((completion.index, completion) for completion in output.outputs)
                             else:
                                 yield output
@@ -177,7 +178,7 @@ class GuardedEngine:
                 choices = [choices[answer.sequence] for answer in gate.retryable]
                 if not choices:
                     break
-            if params.output_kind is RequestOutputKind.FINAL_ONLY and len(tries) > 1:
+            if gathers:
                 yield with_completions(output, [whole[index] for index in sorted(whole)], True)
 
     def _gate(

@@ -68,10 +68,11 @@ class OutputGate:
         self._retry_follows = retry_follows
         policy = call.policy
         # Where nothing can be withheld or has to wait, outputs pass as they are.
-        self._passes_through = not (policy.withholds or policy.fails_closed or policy.token_risk_in_stream)
+        self.withholds = policy.withholds
+        self._passes_through = not (self.withholds or policy.fails_closed or policy.token_risk_in_stream)
         scored = any(answer.slot is not None for answer in answers)
         whole = kind is RequestOutputKind.FINAL_ONLY
-        self.withholds, self.holds_all = policy.withholds, whole or policy.hold is Hold.ANSWER
+        self.holds_all = whole or policy.hold is Hold.ANSWER
         self.tells_tokens = policy.token_risk_in_stream and not whole
         self.followed = (self.withholds or self.tells_tokens) and scored and not call.unshown
         self._reasoning, self._request = reasoning, request or {}
@@ -202,7 +203,7 @@ class OutputGate:
 
     def _passing(self, answer: Answer, completion: Any) -> Any:
         """A completion that may leave, and no more of it than that."""
-        if not self.call.policy.withholds:
+        if not self.withholds:
             return completion
         empty = answer.verdict is not None and answer.verdict.reason is Unscored.EMPTY
         if empty or self.call.unshown:
@@ -245,7 +246,7 @@ class OutputGate:
             return True
         if policy.token_risk_in_stream and len(answer.token_ids) <= piece.reach:
             return False
-        if not policy.withholds or policy.hold is Hold.NONE or answer.slot is None:
+        if not self.withholds or policy.hold is Hold.NONE or answer.slot is None:
             return True
         return policy.hold is Hold.WINDOW and answer.cleared(self.readout.window) >= piece.reach
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,13 +66,20 @@ class StageStore:
     @contextmanager
     def appending(self, name: str) -> Iterator[Any]:
         """A function that appends one row, which then is on disk."""
-        with translate_os_errors(self.folder), self.path(name).open("a", encoding="utf-8") as file:
-
-            def append(row: dict[str, Any]) -> None:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
-
+        with translate_os_errors(self.folder), appending(self.path(name)) as append:
             yield append
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that appends one row to a file of JSON lines, where it then is on disk."""
+    with path.open("a", encoding="utf-8") as file:
+
+        def append(row: dict[str, Any]) -> None:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+
+        yield append
 
 
 def write_json(file: Path, value: Any) -> None:

@@ -12,6 +12,7 @@ from guard import precision
 from guard.engine.client import GuardedEngine
 from guard.engine.traffic import Purpose
 from guard.errors import TapError
+from guard.ipc.capture import SELF_TEST
 from guard.probe.identity import forward_config
 from guard.probe.reference import Reference
 from guard.probe.signals import NEURONS
@@ -117,5 +118,5 @@ async def require_every_layer(engine: Any) -> None:
 async def _scores(engine: GuardedEngine, ids: list[int], scale: float) -> dict[str, NDArray[np.float32]]:
     """What the probe reads of the forward pass, by name, from the token before the prompt's second half on."""
     split = len(ids) // 2
-    signals = await engine.measure(ids[:split], ids[split:], scale, f"hguard-self-test-{scale}", Purpose.SELF_TEST)
+    signals = await engine.measure(ids[:split], ids[split:], scale, f"{SELF_TEST}-{scale}", Purpose.SELF_TEST)
     return {name: np.append(np.float32(signals.last_prompt[name]), signals[name]) for name in engine.bundle.layers_read}

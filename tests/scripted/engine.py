@@ -45,7 +45,6 @@ from guard.probe.bundle import load_bundle
 from guard.probe.signals import ENTROPY, LOGPROB, NEURONS, Source
 from tests.scripted.script import Asked, Choose, Levels, Script, Signal, by_words
 
-SELF_TEST = "hguard-self-test"
 # Between two steps the loop goes round often enough for the output to reach the client: vLLM merges what waits.
 ROUNDS = 32
 
@@ -232,7 +231,7 @@ class ScriptedCore(EngineCoreClient):
         asked = str(self._tokenizer.decode(sent.prompt_token_ids)).rpartition("<|user|>")[2]
         named = sent.external_req_id or sent.request_id
         script = Script()
-        self_test = named.startswith(SELF_TEST)
+        self_test = named.startswith(capture.SELF_TEST)
         if not self_test:
             script = self._choose(Asked(asked, named, choice, taken.scale, taken.forced))
         answer = script.tokens(lambda text: list(self._tokenizer.encode(text, add_special_tokens=False)))

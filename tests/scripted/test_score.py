@@ -77,7 +77,12 @@ def test_what_is_there_belongs_to_the_same_texts_and_probe(tmp_path: Path, capsy
     out = tmp_path / "risks.jsonl"
     score(written(tmp_path, ROWS[:2]), out)
     assert score(written(tmp_path, [ROWS[2], ROWS[1]], "other.jsonl"), out)[0] == 1
-    assert "was made of other texts (line 1 differs): give another --out" in capsys.readouterr().err
+    assert "was made of other texts or options (line 1 differs): give another --out" in capsys.readouterr().err
+    for option in (("--threshold", "0.4"), ("--tokens",)):
+        assert score(written(tmp_path, ROWS[:2]), out, *option)[0] == 1, (
+            "half of the rows would be as the first run made them"
+        )
+        assert "other texts or options" in capsys.readouterr().err
     assert score(written(tmp_path, ROWS[:1], "fewer.jsonl"), out)[0] == 1
     assert "has 2 rows, and there are 1 to score" in capsys.readouterr().err
     rows = rows_of(out)

@@ -18,7 +18,7 @@ _DATA, _EVENT = "data: ", "event: "
 def frame(content: dict[str, Any], event: str | None = None) -> bytes:
     """One frame with its empty line."""
     name = b"" if event is None else f"event: {event}\n".encode()
-    return name + b"data: " + _written(content) + b"\n\n"
+    return name + b"data: " + written(content) + b"\n\n"
 
 
 def _read(text: str) -> Any:
@@ -27,13 +27,6 @@ def _read(text: str) -> Any:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError):
         return json.loads(text)
-
-
-def _written(content: dict[str, Any]) -> bytes:
-    try:
-        return msgspec.json.encode(content)
-    except (TypeError, UnicodeError):
-        return written(content)
 
 
 class Stream(ABC):

@@ -57,7 +57,6 @@ class ModellessExecutor(Executor):
         self._sequences: dict[str, Sequence] = {}
         tokenizer = cached_tokenizer_from_config(self.model_config)
         self._text: list[int] = tokenizer.encode(_TEXT, add_special_tokens=False)
-        self._next = 0.0  # when the step that runs may end
         taps = TapConfig.find(self.vllm_config.additional_config)
         self._guarded = None if taps is None else _Guarded(load_bundle(Path(taps.bundle)), len(taps.layers))
 
@@ -227,7 +226,7 @@ def _sequence(new: NewRequestData) -> Sequence:
         len(new.prompt_token_ids),
         new.num_computed_tokens,
         capture.unpack(params.extra_args, new.req_id),
-        new.req_id.startswith("hguard-self-test"),
+        new.req_id.startswith(capture.SELF_TEST),
         params.num_logprobs,
     )
 
