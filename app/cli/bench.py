@@ -52,6 +52,11 @@ def add_parser(commands: Any) -> None:
     )
     instead.add_argument("--profile", action="store_true", help="profile the kernels of a decoding step instead")
     instead.add_argument("--kernels", action="store_true", help="time the guard's Triton kernels alone instead")
+    instead.add_argument(
+        "--growth",
+        action="store_true",
+        help="time the guard's pieces alone, of ever larger batches, probes and answers",
+    )
 
 
 def run(options: argparse.Namespace, extra: list[str]) -> int:
@@ -65,8 +70,8 @@ def run(options: argparse.Namespace, extra: list[str]) -> int:
     if unknown := sorted(set(config.modes) - set(known)):
         raise GuardError(f"--modes knows {', '.join(known)}, not {', '.join(unknown)}")
     config = config.model_copy(update={"modes": config.modes or known})
-    if options.kernels:
-        write(_kernels(), options.out)
+    if options.kernels or options.growth:
+        write(_kernels() if options.kernels else _growth(), options.out)
         return 0
     if options.http or options.api:
         write(_over_http(options, extra, config), options.out)
@@ -94,6 +99,13 @@ def _kernels() -> dict[str, Any]:
     if not kernels.can_run():
         raise GuardError("--kernels needs an NVIDIA GPU; TRITON_INTERPRET=1 runs them without one, and times nothing")
     return kernels.bench()
+
+
+def _growth() -> dict[str, Any]:
+    from guard.bench import growth
+    from guard.harness.progress import tell
+
+    return growth.bench(tell)
 
 
 def _engine(options: argparse.Namespace, extra: list[str], folder: Path) -> tuple[str, Namespace, Bundle]:

@@ -15,7 +15,7 @@ from guard.launch.engines import warn
 PLAIN = "plain"
 _RESAMPLES = 10_000
 # An engine that has just worked polls for a second before it sleeps, and would take time from the other.
-_PAUSE_SECONDS = 1.5
+PAUSE_SECONDS = 1.5
 
 Run = Callable[[int], Awaitable[Measured]]
 
@@ -40,7 +40,7 @@ async def compare(model: str, concurrency: int, runs: Mapping[str, Run], rounds:
     modes = list(runs)
     for number in range(-1, rounds):  # the first round warms up, and is thrown away
         for mode in _turned(modes, number):
-            await asyncio.sleep(_PAUSE_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS)
             measured = await runs[mode](number + 1)
             if number >= 0:
                 seen[mode].append(measured.values)

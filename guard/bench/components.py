@@ -12,7 +12,7 @@ import torch
 
 from guard.ipc.capture import CaptureParams
 from guard.ipc.score_table import ScoreTable
-from guard.ipc.taps import spec_of
+from guard.ipc.taps import LayerTap, TapSpec, spec_of
 from guard.probe.bundle import Bundle
 from guard.probe.signals import Source, names
 from guard.worker import ops
@@ -31,23 +31,51 @@ class Part:
     microseconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of a model and its probe: ``neurons`` are those read of each tapped layer, of ``intermediate``."""
+
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    layers: int
+    neurons: int
+    dtype: torch.dtype = torch.float32
+
+    def spec(self) -> TapSpec:
+        """Taps of random neurons."""
+        rng = np.random.default_rng(0)
+        chosen = np.sort(rng.permutation(self.intermediate)[: self.neurons])
+        tap = LayerTap(0, chosen, rng.standard_normal(self.neurons).astype(np.float32), chosen[::2])
+        return TapSpec(dict.fromkeys(range(self.layers), tap), self.neurons)
+
+
 def measure(bundle: Bundle, engine: Any, rows: Sequence[int]) -> list[Part]:
     """Time the pieces of one decoding step, for several batch sizes."""
-    config = engine.model_config
-    return [Part(name, count, _best(piece)) for count in rows for name, piece in _pieces(bundle, config, count).items()]
+    config, spec = engine.model_config, spec_of(bundle)
+    sizes = Sizes(
+        config.get_hidden_size(),
+        bundle.card.model.neurons_per_layer,
+        config.get_vocab_size(),
+        len(spec.layers),
+        spec.width,
+        config.dtype,
+    )
+    return [Part(name, count, best(piece)) for count in rows for name, piece in pieces(sizes, count, spec).items()]
 
 
-def _pieces(bundle: Bundle, config: Any, count: int) -> dict[str, Callable[[], None]]:
-    """The guard's work in a step of ``count`` sequences of a model, by name, ready to be repeated."""
-    dtype, device = config.dtype, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    spec = spec_of(bundle)
+def pieces(sizes: Sizes, count: int, spec: TapSpec | None = None) -> dict[str, Callable[[], None]]:
+    """The guard's work in a step of ``count`` sequences of a model, by name, ready to be repeated. ``spec``: random
+    taps by default."""
+    dtype, device = sizes.dtype, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    spec = sizes.spec() if spec is None else spec
     tap = next(iter(spec.layers.values()))
     taps = Taps(spec, torch.zeros(count, device=device), torch.ones(count, device=device))
-    z = torch.randn(count, bundle.card.model.neurons_per_layer, dtype=dtype, device=device)
-    h = torch.randn(count, config.get_hidden_size(), dtype=dtype, device=device)
+    z = torch.randn(count, sizes.intermediate, dtype=dtype, device=device)
+    h = torch.randn(count, sizes.hidden, dtype=dtype, device=device)
     neuron, folded = (torch.from_numpy(array).to(device) for array in (tap.neuron, tap.folded))
     marked = torch.from_numpy(np.isin(tap.neuron, tap.scaled)).to(device)
-    logits = torch.randn(count, config.get_vocab_size(), dtype=dtype, device=device)
+    logits = torch.randn(count, sizes.vocabulary, dtype=dtype, device=device)
     tokens = torch.zeros(count, dtype=torch.int64, device=device)
     table = ScoreTable.create(count, 64)
     table.unlink()
@@ -94,7 +122,7 @@ def _step(count: int, scale: float) -> Step:
 
 
 @torch.inference_mode()
-def _best(piece: Callable[[], None]) -> float:
+def best(piece: Callable[[], object]) -> float:
     """The fastest run, in microseconds: what the work takes when nothing disturbs it."""
     best, end = float("inf"), time.perf_counter() + _SECONDS
     while time.perf_counter() < end:

@@ -61,7 +61,7 @@ def test_the_same_seed_is_the_same_load() -> None:
 
 async def test_ratios_are_taken_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose speed drifts from round to round does not move the ratio."""
-    monkeypatch.setattr(compare, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(compare, "PAUSE_SECONDS", 0)
     order: list[tuple[str, int]] = []
 
     def run(mode: str, factor: float) -> compare.Run:

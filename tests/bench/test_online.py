@@ -236,7 +236,7 @@ def test_prompts_are_of_their_length_and_unlike_each_other() -> None:
 
 
 async def test_a_mode_that_holds_lacks_some_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(compare, "PAUSE_SECONDS", 0)
 
     def run(**values: float) -> compare.Run:
         async def one(seed: int) -> Measured:

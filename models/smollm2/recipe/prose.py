@@ -14,13 +14,21 @@ from models.wording import MISSING, WORDS
 PAGE = Path(__file__).with_name("report.md.j2")
 SHOWN = ("stack", "neurons", "linear", "last prompt token", "entropy", "mean entropy", "logprob", "length", "words")
 HEADLINE = ("capitals", "continents", "cities", "elements", "currencies", "triviaqa")
-_LATER = ("crossed", "lengths", "popularity", "scaling", "signals", "quantised")  # what a workspace may not have
+_LATER = (
+    "crossed",
+    "lengths",
+    "popularity",
+    "scaling",
+    "signals",
+    "domain",
+    "quantised",
+)  # what a workspace may not have
 Figures = dict[str, Any]
 
 
 def render(figures: Figures) -> str:
     """The whole page."""
-    words = {one.__name__.strip("_"): one for one in (_aimed, _averaged, _number, _ordered, _whole_percent)}
+    words = {one.__name__.strip("_"): one for one in (_aimed, _averaged, _number, _ordered, _whole, _whole_percent)}
     made = {"goals": goals(figures), "claims": claims(figures), "shown": SHOWN}
     return template(PAGE).render({**dict.fromkeys(_LATER), **figures}, **WORDS, **words, **made)
 
@@ -33,8 +41,12 @@ def _number(value: float | None) -> str:
     return MISSING if value is None else f"{value:.2f}"
 
 
+def _whole(share: float | None) -> str:
+    return MISSING if share is None else f"{100 * share:.0f} %"
+
+
 def _whole_percent(one: Figures, name: str) -> str:
-    return f"{100 * one[name]['value']:.0f} %" if name in one else MISSING
+    return _whole(one[name]["value"] if name in one else None)
 
 
 def _ordered(sets: Figures, key: str | None = None) -> list[tuple[str, Figures]]:

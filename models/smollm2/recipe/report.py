@@ -30,12 +30,13 @@ from models.smollm2.recipe.fits import Fits
 LAYERS, NEURONS = 30, 1536
 SIZES = (1000, 2000, 4000, 8000)
 NAME = "smollm2-report"
-# Written by `python -m models.smollm2.recipe.scaling` and `... .lengths`, which ask an engine, by `... .signals`, and
-# by `... .quantised`.
+# Written by `python -m models.smollm2.recipe.scaling` and `... .lengths`, which ask an engine, by `... .signals`,
+# `... .domain` and `... .quantised`.
 APART = {
     "scaling": "scaling.json",
     "lengths": "lengths.json",
     "signals": "signals.json",
+    "domain": "domain.json",
     "quantised": "quantised.json",
 }
 

@@ -1,0 +1,1 @@
+"""The guard beside other ways to tell wrong answers, on the same model and the same questions."""
