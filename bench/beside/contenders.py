@@ -236,7 +236,7 @@ class HProbes(HookedTransformers):
             given = {"input_ids": torch.tensor([[*prompt, *tokens]])}
             given["attention_mask"] = torch.ones_like(given["input_ids"])
             span = forward_cett_span(
-                self._model, given, self._layers, self._norms, len(prompt) - 1, len(prompt) + len(tokens)
+                self._model, given, len(prompt) - 1, len(prompt) + len(tokens), self._layers, self._norms
             )
             risk = float(np.asarray(span, np.float64).reshape(-1) @ self._weight)
             found.append((answer, risk))
