@@ -12,9 +12,9 @@ from guard.harness.activations import file_of
 from guard.harness.answers import Example
 from guard.harness.features import Features
 from guard.harness.store import StageStore
-from guard.ipc.collecting import Part, Site
+from guard.ipc.collecting import Part, Site, site_of
 from guard.probe.bundle import Bundle
-from guard.probe.signals import NEURONS, TokenSignals
+from guard.probe.signals import DISTANCE, NEURONS, TokenSignals
 from guard.training.pipeline import whole
 
 
@@ -28,7 +28,9 @@ def signals_of(
         cett = Features.of(work.path(file_of((Site.NEURONS, part))), norms, rows).take(flat(bundle))
         scores = {NEURONS: (cett @ bundle.coefficient).astype(np.float64)}
         for name, head in bundle.heads.items():
-            states = np.load(work.path(file_of((Site(name), part))), mmap_mode="r")
+            if name == DISTANCE and part is not Part.LAST_PROMPT:
+                continue  # that of a mean is no mean
+            states = np.load(work.path(file_of((site_of(name), part))), mmap_mode="r")
             scores[name] = head.score(np.stack([states[rows, layer] for layer in head.layer], 1))
         return scores
 

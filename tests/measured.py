@@ -10,9 +10,21 @@ from numpy.typing import NDArray
 
 from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.card import Term
-from guard.probe.heads import Head, tensors_of
+from guard.probe.heads import Head, head_of, tensors_of
 from guard.probe.readout import Stack
-from guard.probe.signals import ATTENTION, BLOCK, ENTROPY, LOGPROB, NEURONS, OPTIONAL, RESIDUAL, SIGNALS, TokenSignals
+from guard.probe.signals import (
+    ATTENTION,
+    BLOCK,
+    COUNTED,
+    DISTANCE,
+    ENTROPY,
+    LOGPROB,
+    NEURONS,
+    OPTIONAL,
+    RESIDUAL,
+    SIGNALS,
+    TokenSignals,
+)
 
 Three = tuple[float, float, float]
 Values = Sequence[float] | NDArray[np.floating]
@@ -31,7 +43,8 @@ def stack_of(mean: Three, scale: Three, weight: Three, bias: float) -> Stack:
 
 
 def with_heads(bundle: Bundle, folder: Path, width: int, seed: int = 5) -> Bundle:
-    """The same probe in ``folder``, which reads every optional signal, too: heads are random, of states so wide.
+    """The same probe in ``folder``, which reads every optional signal, too: heads are random, of states so wide, and so
+    is where its domain lies.
 
     Risks are nearly its own."""
     rng = np.random.default_rng(seed)
@@ -41,9 +54,11 @@ def with_heads(bundle: Bundle, folder: Path, width: int, seed: int = 5) -> Bundl
         name: Head(np.array(one, np.int32), rng.normal(size=(len(one), width)).astype(np.float32) / 8)
         for name, one in layers.items()
     }
+    axes = rng.normal(size=(3, width + 1)).astype(np.float32) / 8
+    heads[DISTANCE] = head_of(DISTANCE, np.array([1], np.int32), axes)
     term = Term(mean=0.0, scale=1.0, weight=1e-3)
     readout = bundle.card.readout
-    further = dict.fromkeys(OPTIONAL, term)
+    further = {name: term for name in OPTIONAL if name in COUNTED}
     answer = readout.answer.model_copy(update={"signals": {**readout.answer.signals, **further}})
     card = bundle.card.model_copy(update={"readout": readout.model_copy(update={"answer": answer})})
     return save_bundle(folder, card, {**bundle.tensors, **tensors_of(heads)})

@@ -90,6 +90,15 @@ class AnswerRisk(TypedDict):
     beyond_calibration: NotRequired[
         Annotated[Literal[True], Field(description="longer than any answer that stands behind the probe's thresholds")]
     ]
+    in_domain: NotRequired[
+        Annotated[
+            bool,
+            Field(
+                description="whether the question is of a kind that the probe's thresholds come from; where it is not, "
+                "right answers may be flagged far more often. Left out where the probe does not tell"
+            ),
+        ]
+    ]
     declined: NotRequired[
         Annotated[
             Literal[True],
@@ -191,6 +200,8 @@ class Writer:
             result["first_risk"] = coarse(verdict.first_risk, threshold)  # of an answer that was withheld
         if verdict.beyond_calibration and not withheld:
             result["beyond_calibration"] = True
+        if (known := verdict.in_domain) is not None:
+            result["in_domain"] = known  # of the question: it says nothing of an answer that is withheld
         if verdict.declined:
             result["declined"] = True
         if verdict.reason is not None:

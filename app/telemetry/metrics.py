@@ -47,6 +47,13 @@ class Metrics:
             ["model"],
             registry=registry,
         ).labels(model)
+        self._domain = Counter(
+            "hguard_domain_answers_total",
+            "Scored answers by whether their question is of a kind that the probe's thresholds come from",
+            ["model", "in_domain"],
+            registry=registry,
+        )
+        self._in_domain = {known: self._domain.labels(model, str(known).lower()) for known in (True, False)}
         self._declined = Counter(
             "hguard_declined_answers_total",
             "Scored answers that only say that they do not know, which pass whatever their risk",
@@ -168,6 +175,8 @@ class Metrics:
             self._declined.inc()
         if verdict.beyond_calibration:
             self._beyond.inc()
+        if (known := verdict.in_domain) is not None:
+            self._in_domain[known].inc()
         # What is marked without a score is a text given to /risk: nothing passed, and nothing was withheld.
         if verdict.reason is not None and verdict.reason.failed and action is not Action.FLAGGED:
             counter = self._unscored if action is Action.ABSTAINED else self._bypass

@@ -66,6 +66,7 @@ class LogLine:
             "reasons": sorted({v.reason.value for v in verdicts if v.reason is not None}),
             "prompt_refused": any(v.prompt_refused for v in verdicts),
             "declined": sum(v.declined for v in verdicts),
+            "out_of_domain": sum(v.in_domain is False for v in verdicts),
             "retried": any(v.first_risk is not None for v in verdicts),
             "tokens": sum(len(v.token_ids) for v in verdicts),
             "seconds": round(record.seconds, 4),

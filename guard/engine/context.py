@@ -111,6 +111,14 @@ class Verdict:
         return most is not None and len(self.token_ids) > most
 
     @property
+    def in_domain(self) -> bool | None:
+        """Whether its question is of a kind that stands behind its threshold; None where that is not known, as where
+        scaled neurons moved what is told by."""
+        if self.readout is None or self.signals is None or self.policy.scale != 1.0 or self.first_risk is not None:
+            return None
+        return self.readout.in_domain(self.signals)
+
+    @property
     def scored_tokens(self) -> int:
         """How many tokens the risk was worked out from; the last may have no score of its own."""
         return 0 if self.signals is None else len(self.signals)

@@ -59,7 +59,7 @@ def alone(signals: TokenSignals, signal: Signal) -> np.floating[Any]:
 
 def parts_of(signals: Sequence[TokenSignals], readout: Readout) -> dict[str, NDArray[np.floating]]:
     """What each part of the probe, and an answer's length, say of each answer: higher is riskier."""
-    measured = [signal for signal in SIGNALS if all(signal.name in one.values for one in signals)]
+    measured = [signal for signal in SIGNALS if signal.counts and all(signal.name in one.values for one in signals)]
     if without := NEURONS not in readout.used:  # and of heads alone: the engine's neuron scores are all 0
         measured = [signal for signal in measured if signal.name != NEURONS]
     return {

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from guard.probe.signals import DISTANCE
+
 KEY = "hguard_collect"  # of ``VllmConfig.additional_config``, which vLLM hands to every worker
 
 
@@ -28,6 +30,11 @@ class Site(StrEnum):
     def sharded(self) -> bool:
         """Whether each rank has columns of its own; of the others every rank has all."""
         return self in (Site.NEURONS, Site.ATTENTION)
+
+
+def site_of(signal: str) -> Site:
+    """Where a signal of states is read (``guard.probe.signals``: OF_STATES)."""
+    return Site.RESIDUAL if signal == DISTANCE else Site(signal)
 
 
 NAMES = {  # what has to be built for a site

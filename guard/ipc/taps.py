@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from guard.errors import TapError, UnsupportedError
 from guard.probe.bundle import Bundle, load_bundle
-from guard.probe.heads import Head
+from guard.probe.heads import Head, head_from
 
 KEY = "hguard"
 # Which ops a compiled graph calls, and with what. Raised whenever that changes: no cache must bring back a graph that
 # calls them as they were.
-OPS = 4
+OPS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,8 @@ class LayerTap:
 class TapSpec:
     """All taps of a probe. Every layer is padded to the same K, so that compiled layers stay alike.
 
-    heads: by name of a signal and layer, the weight of each number of its states, float32 [width].
+    heads: by name of a signal and layer, the weight of each number of its states, float32 [width]; of DISTANCE
+    float32 [k, width + 1] (``guard.probe.heads``).
     """
 
     layers: dict[int, LayerTap]
@@ -106,9 +107,9 @@ class TapSpec:
 
     @property
     def head_shapes(self) -> dict[str, dict[int, int]]:
-        """By name of a signal and layer, how wide the states are."""
+        """By name of a signal and layer, how many weights there are."""
         return {
-            name: {layer: len(one) for layer, one in sorted(weights.items())} for name, weights in self.heads.items()
+            name: {layer: one.size for layer, one in sorted(weights.items())} for name, weights in self.heads.items()
         }
 
 
@@ -136,7 +137,7 @@ def received(sent: Mapping[str, Any]) -> TapSpec:
     """The layout of what was ``sendable``."""
     layer, neuron = (np.array(sent[name], np.int32) for name in ("layer", "neuron"))
     folded, coefficient = (np.array(sent[name], np.float32) for name in ("folded", "coefficient"))
-    heads = {name: Head.from_dict(head) for name, head in sent["heads"].items()}
+    heads = {name: head_from(name, head) for name, head in sent["heads"].items()}
     return TapSpec.from_arrays(layer, neuron, folded, coefficient, heads)
 
 

@@ -6,9 +6,9 @@ come from them). Optional: wrong_risks float32, ascending, those of the wrong on
 against the calibration's), and, where a risk is known before any text exists, right_prompt_risks float32 [m], the same
 as right_risks of that risk; usual float32 [k], what each neuron contributes to a score on average over the answers that
 calibrate it, which an explanation holds against; train_questions uint64, ascending, hashes of the questions that the
-neurons were found on, which nothing else may be measured on; residual_layer and attention_layer int32 [m],
-residual_weight and attention_weight float32 [m, width]: the heads (``guard.probe.heads``) of a probe that reads these
-signals.
+neurons were found on, which nothing else may be measured on; residual_layer, attention_layer and block_layer
+int32 [m], residual_weight, attention_weight and block_weight float32 [m, width], distance_layer int32 [1],
+distance_weight float32 [k, width + 1]: the heads (``guard.probe.heads``) of a probe that reads these signals.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from guard.probe.heads import HEAD_TENSORS, Head, head_flaw, heads_in, tensors_o
 from guard.probe.identity import differences, forward_config, model_config
 from guard.probe.readout import Readout
 from guard.probe.reference import Reference, config_differences, read_reference, write_reference
-from guard.probe.signals import ALWAYS, BLOCK, COLUMN, HEADS, NEURONS, RESIDUAL
+from guard.probe.signals import ALWAYS, BLOCK, COLUMN, DISTANCE, HEADS, NEURONS, RESIDUAL
 
 FILES = ("probe.json", "probe.safetensors")
 TENSORS: dict[str, type[np.generic]] = {
@@ -134,13 +134,13 @@ class Bundle:
     @property
     def measured(self) -> frozenset[str]:
         """The signals that an engine with this probe measures."""
-        return self.readout.used | ALWAYS
+        return frozenset({*self.readout.used, *ALWAYS, *self.tapped_heads})
 
     @property
     def tapped_heads(self) -> dict[str, Head]:
-        """Those that count in a risk, by name of a signal."""
+        """Those that count in a risk, and DISTANCE, by name of a signal."""
         used = self.readout.used
-        return {name: head for name, head in self.heads.items() if name in used}
+        return {name: head for name, head in self.heads.items() if name in used or name == DISTANCE}
 
     @property
     def layers_read(self) -> dict[str, list[int]]:
@@ -223,9 +223,9 @@ def require_model(bundle: Bundle, model: str | Path, relaxed: bool = False) -> l
     fatal, tolerable = differences(bundle.card.model, Path(model))
     hidden = model_config(Path(model)).get("hidden_size")
     fatal += [
-        f"its states are {hidden} wide, and the probe's head on {name} is of {bundle.heads[name].weight.shape[1]}"
-        for name in (RESIDUAL, BLOCK)
-        if name in bundle.heads and hidden is not None and bundle.heads[name].weight.shape[1] != hidden
+        f"its states are {hidden} wide, and the probe's head on {name} is of {bundle.heads[name].width}"
+        for name in (RESIDUAL, BLOCK, DISTANCE)
+        if name in bundle.heads and hidden is not None and bundle.heads[name].width != hidden
     ]
     if bundle.reference is not None:
         fatal += config_differences(bundle.reference.config, forward_config(Path(model)))
@@ -300,3 +300,5 @@ def _check_tensors(folder: Path, card: ProbeCard, tensors: dict[str, NDArray[np.
         fail(flaw)
     if missing := sorted(used & set(HEADS) - set(heads_in(tensors))):
         fail(f"its readout reads {', '.join(missing)}, and it has no head for that")
+    if card.readout.distance_limit is not None and DISTANCE not in heads_in(tensors):
+        fail("its card has a limit of the distance, and there is no head for that")

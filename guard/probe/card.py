@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from guard.probe.readout import Readout, Stack
-from guard.probe.signals import COLUMN
+from guard.probe.signals import COLUMN, COUNTED
 
 SCHEMA_VERSION = 2
 
@@ -64,6 +64,8 @@ class StackParameters(_Strict):
     def _known(cls, terms: dict[str, Term]) -> dict[str, Term]:
         if unknown := sorted(terms.keys() - COLUMN.keys()):
             raise ValueError(f"this release does not measure {', '.join(unknown)}; it measures {', '.join(COLUMN)}")
+        if idle := sorted(terms.keys() - COUNTED):
+            raise ValueError(f"{', '.join(idle)} counts in no risk")
         return terms
 
     @classmethod
@@ -90,6 +92,7 @@ class ReadoutParameters(_Strict):
     prompt_platt: tuple[FiniteFloat, FiniteFloat] | None = None
     calibrated_tokens: PositiveInt | None = None
     tail: Positive | None = None
+    distance_limit: Positive | None = None
 
     @classmethod
     def of(cls, readout: Readout) -> ReadoutParameters:
@@ -102,6 +105,7 @@ class ReadoutParameters(_Strict):
             prompt_platt=readout.prompt_platt,
             calibrated_tokens=readout.calibrated_tokens,
             tail=readout.tail or None,
+            distance_limit=readout.distance_limit,
         )
 
     def readout(self) -> Readout:
@@ -114,6 +118,7 @@ class ReadoutParameters(_Strict):
             self.prompt_platt,
             self.calibrated_tokens,
             self.tail or 0.0,
+            self.distance_limit,
         )
 
     @field_validator("isotonic")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from guard.probe.signals import (
     ALWAYS,
     COLUMN,
+    DISTANCE,
     HEADS,
     NEURONS,
     SIGNALS,
@@ -131,6 +132,8 @@ class Readout:
     stand in place of Platt scaling where given. prompt_platt: Platt scaling of the last prompt token's neuron score,
     None without one. calibrated_tokens: tokens of the longest answer that thresholds come from; None where the bundle
     does not say.
+    distance_limit: the distance of its question beyond which an answer lies outside the calibration's domain; None
+    where the bundle does not say.
     tail: by how much logits of right answers exceed their high quantiles, on average; 0 counts all windows alike.
     used: names of the signals that count, of which none may be missing; that of the neurons, too, unless a head counts
     and they do not.
@@ -144,6 +147,7 @@ class Readout:
     prompt_platt: tuple[float, float] | None = None
     calibrated_tokens: int | None = None
     tail: float = 0.0
+    distance_limit: float | None = None
     used: frozenset[str] = field(init=False)
     _curve: NDArray[np.float64] | None = field(init=False, repr=False, compare=False)  # isotonic, [2, points]
 
@@ -241,6 +245,13 @@ class Readout:
         a, b = self.prompt_platt
         return float(sigmoid(np.float64(a * score + b)))
 
+    def in_domain(self, signals: TokenSignals) -> bool | None:
+        """Whether the question is of a kind that stands behind the thresholds; None where that is not known."""
+        distance = signals.last_prompt.get(DISTANCE, np.nan)
+        if self.distance_limit is None or not np.isfinite(distance):
+            return None
+        return distance <= self.distance_limit
+
     def token_risks(self, signals: TokenSignals) -> list[float | None]:
         """For each token the calibrated probability that it states something wrong; None where it has no score."""
         features = token_features(signals)
@@ -285,14 +296,16 @@ def windows(signals: TokenSignals, width: int) -> tuple[Array, NDArray[np.int64]
     width = min(width, n)
     features = np.full((n - width + 1, len(SIGNALS)), np.nan, np.float32)
     for column, signal in enumerate(SIGNALS):
-        if signal.name in signals.values:
+        if signal.name in signals.values and signal.counts:
             features[:, column] = _POOLED[signal.pooling](*oriented(signals, signal), width)
     return features, np.arange(n - width + 1), width
 
 
 def token_features(signals: TokenSignals) -> Array:
-    """Features of every token alone: float32 [n, signals]."""
-    return np.stack([oriented(signals, signal)[0] for signal in SIGNALS], -1).astype(np.float32)
+    """Features of every token alone: float32 [n, signals]; NaN of what was not measured, or counts in no risk."""
+    missing = np.full(len(signals), np.nan, np.float32)
+    columns = [oriented(signals, signal)[0] if signal.counts else missing for signal in SIGNALS]
+    return np.stack(columns, -1).astype(np.float32)
 
 
 def oriented(signals: TokenSignals, signal: Signal) -> tuple[Array, float]:
@@ -358,6 +371,6 @@ def _rolling_sum(values: NDArray[np.floating], width: int) -> NDArray[np.float64
 
 def unit_readout(used: frozenset[str] = ALWAYS) -> Readout:
     """A readout that uses all of these, so that all of them are measured; what it says is not used."""
-    weight = tuple(float(signal.name in used) for signal in SIGNALS)
+    weight = tuple(float(signal.name in used and signal.counts) for signal in SIGNALS)
     stack = Stack((0.0,) * len(SIGNALS), (1.0,) * len(SIGNALS), weight, 0.0)
     return Readout(1, stack, (1.0, 0.0), stack)

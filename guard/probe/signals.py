@@ -2,7 +2,8 @@
 
 A signal is added here and measured in ``guard.worker.batch`` (one of draws) or ``guard.worker.buffers`` (one of the
 forward pass). The score table, the readout, the card, the stages of a fit and evaluation take it from here. One in
-HEADS is a linear head on states (``guard.probe.heads``), named after the site that it reads.
+HEADS is a linear head on states (``guard.probe.heads``), named after the site that it reads. DISTANCE says nothing of
+a risk, but whether the question is of a kind that the risk was calibrated on.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Signal:
 
     sign: 1 where higher is riskier, -1 where lower is. pooling: over a window, in the stack. alone: over a whole
     answer, where evaluation takes this signal as a baseline. always: whether every engine measures it, or
-    those whose probe reads it.
+    those whose probe reads it. counts: whether it may count in a risk.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Signal:
     pooling: Pooling
     alone: Pooling
     always: bool = True
+    counts: bool = True
 
 
 NEURONS = "neurons"  # sum_j c_j |z_j| / ||h||: ``guard.probe.cett``
@@ -63,7 +65,9 @@ TOP_MASS = "top_mass"  # probability of the ten likeliest tokens together
 RESIDUAL = "residual"  # a head on what queries, keys and values are made of, most often the normed residual stream
 ATTENTION = "attention"  # a head on the attention heads' outputs side by side, before they are projected
 BLOCK = "block"  # a head on the residual stream as a layer leaves it
+DISTANCE = "distance"  # of a layer's normed residual stream from where calibration's answers set out
 HEADS = (RESIDUAL, ATTENTION, BLOCK)
+OF_STATES = (*HEADS, DISTANCE)
 
 SIGNALS = (
     Signal(NEURONS, Source.FORWARD, 1, Pooling.MEAN, Pooling.MEAN),
@@ -74,8 +78,10 @@ SIGNALS = (
     Signal(RESIDUAL, Source.FORWARD, 1, Pooling.MEAN, Pooling.MEAN, always=False),
     Signal(ATTENTION, Source.FORWARD, 1, Pooling.MEAN, Pooling.MEAN, always=False),
     Signal(BLOCK, Source.FORWARD, 1, Pooling.MEAN, Pooling.MEAN, always=False),
+    Signal(DISTANCE, Source.FORWARD, 1, Pooling.MEAN, Pooling.MEAN, always=False, counts=False),
 )
 COLUMN = {signal.name: column for column, signal in enumerate(SIGNALS)}  # of a matrix of features
+COUNTED = frozenset(signal.name for signal in SIGNALS if signal.counts)
 ALWAYS = frozenset(signal.name for signal in SIGNALS if signal.always)
 OPTIONAL = tuple(signal.name for signal in SIGNALS if not signal.always)
 

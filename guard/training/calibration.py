@@ -15,10 +15,11 @@ from guard.errors import FitError
 from guard.probe import conformal
 from guard.probe.card import ReadoutParameters, ThresholdMetrics
 from guard.probe.readout import Readout, Stack, token_features, windows
-from guard.probe.signals import COLUMN, ENTROPY, TokenSignals
+from guard.probe.signals import COLUMN, COUNTED, DISTANCE, ENTROPY, TokenSignals
 from guard.training.config import Method
 
 PARTS = ("calibration", "thresholds", "test")
+OUTSIDE = 0.05  # of the answers that thresholds come from: their questions lie outside the domain, by definition
 _UNREGULARISED = 1e6  # inverse strength that leaves a logistic regression on few features unregularised
 
 
@@ -82,7 +83,7 @@ def fit_readout(
         chosen.append(features[np.argmax(features[:, COLUMN[ENTROPY]])])
     answer_stack = stack(np.stack(chosen), wrong)
     tokens, labels = [], []
-    measured = [COLUMN[name] for name in COLUMN if name in signals[0].values]
+    measured = [COLUMN[name] for name in COLUMN if name in signals[0].values and name in COUNTED]
     for i in range(len(signals)) if by_token is None else by_token:
         features, (start, end) = token_features(signals[i]), spans[i]
         known = np.isfinite(features[:, measured]).all(
@@ -120,12 +121,22 @@ def calibrated(
     """The card's parameters, and the tensors that thresholds and bands come from: risks of right and wrong answers."""
     right = [one for one, is_wrong in zip(signals, wrong, strict=True) if not is_wrong]
     risks = np.array([readout.risk(one)[0] for one in signals], np.float32)
-    readout = replace(readout, calibrated_tokens=max(map(len, signals), default=None))
+    readout = replace(
+        readout, calibrated_tokens=max(map(len, signals), default=None), distance_limit=distance_limit(signals)
+    )
     tensors = {"right_risks": np.sort(risks[~wrong]), "wrong_risks": np.sort(risks[wrong])}
     if readout.prompt_platt is not None:
         prompt_risks = [readout.prompt_risk(one.prompt_score) for one in right]
         tensors["right_prompt_risks"] = np.sort(np.array(prompt_risks, np.float32))
     return ReadoutParameters.of(readout), tensors
+
+
+def distance_limit(signals: Sequence[TokenSignals]) -> float | None:
+    """The distance that all but OUTSIDE of these answers' questions are within; None where it was not measured."""
+    known = np.array([one.last_prompt.get(DISTANCE, np.nan) for one in signals], np.float64)
+    if not len(known) or not np.isfinite(known).all():
+        return None
+    return float(np.quantile(known, 1 - OUTSIDE))
 
 
 @dataclass(frozen=True, slots=True)

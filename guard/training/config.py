@@ -8,8 +8,8 @@ from pydantic import Field, field_validator
 
 from guard.errors import FitError
 from guard.harness.config import AnswerConfig
-from guard.ipc.collecting import Collecting, Site, Table
-from guard.probe.signals import ALWAYS, HEADS, MARGIN, OPTIONAL, RESIDUAL, TOP_MASS, parsed
+from guard.ipc.collecting import Collecting, Site, Table, site_of
+from guard.probe.signals import ALWAYS, DISTANCE, HEADS, MARGIN, OF_STATES, OPTIONAL, RESIDUAL, TOP_MASS, parsed
 
 Method = Literal["platt", "isotonic"]
 Kept = Literal["residual", "attention", "block", "question"]
@@ -50,7 +50,12 @@ class FitConfig(CalibrationConfig):
     )
     refit: bool = Field(False, description="fit the chosen neurons again with L2")
     signals: tuple[str, ...] = Field(
-        (RESIDUAL, MARGIN, TOP_MASS),  # what attention adds to these is within the noise (docs/atlas-report.md)
+        (
+            RESIDUAL,
+            MARGIN,
+            TOP_MASS,
+            DISTANCE,
+        ),  # what attention adds to these is within the noise (docs/atlas-report.md)
         description="what the probe reads beside neurons, entropy and log-probability: "
         + ", ".join(OPTIONAL)
         + ", with commas between, or none",
@@ -83,7 +88,8 @@ class FitConfig(CalibrationConfig):
     def sites(self) -> tuple[Site, ...]:
         """What is collected beside neurons."""
         wanted = {*self.keep, *self.signals}
-        return tuple(site for site in map(Site, HEADS) if site.value in wanted)
+        read = {site_of(name) for name in OF_STATES if name in wanted}
+        return tuple(site for site in map(Site, HEADS) if site in read)
 
     def require_heads(self) -> None:
         """Raise FitError where no probe comes of this without neurons."""

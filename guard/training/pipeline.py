@@ -23,7 +23,7 @@ from guard.harness.features import Features, Floats
 from guard.harness.progress import tell
 from guard.harness.questions import SHARES as ALL_SHARES
 from guard.harness.store import StageStore, translate_os_errors
-from guard.ipc.collecting import Part, Site
+from guard.ipc.collecting import Part, Site, site_of
 from guard.judge.question import Question
 from guard.judge.rules import RemoteJudge
 from guard.judge.spans import find_span
@@ -41,12 +41,13 @@ from guard.probe.card import (
     Training,
     TrainingMethod,
 )
-from guard.probe.heads import Head, tensors_of
+from guard.probe.heads import Head, head_from, tensors_of
 from guard.probe.readout import unit_readout
 from guard.probe.reference import Reference
-from guard.probe.signals import HEADS, NEURONS, Source, TokenSignals, names
+from guard.probe.signals import DISTANCE, NEURONS, OF_STATES, Source, TokenSignals, names
 from guard.training import calibration
 from guard.training.config import FitConfig
+from guard.training.distance import find_distance
 from guard.training.examples import DataSplit, Locate, choose, chosen_in, require_questions
 from guard.training.heads import find_head
 from guard.training.neurons import CANDIDATES, RIDGE, NeuronSelection, find_neurons, given_neurons
@@ -208,13 +209,14 @@ class Fit:
 
     def _find_heads(self, data: DataSplit) -> dict[str, Head]:
         """A head for each signal that is one and is wanted, by name, on the means over the whole answer."""
-        wanted = [name for name in HEADS if name in self._config.signals]
+        wanted = [name for name in OF_STATES if name in self._config.signals]
         known = self._work.read_json(FOUND_HEADS) if self._work.has(FOUND_HEADS) else {}
         for name in wanted:
             if name not in known:
-                known[name] = self._find_head(name, data).to_dict()
+                found = self._find_distance(data) if name == DISTANCE else self._find_head(name, data)
+                known[name] = found.to_dict()
                 self._work.write_json(FOUND_HEADS, known)
-        return {name: Head.from_dict(known[name]) for name in wanted}
+        return {name: head_from(name, known[name]) for name in wanted}
 
     def _find_head(self, name: str, data: DataSplit) -> Head:
         train = data.parts["train"]
@@ -233,9 +235,18 @@ class Fit:
         self._say(f"{name} of layers {layers}: AUROC {found.auroc:.3f} on held-out folds")
         return found.head
 
+    def _find_distance(self, data: DataSplit) -> Head:
+        """Of a middle layer, from the answers that calibrate."""
+        layer = len(self._norms) // 2
+        states = self._states(DISTANCE, Part.LAST_PROMPT, data, data.parts["calibration"], [layer])
+        try:
+            return find_distance(states[:, 0], layer, self._config.seed)
+        except ValueError as error:
+            raise FitError(f"no distance can be fit: {error}; or leave it out of --signals") from None
+
     def _states(self, name: str, part: Part, data: DataSplit, rows: Sequence[int], layers: Sequence[int]) -> Floats:
         """Mean states of these layers at a head's site, of these answers: float32 [answers, layers, width]."""
-        table: NDArray[np.float32] = np.load(self._work.path(file_of((Site(name), part))), mmap_mode="r")
+        table: NDArray[np.float32] = np.load(self._work.path(file_of((site_of(name), part))), mmap_mode="r")
         questions = np.array([data.examples[row].question for row in rows], np.int64)
         return np.stack([table[questions, layer] for layer in layers], 1)
 
@@ -291,6 +302,7 @@ class Fit:
         scores = {NEURONS: neurons @ found.coefficient} | {
             name: head.score(self._states(name, part, data, rows, head.layer.tolist()))
             for name, head in self._heads.items()
+            if name != DISTANCE or part is Part.LAST_PROMPT  # that of a mean is no mean
         }
         return [dict(zip(scores, map(float, values), strict=True)) for values in zip(*scores.values(), strict=True)]
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from guard.errors import TapError
-from guard.ipc.collecting import NAMES, Site
+from guard.ipc.collecting import NAMES, site_of
 from guard.ipc.taps import TapConfig, TapSpec
 from guard.probe.cett import EPSILON
 from guard.probe.signals import NEURONS
@@ -21,7 +21,7 @@ from guard.worker.batch import BatchParams, Measured, Rows, Step
 @dataclass(slots=True)
 class Taps:
     """score, alpha: float32 [max_num_batched_tokens], allocated once, addresses never change. head_scores: the same as
-    score of each linear head that the probe has, by name of its signal.
+    score of each head that the probe has, by name of its signal.
 
     apart: what each neuron contributes to each row, float32 [layers, max_num_batched_tokens, K]; None where compiled
     graphs do not tell neurons apart. Eager mode has no need of it. ranks: over how many tensor-parallel ranks a layer's
@@ -65,7 +65,7 @@ class Taps:
     def add_head(
         self, signal: str, layer: int, weight: torch.Tensor, own: Callable[[torch.Tensor], torch.Tensor]
     ) -> None:
-        """Count one layer of a head: ``weight`` float32 [width of this rank], ``own``: this rank's part of a whole."""
+        """Count one layer of a head: ``weight`` as in ``TapSpec.heads``, ``own``: this rank's part of a whole."""
 
         def exchange(spec: TapSpec) -> None:
             found = spec.heads.get(signal, {}).get(layer)
@@ -79,7 +79,7 @@ class Taps:
         for name, weights in self.spec.heads.items():
             if missing := sorted(layer for layer in weights if (name, layer) not in self._weights):
                 raise TapError(
-                    f"the probe reads {name}, and the model builds no {NAMES[Site(name)]} in layers "
+                    f"the probe reads {name}, and the model builds no {NAMES[site_of(name)]} in layers "
                     f"{', '.join(map(str, missing))}: serve a probe without it"
                 )
 

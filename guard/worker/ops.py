@@ -86,6 +86,16 @@ def head(x: torch.Tensor, weight: torch.Tensor, score: torch.Tensor) -> None:
         score.narrow(0, 0, x.shape[0]).add_((x.float() * weight).sum(1))
 
 
+def distance(x: torch.Tensor, weight: torch.Tensor, score: torch.Tensor) -> None:
+    """score[t] += mean_k (weight[k] . (x[t], 1))^2: how far a layer's states lie from where they usually do.
+
+    x [tokens, width] in the model's dtype; weight float32 [k, width + 1]; score float32 [at least tokens]; not finite
+    where a state is not. One layer of the model has it, so its few kernels need not be one.
+    """
+    axes = torch.addmm(weight[:, -1], x.float(), weight[:, :-1].t())
+    score.narrow(0, 0, x.shape[0]).add_(axes.square().mean(1))
+
+
 def collect(z: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, sums: torch.Tensor) -> None:
     """sums[s] += sum_t weight[s, t] |z[t]| / ||h[t]||: what a probe is fit on.
 
@@ -162,6 +172,10 @@ def _head_fake(x: torch.Tensor, weight: torch.Tensor, score: torch.Tensor) -> No
     return None
 
 
+def _distance_fake(x: torch.Tensor, weight: torch.Tensor, score: torch.Tensor) -> None:
+    return None
+
+
 def _collect_fake(z: torch.Tensor, h: torch.Tensor, weight: torch.Tensor, sums: torch.Tensor) -> None:
     return None
 
@@ -185,6 +199,9 @@ def register() -> None:
     direct_register_custom_op("spread", spread, mutates_args=["apart"], fake_impl=_spread_fake, target_lib=_library)
     direct_register_custom_op("share", share, mutates_args=["apart"], fake_impl=_share_fake, target_lib=_library)
     direct_register_custom_op("head", head, mutates_args=["score"], fake_impl=_head_fake, target_lib=_library)
+    direct_register_custom_op(
+        "distance", distance, mutates_args=["score"], fake_impl=_distance_fake, target_lib=_library
+    )
     direct_register_custom_op("collect", collect, mutates_args=["sums"], fake_impl=_collect_fake, target_lib=_library)
     direct_register_custom_op(
         "collect_states",

@@ -1,4 +1,4 @@
-"""Layers' states: what a linear head reads of them, or an engine that collects.
+"""Layers' states: what a head reads of them, or an engine that collects.
 
 RESIDUAL is the input of a layer's ``qkv_proj``, which is built as the QKVParallelLinear below in place of vLLM's (0.26
 and 0.32, ``model_executor/layers/linear.py``); ATTENTION that of its ``o_proj``, a RowParallelLinear
@@ -17,7 +17,8 @@ from vllm.model_executor.custom_op import op_registry_oot
 from vllm.model_executor.layers.linear import QKVParallelLinear
 
 from guard.errors import UnsupportedError
-from guard.ipc.collecting import Site
+from guard.ipc.collecting import Site, site_of
+from guard.probe.signals import DISTANCE, OF_STATES
 from guard.worker import activations, buffers, ops
 from guard.worker.activations import Accumulators, Collector
 from guard.worker.buffers import Taps
@@ -33,8 +34,8 @@ _NAMED = {
 
 @dataclass(frozen=True, slots=True)
 class StateTap:
-    """What a head reads of one layer: weight float32 [width of this rank]; score float32 [max_num_batched_tokens], of
-    all layers of the head."""
+    """What a head reads of one layer: weight float32 [width of this rank], or of DISTANCE [k, width + 1]; score float32
+    [max_num_batched_tokens], of all layers of the head."""
 
     weight: torch.Tensor
     score: torch.Tensor
@@ -45,7 +46,7 @@ class States:
 
     def __init__(self) -> None:
         self._sums: Accumulators | None = None
-        self._tap: StateTap | None = None
+        self._taps: tuple[StateTap, ...] = ()
 
     @classmethod
     def of_input(cls, site: Site, prefix: str, layer: Any) -> States:
@@ -70,25 +71,28 @@ class States:
         if isinstance(wanted, Collector):
             if site in wanted.collecting.sites:
                 found._sums = wanted.add(site, number, rank, width)
-        elif wanted is not None and number in wanted.spec.heads.get(site, {}):
-            found._tap = _tap_of(wanted, site, number, rank, width)
+        elif wanted is not None:
+            read = [name for name in OF_STATES if site_of(name) is site and number in wanted.spec.heads.get(name, {})]
+            found._taps = tuple(_tap_of(wanted, name, number, rank, width) for name in read)
         return found
 
     @property
     def reads(self) -> bool:
-        return self._sums is not None or self._tap is not None
+        return self._sums is not None or len(self._taps) > 0
 
     def read(self, x: torch.Tensor) -> None:
         """x: [tokens, width], or with further dimensions in front, in the model's dtype."""
         if self._sums is not None:
             torch.ops.hguard.collect_states(rows(x), self._sums.weight, self._sums.sums)
-        elif self._tap is not None:
-            called = torch.ops.hguard if x.is_cuda else ops
-            called.head(rows(x), self._tap.weight, self._tap.score)
+        called = torch.ops.hguard if x.is_cuda else ops
+        for tap in self._taps:
+            (called.head if tap.weight.dim() == 1 else called.distance)(rows(x), tap.weight, tap.score)
 
 
-def _tap_of(taps: Taps, site: Site, layer: int, rank: int, width: int) -> StateTap:
-    """A head's tap in one layer. Raises UnsupportedError for a head of another width than this model's states."""
+def _tap_of(taps: Taps, name: str, layer: int, rank: int, width: int) -> StateTap:
+    """The tap in one layer of the head of this name. Raises UnsupportedError for one of another width than this model's
+    states."""
+    site = site_of(name)
 
     def own(weight: torch.Tensor) -> torch.Tensor:
         """This rank's part: of what all ranks have whole, one of them counts."""
@@ -96,17 +100,18 @@ def _tap_of(taps: Taps, site: Site, layer: int, rank: int, width: int) -> StateT
             return weight[rank * width : (rank + 1) * width]
         return weight if rank == 0 else torch.zeros_like(weight)
 
-    weight = torch.from_numpy(taps.spec.heads[site][layer])
+    weight = torch.from_numpy(taps.spec.heads[name][layer])
     whole = width * taps.ranks if site.sharded else width
-    if len(weight) != whole:
+    given = weight.shape[-1] - (name == DISTANCE)
+    if given != whole:
         raise UnsupportedError(
-            f"the probe's head on {site} is {len(weight)} wide, and this model's {site} is {whole} in layer {layer}: "
+            f"the probe's head on {name} is {given} wide, and this model's {site} is {whole} in layer {layer}: "
             "it was fit on another model"
         )
-    score = taps.head_scores[site]
+    score = taps.head_scores[name]
     # Not the model's dtype, which is vLLM's default while it loads.
     tap = StateTap(own(weight).to(score.device, torch.float32, copy=True), score)
-    taps.add_head(site, layer, tap.weight, own)
+    taps.add_head(name, layer, tap.weight, own)
     return tap
 
 
@@ -127,7 +132,7 @@ def have_built(taps: Taps | Collector) -> None:
 
     Raises UnsupportedError where another plugin replaces vLLM's already.
     """
-    sites = taps.collecting.sites if isinstance(taps, Collector) else taps.spec.heads
+    sites = taps.collecting.sites if isinstance(taps, Collector) else map(site_of, taps.spec.heads)
     if Site.RESIDUAL not in sites:
         return  # vLLM's adapters (LoRA) know its own class only
     taken = op_registry_oot.setdefault("QKVParallelLinear", GuardQKVParallelLinear)

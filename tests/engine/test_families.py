@@ -135,7 +135,7 @@ def test_each_layer_alone_scores_as_transformers_does(
             for layer in made.scores
         },
         **{
-            name: {layer: reading.states[name][:, at] @ head.weight[at] for at, layer in enumerate(head.layer.tolist())}
+            name: dict(zip(head.layer.tolist(), head.by_layer(reading.states[name]).T, strict=True))
             for name, head in heads.items()
         },
     }

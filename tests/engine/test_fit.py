@@ -19,6 +19,7 @@ from guard.harness.answers import Example
 from guard.harness.engines import RealEngines
 from guard.harness.generation import ANSWERED
 from guard.harness.store import StageStore
+from guard.ipc.collecting import site_of
 from guard.judge.question import Question
 from guard.probe.bundle import Bundle, load_bundle
 from guard.probe.cett import norms_of
@@ -34,7 +35,11 @@ from models.atlas.recipe.questions import from_ledger, load_ledger
 from models.atlas.recipe.reference import Reader
 
 OPTIONS = FitConfig(
-    samples=2, max_tokens=16, slots=24, ablation_questions=40, signals="margin,top_mass,residual,attention,block"
+    samples=2,
+    max_tokens=16,
+    slots=24,
+    ablation_questions=40,
+    signals="margin,top_mass,residual,attention,block,distance",
 )
 # Prompts and answers are cut into chunks, and 24 sequences do not fit into the cache at once.
 TIGHT = ("--max-num-batched-tokens=64", "--block-size=32", "--num-gpu-blocks-override=20", "--max-num-seqs=64")
@@ -157,24 +162,26 @@ def test_what_is_collected_with_an_answer_stands_for_what_is_measured_of_it(fitt
     chosen = [Example(**row) for row in work.rows(CHOSEN)]
     measured = {row["row"]: TokenSignals.from_dict(row) for row in work.rows(MEASURED.format(C=bundle.card.training.C))}
     assert len(measured) > 20
-    assert set(bundle.heads) == {"residual", "attention", "block"}
+    assert set(bundle.heads) == {"residual", "attention", "block", "distance"}
     flat = bundle.layer.astype(int) * bundle.card.model.neurons_per_layer + bundle.neuron
     norms = norms_of(ATLAS, bundle.card.model.layers, bundle.card.model.neurons_per_layer).reshape(-1)[flat]
     for row, one in measured.items():
         forward = []
         for cett, part in ((MEANS, "span"), (LEADS, "last_prompt")):
             taken = np.load(folder / cett, mmap_mode="r")[chosen[row].question].reshape(-1)[flat]
-            states = {name: np.load(folder / f"{name}-{part}.npy", mmap_mode="r") for name in bundle.heads}
+            states = {n: np.load(folder / f"{site_of(n)}-{part}.npy", mmap_mode="r") for n in bundle.heads}
             scores = {
                 name: head.score(states[name][[chosen[row].question]][:, head.layer])[0]
                 for name, head in bundle.heads.items()
+                if name != "distance" or part == "last_prompt"
             }
             forward.append({"neurons": float(taken * norms @ bundle.coefficient), **scores})
         made = whole(chosen[row], *forward)
         for name in ("neurons", *bundle.heads):
             near = {"rel": 1e-3, "abs": 1e-3 * float(np.nanmax(np.abs(one[name])))}
             assert made.last_prompt[name] == pytest.approx(one.last_prompt[name], **near)
-            assert np.nanmean(made[name]) == pytest.approx(np.nanmean(one[name]), **near)
+            if name != "distance":
+                assert np.nanmean(made[name]) == pytest.approx(np.nanmean(one[name]), **near)
         for name in names(Source.DRAW, OPTIONS.measured):
             np.testing.assert_allclose(made[name], one[name], rtol=1e-3, atol=1e-4)
 
@@ -211,7 +218,9 @@ def test_the_bundle_serves(fitted: tuple[Bundle, Path]) -> None:
     again = load_bundle(bundle.path)
     assert again.revision == bundle.revision
     assert bundle.h_neurons > 0
-    assert bundle.readout.used == OPTIONS.measured
+    assert bundle.readout.used == OPTIONS.measured - {"distance"}
+    assert bundle.measured == OPTIONS.measured
+    assert bundle.readout.distance_limit is not None, "so that a served answer is told whether it is in the domain"
     assert bundle.card.metrics["all"].auroc["stack"].value > 0.8
     assert {"0.10", "0.05"} >= set(bundle.card.thresholds) - {"0.01"}
 

@@ -104,7 +104,7 @@ def bundle_of(folder: Path) -> Bundle:
 
 def test_heads_are_read(mixture: Mixture, prompts: list[list[int]]) -> None:
     harness, reader, rounded, bundle = mixture
-    assert (len(bundle.neuron), set(bundle.tapped_heads)) == (0, {"residual", "attention", "block"})
+    assert (len(bundle.neuron), set(bundle.tapped_heads)) == (0, {"residual", "attention", "block", "distance"})
     (report,) = harness.run(harness.engine.collective_rpc("hguard_report"))
     assert (report["tapped"], report["expected"]) == (0, 0)
     short = [prompt for prompt in prompts if len(prompt) < 200][:12]

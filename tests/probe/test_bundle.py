@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from safetensors.numpy import save
 
 from guard.errors import BundleError, RequestError
 from guard.probe.bundle import Bundle, load_bundle, require_calibrated, save_bundle
+from guard.probe.card import StackParameters
 from guard.probe.signals import OPTIONAL
 from tests.conftest import make_card, make_tensors
 from tests.measured import with_heads
@@ -194,7 +197,8 @@ def test_heads_are_read_as_they_were_written(bundle: Bundle, tmp_path: Path) -> 
     headed = with_heads(bundle, tmp_path / "headed", 8)
     assert load_bundle(headed.path).heads == headed.heads == headed.tapped_heads
     assert headed.measured == bundle.measured | set(OPTIONAL)
-    assert headed.layers_read == {"neurons": [0, 1, 3], "residual": [0, 3], "attention": [1, 3], "block": [0, 3]}
+    of_heads = {"residual": [0, 3], "attention": [1, 3], "block": [0, 3], "distance": [1]}
+    assert headed.layers_read == {"neurons": [0, 1, 3], **of_heads}
     assert not headed.reads_as(bundle)
     assert not headed.reads_as(with_heads(bundle, tmp_path / "another", 8, seed=6))
     assert headed.reads_as(load_bundle(headed.path))
@@ -204,7 +208,8 @@ def test_a_head_that_counts_in_no_risk_is_not_tapped(bundle: Bundle, tmp_path: P
     headed = with_heads(bundle, tmp_path / "headed", 8)
     idle = save_bundle(tmp_path / "idle", bundle.card, headed.tensors)
     assert idle.heads == headed.heads
-    assert (idle.tapped_heads, idle.measured) == ({}, bundle.measured)
+    assert set(idle.tapped_heads) == {"distance"}, "it never does, and is"
+    assert idle.measured == bundle.measured | {"distance"}
 
 
 @pytest.mark.parametrize(
@@ -230,3 +235,40 @@ def test_wrong_heads(bundle: Bundle, tmp_path: Path, change: dict[str, np.ndarra
     put_tensors(headed.path, {name: tensor for name, tensor in changed.items() if tensor is not None})
     with pytest.raises(BundleError, match=says):
         load_bundle(headed.path)
+
+
+@pytest.fixture
+def headed(bundle: Bundle, tmp_path: Path) -> Bundle:
+    return with_heads(bundle, tmp_path / "headed", 8)
+
+
+def test_a_distance_is_measured_and_counts_in_no_risk(headed: Bundle) -> None:
+    assert "distance" in headed.measured
+    assert "distance" not in headed.readout.used
+    assert load_bundle(headed.path).heads["distance"] == headed.heads["distance"]
+    answer = headed.card.readout.answer
+    weighed = answer.model_dump()
+    weighed["signals"]["distance"] = {"mean": 0.0, "scale": 1.0, "weight": 1.0}
+    with pytest.raises(ValidationError, match="distance counts in no risk"):
+        StackParameters.model_validate(weighed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"distance_layer": np.array([0, 1], np.int32)}, "'distance_layer' must name one layer"),
+        ({"distance_weight": np.zeros((0, 9), np.float32)}, "have a row for each axis"),
+        ({"distance_weight": np.full((2, 9), np.nan, np.float32)}, "'distance_weight' has values that are not finite"),
+    ],
+)
+def test_a_distance_that_cannot_be_read_is_refused(
+    headed: Bundle, tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(BundleError, match=re.escape(said)):
+        save_bundle(tmp_path / "other", headed.card, {**headed.tensors, **changed})
+
+
+def test_a_limit_without_a_distance_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    readout = bundle.card.readout.model_copy(update={"distance_limit": 1.0})
+    with pytest.raises(BundleError, match="a limit of the distance, and there is no head for that"):
+        save_bundle(tmp_path / "other", bundle.card.model_copy(update={"readout": readout}), bundle.tensors)

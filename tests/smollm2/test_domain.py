@@ -23,8 +23,11 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> Answered:
     workspace.write(folder)
     found = load(folder, workspace.norms())
     states = np.load(folder / "residual-span.npy")
-    states[found.rows[found.of(GENERAL)], 1] += 3
+    asked = np.load(folder / "residual-last_prompt.npy")
+    for table in (states, asked):
+        table[found.rows[found.of(GENERAL)], 1] += 3
     np.save(folder / "residual-span.npy", states)
+    np.save(folder / "residual-last_prompt.npy", asked)
     return found
 
 
@@ -38,9 +41,11 @@ def test_what_differs_lies_outside(figures: dict[str, Any]) -> None:
     rows = {row["trial"]: row for row in figures["rows"]}
     assert {"places to triviaqa", "places to nq_open", "without cities", "at home 1"} <= rows.keys()
     for name in ("places to triviaqa", "places to nq_open"):
-        assert rows[name]["outside"]["residual"] == 1
+        assert rows[name]["outside"]["the residual stream"] == 1
+        assert rows[name]["outside"][domain.SERVED] == 1
         assert rows[name]["outside"]["all signals"] < 0.3
-    assert all(row["outside"]["residual"] < 0.2 for name, row in rows.items() if name.startswith("at home"))
+    at_home = [row["outside"] for name, row in rows.items() if name.startswith("at home")]
+    assert all(share < 0.25 for outside in at_home for share in outside.values())
 
 
 def test_no_entity_is_in_two_parts_and_what_taught_is_in_none(answered: Answered) -> None:
@@ -63,8 +68,8 @@ def test_a_warning_is_held_against_false_alarms() -> None:
         return {"false_alarms": alarms, "outside": {"some": outside}}
 
     found = domain.warned([row(0.01, 0.2), row(0.3, 0.05), row(0.05, 0.11), row(0.1, 0.02)])
-    assert (found["broken"], found["held"]) == (2, 2)
-    assert found["some"] == {"of_broken": 0.5, "of_held": 0.5, "auroc": 0.75}
+    assert (found["broken"], found["alarming"], found["held"]) == (2, 1, 2)
+    assert found["some"] == {"of_broken": 0.5, "of_alarming": 0, "of_held": 0.5, "auroc": 0.75}
 
 
 def test_the_report_shows_each_trial(figures: dict[str, Any]) -> None:
@@ -72,5 +77,5 @@ def test_the_report_shows_each_trial(figures: dict[str, Any]) -> None:
     lines = prose.render({**base, "domain": figures}).splitlines()
     for row in figures["rows"]:
         (line,) = [one for one in lines if one.startswith(f"| {row['trial']} | {row['right']} | ")]
-        assert line.endswith(f" {100 * row['outside']['residual']:.0f} % |")
+        assert line.endswith(f" {100 * row['outside'][domain.SERVED]:.0f} % |")
     assert not [one for one in prose.render({**base, "domain": None}).splitlines() if "warning" in one]

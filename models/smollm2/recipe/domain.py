@@ -4,7 +4,8 @@
 leaves ``domain.json`` in the folder, which the report reads. In a trial a stack and its threshold are made of some
 sets and tried on others. An answer lies outside if its Mahalanobis distance from the answers that calibrate is beyond
 that of 95 % of those that the threshold comes from; a trial is warned of if more than WARN of its answers do. Distances
-are tried on what the stack reads, on all signals with the answer's length, and on a layer's normed residual stream.
+are tried on what the stack reads, on all signals with the answer's length, on a layer's normed residual stream, and as
+served: of that stream at the last prompt token, along a few axes (``guard.training.distance``).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
@@ -28,11 +30,13 @@ from guard.harness.store import write_json
 from guard.ipc.collecting import Part, Site
 from guard.probe import conformal
 from guard.probe.cett import norms_of
+from guard.training.distance import find_distance
 from models.smollm2.checkpoint import checkpoint
 from models.smollm2.recipe.answered import FURTHER, PLACES, Answered, Bools, Floats, Index, load
 from models.smollm2.recipe.fits import STACKED, Fits, Stacked
 
 FILE = "domain.json"
+SERVED = "distance, as served"
 TARGET = 0.05  # of false alarms, and of answers that lie outside at home
 WARN = 2 * TARGET
 HOLDS = (0.02, 0.10)  # false alarms at which a threshold is said to hold
@@ -77,6 +81,14 @@ def outside(features: Floats, trial: Trial) -> float:
     return float((shape.mahalanobis(scaler.transform(features[tried])) > limit).mean())
 
 
+def outside_served(states: NDArray[np.float32], layer: int, trial: Trial) -> float:
+    """The same as a server tells it, by states [answers, width] of this layer at the last prompt tokens."""
+    calibrate, hold, tried = trial
+    head = find_distance(states[calibrate], layer, 0)
+    limit = np.quantile(head.score(states[hold][:, None]), 1 - TARGET)
+    return float((head.score(states[tried][:, None]) > limit).mean())
+
+
 def false_alarms(answered: Answered, scores: Floats, trial: Trial) -> float:
     """Of the tried answers that are right, the share at or above the threshold."""
     calibrate, hold, tried = trial
@@ -90,6 +102,7 @@ def measure(answered: Answered, fits: Fits, say: Say, layer: int | None = None) 
     stream, the middle one by default."""
     layer = len(answered.norms) // 2 if layer is None else layer
     state = np.asarray(answered.table(Site.RESIDUAL, Part.SPAN)[answered.rows, layer], np.float64)
+    asked = np.asarray(answered.table(Site.RESIDUAL, Part.LAST_PROMPT)[answered.rows, layer], np.float32)
     home = {name: part[answered.of(PLACES)[part]] for name, part in answered.parts(_AT_HOME).items()}
     learnt = answered.parts()["train"]
     seen = np.zeros(len(answered), bool)
@@ -104,7 +117,7 @@ def measure(answered: Answered, fits: Fits, say: Say, layer: int | None = None) 
             "all signals": np.stack(
                 [known[n] for n in (*STACKED, "length", "neurons before", *(f for f in FURTHER if f in known))], 1
             ),
-            "residual": state,
+            "the residual stream": state,
         }
         for name, trial in tried:
             right = int((~answered.wrong[trial[2]]).sum())
@@ -116,22 +129,27 @@ def measure(answered: Answered, fits: Fits, say: Say, layer: int | None = None) 
                     "trial": name,
                     "right": right,
                     "false_alarms": false_alarms(answered, neurons, trial),
-                    "outside": {by: outside(features, trial) for by, features in read.items()},
+                    "outside": {
+                        **{by: outside(features, trial) for by, features in read.items()},
+                        SERVED: outside_served(asked, layer, trial),
+                    },
                 }
             )
     return {"layer": layer, "target": TARGET, "warn": WARN, "holds": list(HOLDS), "rows": rows, "warned": warned(rows)}
 
 
 def warned(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """By distance: of trials whose threshold does not hold, and of the others, the shares that are warned of; and how
-    well the share outside tells the two apart."""
+    """By distance: of trials whose threshold does not hold, of those among them with too many false alarms, and of the
+    others, the shares that are warned of; and how well the share outside tells the first from the last."""
     broken = np.array([not HOLDS[0] <= row["false_alarms"] <= HOLDS[1] for row in rows])
-    found: dict[str, Any] = {"broken": int(broken.sum()), "held": int((~broken).sum())}
+    alarming = np.array([row["false_alarms"] > HOLDS[1] for row in rows])
+    found: dict[str, Any] = {"broken": int(broken.sum()), "alarming": int(alarming.sum()), "held": int((~broken).sum())}
     for name in rows[0]["outside"]:
         share = np.array([row["outside"][name] for row in rows])
         both = 0 < broken.sum() < len(broken)
         found[name] = {
             "of_broken": float((share[broken] > WARN).mean()) if broken.any() else None,
+            "of_alarming": float((share[alarming] > WARN).mean()) if alarming.any() else None,
             "of_held": float((share[~broken] > WARN).mean()) if not broken.all() else None,
             "auroc": float(roc_auc_score(broken, share)) if both else None,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from models.smollm2.recipe.domain import SERVED
 from models.wording import MISSING, interval, percent, signed
 
 SHIFTED = 0.25  # population stability index from which guard.probe.drift calls risks shifted
@@ -67,15 +68,12 @@ def _beyond(signals: Figures) -> list[Goal]:
 
 
 def _warnings(domain: Figures | None) -> list[Goal]:
-    """What a look at an answer's signals was to say of thresholds that do not hold: the best of the distances."""
-    if domain is None:
+    """What a look at an answer's signals was to say of thresholds that do not hold."""
+    if domain is None or None in ((one := domain["warned"][SERVED])["of_broken"], one["of_held"]):
         return []
-    by = [name for name, one in domain["warned"].items() if isinstance(one, dict) and one["of_broken"] is not None]
-    best = max(by, key=lambda name: domain["warned"][name]["of_broken"] - (domain["warned"][name]["of_held"] or 0))
-    one = domain["warned"][best]
-    said = f"{100 * one['of_broken']:.0f} % and {100 * (one['of_held'] or 0):.0f} %, by {best}"
+    said = f"{100 * one['of_broken']:.0f} % and {100 * one['of_held']:.0f} %"
     goal = "a warning on at least 80 % of sets where the 5 % threshold does not hold, on at most 10 % of the others"
-    return [(goal, said, one["of_broken"] >= 0.8 and (one["of_held"] or 0) <= 0.1)]
+    return [(goal, said, one["of_broken"] >= 0.8 and one["of_held"] <= 0.1)]
 
 
 def _at(figures: Figures, *keys: str) -> Any:

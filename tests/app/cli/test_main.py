@@ -116,7 +116,8 @@ def test_heads_are_shown(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureF
     assert main(["probe", "verify", headed]) == 0
     assert "attention    a head on layers 1, 3; finite, ascending\n" in capsys.readouterr().out
     assert main(["probe", "show", headed, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["heads"] == {"residual": [0, 3], "attention": [1, 3], "block": [0, 3]}
+    heads = {"residual": [0, 3], "attention": [1, 3], "block": [0, 3], "distance": [1]}
+    assert json.loads(capsys.readouterr().out)["heads"] == heads
 
 
 @pytest.mark.parametrize("name", ["atlas", "smollm2"])

@@ -54,7 +54,8 @@ def verdict(call: RequestContext, risk: float | None, index: int = 0) -> Verdict
     if risk is not None:
         neurons = np.array([np.nan if one is None else one for one in RISKS], np.float32)
         told.signals = token_signals(0.0, neurons, neurons, neurons)
-        told.readout = cast(Readout, SimpleNamespace(token_risks=lambda signals: RISKS, calibrated_tokens=None))
+        said = {"token_risks": lambda signals: RISKS, "calibrated_tokens": None, "in_domain": lambda signals: None}
+        told.readout = cast(Readout, SimpleNamespace(**said))
     return told
 
 

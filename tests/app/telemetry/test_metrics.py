@@ -17,7 +17,9 @@ from app.telemetry.record import Exporters, LogLine, RequestRecord
 from guard.engine.context import RequestContext, Verdict
 from guard.policy import Mode, Policy, decide
 from guard.probe.bundle import Bundle
+from guard.probe.signals import TokenSignals
 from tests.documents import ROOT
+from tests.measured import token_signals
 
 
 @pytest.fixture
@@ -95,6 +97,32 @@ def test_an_answer_longer_than_those_that_set_the_thresholds_is_marked_and_count
     # The length of a withheld answer is not told that exactly.
     withheld = replace(told, policy=Policy(Mode.ABSTAIN, 0.2), decision=decide(0.25, Policy(Mode.ABSTAIN, 0.2)))
     assert "beyond_calibration" not in Writer(bundle, lambda ids: []).write([withheld])["results"][0]
+
+
+@pytest.mark.parametrize(("limit", "known"), [(None, None), (4.0, True), (3.0, True), (2.0, False)])
+@pytest.mark.parametrize("mode", [Mode.SCORE, Mode.ABSTAIN])
+def test_whether_the_question_is_of_the_calibration_s_kind_is_said_and_counted(
+    bundle: Bundle, limit: float | None, known: bool | None, mode: Mode
+) -> None:
+    """Of a withheld answer, too: it is the question's."""
+    policy = Policy(mode, 0.2)
+    readout = replace(bundle.readout, distance_limit=limit)
+    signals = token_signals(0.0, [1.0] * 3, [1.0] * 3, [-1.0] * 3)
+    signals = TokenSignals({**signals.last_prompt, "distance": 3.0}, signals.values)
+    told = Verdict(0, policy, decide(0.25, policy), 0.25, None, [1, 2, 3], readout=readout, signals=signals)
+    registry = CollectorRegistry()
+    Metrics(bundle, "small", registry).observe(RequestRecord(CHAT, RequestContext(policy, 1, {0: told}), 0.1))
+    counted = {
+        value: registry.get_sample_value("hguard_domain_answers_total", {"model": "small", "in_domain": value})
+        for value in ("true", "false")
+    }
+    assert counted == {"true": int(known is True), "false": int(known is False)}
+    written = Writer(bundle, lambda ids: []).write([told])["results"][0]
+    assert written.get("in_domain") is known
+    # What scaled neurons move tells nothing, and neither does what was not measured.
+    assert replace(told, policy=replace(policy, scale=0.5)).in_domain is None
+    assert replace(told, first_risk=0.9).in_domain is None
+    assert replace(told, signals=token_signals(0.0, [1.0], [1.0], [-1.0])).in_domain is None
 
 
 def test_an_exporter_that_fails_takes_nothing_from_the_others(caplog: pytest.LogCaptureFixture) -> None:
