@@ -42,7 +42,7 @@ from guard.ipc import capture
 from guard.ipc.score_table import PATH_VARIABLE, ScoreTable
 from guard.ipc.taps import TapConfig
 from guard.probe.bundle import load_bundle
-from guard.probe.signals import ENTROPY, LOGPROB, NEURONS, Source
+from guard.probe.signals import DISTANCE, ENTROPY, LOGPROB, NEURONS, Source
 from tests.scripted.script import Asked, Choose, Levels, Script, Signal, by_words
 
 # Between two steps the loop goes round often enough for the output to reach the client: vLLM merges what waits.
@@ -113,7 +113,7 @@ class ScriptedCore(EngineCoreClient):
         self._apart: dict[tuple[int, int], list[float]] = {}  # by slot and generation: the scores of its positions
         bundle = load_bundle(Path(taps.bundle))
         self._levels, self._reference = Levels(bundle.readout), bundle.reference
-        self._counted: int | None = None  # the layer that counts alone
+        self._counted: tuple[str | None, int | None] = (None, None)  # the signal and the layer that count alone
         self._table = ScoreTable(Path(os.environ[PATH_VARIABLE]))
         vllm_config.cache_config.num_gpu_blocks = 256
         self._loop = asyncio.get_running_loop()
@@ -153,7 +153,7 @@ class ScriptedCore(EngineCoreClient):
 
     async def collective_rpc_async(self, method: str, *rest: Any) -> list[Any]:
         if method == "hguard_count":
-            (_, (_, self._counted), *_) = rest
+            (_, self._counted, *_) = rest
             return [None]
         if method == "hguard_exchange":
             return [None]
@@ -291,7 +291,9 @@ class ScriptedCore(EngineCoreClient):
                 value = np.nan if own >= 0 and own == part.script.nan_at else self._neurons(part, own)
                 if taken.apart:
                     self._apart.setdefault((taken.slot, taken.generation), []).append(value)
-                self._table.write(Source.FORWARD, *key, np.array([position]), {NEURONS: np.array([value], np.float32)})
+                measured = {NEURONS: value, DISTANCE: self._distance(part, own)}
+                forward = {name: np.array([one], np.float32) for name, one in measured.items()}
+                self._table.write(Source.FORWARD, *key, np.array([position]), forward)
             if taken.draws and position + 1 < self._table.positions:
                 drawn = self._signal(part, own + 1)
                 drawn_as = {ENTROPY: drawn.entropy, LOGPROB: drawn.logprob}
@@ -302,8 +304,14 @@ class ScriptedCore(EngineCoreClient):
         """To the self_test, what a reference says."""
         if self._reference is None or not part.self_test:
             return self._signal(part, own).neurons
-        chosen = self._reference.scores if self._counted is None else {0: self._reference.scores[self._counted]}
-        return sum(scores[own + 1] for scores in chosen.values()) * part.captured.scale
+        signal, layer = self._counted
+        scores = self._reference.scores
+        chosen = [scores[layer]] if signal == NEURONS and layer is not None else scores.values()
+        return sum(one[own + 1] for one in chosen) * part.captured.scale
+
+    def _distance(self, part: Part, own: int) -> float:
+        told = None if self._reference is None or not part.self_test else self._reference.heads.get(DISTANCE)
+        return part.script.distance if told is None else sum(one[own + 1] for one in told.values())
 
     def _signal(self, part: Part, token: int) -> Signal:
         return self._levels.at(part.script.risky(token, part.choice), part.captured.scale)

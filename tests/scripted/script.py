@@ -10,6 +10,7 @@ A request chooses by the words in its last user message, or in the answer that i
     rises     32 tokens, of high risk from token 12 on
     second    as risky, but only in the second of n answers
     prompt_risk  the last prompt token is of high risk, the answer is not
+    elsewhere  the question is unlike those of the calibration
     long      200 tokens
     unicode   characters of several tokens each
     slow      0.05 seconds before each step
@@ -46,6 +47,7 @@ WORDS: dict[str, dict[str, Any]] = {
     "rises": {"risky_from": 12, "length": 32},
     "second": {"risky_from": 0, "risky_choice": 1},
     "prompt_risk": {"lead": True},
+    "elsewhere": {"distance": 1e6},
     "long": {"length": 200},
     "unicode": {"text": "Île-de-France, 日本 🇯🇵."},
     "slow": {"seconds": 0.05},
@@ -64,7 +66,8 @@ class Script:
 
     length: in tokens; the text is repeated or cut. risky_from: the first token of high risk; None for none.
     risky_choice: the only one of n answers that is risky; None for all. lead: whether the last prompt token is of high
-    risk; None: as token 0. Given text has one step, and the fault of any step happens there.
+    risk; None: as token 0. distance: of each token, where the probe measures it. Given text has one step, and the fault
+    of any step happens there.
     """
 
     text: str = "It is in Sri Lanka."
@@ -72,6 +75,7 @@ class Script:
     risky_from: int | None = None
     risky_choice: int | None = None
     lead: bool | None = None
+    distance: float = 1.0
     seconds: float = 0.0
     nan_at: int | None = None
     missing_at: int | None = None

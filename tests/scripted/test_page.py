@@ -133,6 +133,12 @@ async def test_an_answer_that_declines_is_not_called_passed(tmp_path: Path) -> N
         assert "does not know" in declined["note"]
 
 
+async def test_a_question_of_another_kind_is_said(tmp_path: Path) -> None:
+    async with page_of(tmp_path) as page:
+        assert "unlike those" not in (await ask(page, "safe"))["note"]
+        assert "its threshold may not hold" in (await ask(page, "elsewhere"))["note"]
+
+
 async def test_risks_are_read_by_keyboard_and_by_touch(tmp_path: Path) -> None:
     async with page_of(tmp_path) as page:
         await ask(page, "risky")
