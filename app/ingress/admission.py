@@ -12,6 +12,12 @@ DRAINING = "draining"
 ENGINE_DEAD = "engine dead"
 
 
+def capacity(running: int, queue: int | None, slots: int) -> int:
+    """Answers in flight: those that the engine runs at once and a ``queue`` of those that may wait (None: as many);
+    never more than there are score ``slots``."""
+    return min(running + (running if queue is None else queue), slots)
+
+
 class Pacer:
     """Spaces out refusals: so many at once, so many a second after that; who comes sooner waits for his.
 

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 import guard
 from app import errors
 from app.ingress import auth
-from app.ingress.admission import Admission
+from app.ingress.admission import Admission, capacity
 from app.ingress.middleware import IngressMiddleware
 from app.protocols import openapi, risk, routes, validation
 from app.protocols.adapters.registry import GUARDED
@@ -233,9 +233,8 @@ def _ingress(app: ASGIApp, settings: Settings, admission: Admission, limits: Lim
 
 
 def _admission(settings: Settings, running: int) -> Admission:
-    """Places for the answers that the engine runs and those that may wait; never more than there are score slots."""
-    queue = running if settings.max_queue is None else settings.max_queue
-    return Admission(settings.max_concurrent_requests, min(running + queue, settings.slots))
+    """Places for the answers that the engine runs and those that may wait."""
+    return Admission(settings.max_concurrent_requests, capacity(running, settings.max_queue, settings.slots))
 
 
 def _effective(plan: Plan, resolver: PolicyResolver, engine: Any, closed: list[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import RefusedError
-from app.ingress.admission import DRAINING, ENGINE_DEAD, Admission, Pacer
+from app.ingress.admission import DRAINING, ENGINE_DEAD, Admission, Pacer, capacity
 
 
 def test_refusals_come_at_once_until_there_are_too_many() -> None:
@@ -20,6 +20,14 @@ def test_refusals_come_at_once_until_there_are_too_many() -> None:
     assert pacer.delay(101.0) == pytest.approx(1.1), "the wait shrinks as time goes by"
     assert [pacer.delay(200.0 + i / 12) for i in range(100)] != [0] * 100
     assert [pacer.delay(300.0 + i / 10) for i in range(100)] == pytest.approx([0] * 100, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("running", "queue", "slots", "fit"),
+    [(16, None, 1024, 32), (16, 0, 1024, 16), (16, 100, 1024, 116), (1024, None, 1024, 1024), (16, 100, 8, 8)],
+)
+def test_as_many_wait_as_run_unless_slots_are_fewer(running: int, queue: int | None, slots: int, fit: int) -> None:
+    assert capacity(running, queue, slots) == fit
 
 
 async def test_each_caller_has_so_many_requests() -> None:
