@@ -79,11 +79,14 @@ smollm2-report: $(VENV)/.tools ## measure SmolLM2's probe and write docs/smollm2
 	$(BIN)/python -m models.smollm2.recipe.report --work $(or $(WORK),build/smollm2/probe/work) \
 		--questions $(or $(QUESTIONS),build/smollm2/questions.jsonl) --out docs
 
-benchmarks: $(VENV)/.engine ## make the tables of docs/benchmarks.md and docs/operations.md from bench/results
+benchmarks: $(VENV)/.engine ## make the tables of docs/benchmarks.md, operations.md and scaling.md from bench/results
 	$(BIN)/python -m bench.report
 
 fuzz: $(VENV)/.tools ## 1,000 examples a route, and of each transformer and the bundle loader (HGUARD_FUZZ_EXAMPLES=1000)
 	HGUARD_FUZZ_EXAMPLES=$(or $(HGUARD_FUZZ_EXAMPLES),1000) $(BIN)/python -m pytest tests/fuzz --timeout 0
+
+scaling: $(VENV)/.tools ## compute and simulate what docs/scaling.md says (a minute); then `make benchmarks`
+	$(BIN)/python -m bench.scaling
 
 soak: $(VENV)/.tools ## 20 minutes of mixed traffic on a real server; ends with an error if anything grows
 	$(BIN)/python -m bench.soak --out bench/results/operations/soak.json
@@ -136,4 +139,4 @@ $(VENV)/.tools: $(VENV)/.engine requirements/dev.txt
 	@$(BIN)/python requirements/prometheus.py $(BIN)
 	@touch $@
 
-.PHONY: docs help serve test test-long check format atlas atlas-report smollm2-report smollm2 benchmarks fuzz soak vllm-tests contract pictures image image-test bare-test install dist
+.PHONY: docs help serve test test-long check format atlas atlas-report smollm2-report smollm2 benchmarks fuzz scaling soak vllm-tests contract pictures image image-test bare-test install dist

@@ -1,4 +1,4 @@
-"""The figures of ``docs/benchmarks.md`` and ``docs/operations.md``, made of ``bench/results``, and of ``README.md``.
+"""The figures of ``docs/benchmarks.md``, ``operations.md`` and ``scaling.md``, made of ``bench/results``, and README's.
 
 README's are those of the cards of the probes that ship and of ``bench/results``; none is written by hand.
 """
@@ -15,6 +15,7 @@ from guard.templates import template
 HERE = Path(__file__).resolve().parent
 RESULTS, TEMPLATES, DOCS = HERE / "results", HERE / "templates", HERE.parent / "docs"
 PAGE, OPERATIONS, README = DOCS / "benchmarks.md", DOCS / "operations.md", HERE.parent / "README.md"
+SCALING = DOCS / "scaling.md"
 MODELS = HERE.parent / "models"
 SHOWN = 12  # kernels of a profile
 WIDEST = 3.0  # an interval whose ends differ by more than this factor says nothing
@@ -28,12 +29,13 @@ def rendered(page: str, results: Path) -> str:
 
 
 def operations(page: str, results: Path) -> str:
-    """The page of operations with its figures made anew; a part whose measurement is missing stays empty."""
-    for name in ("overload", "soak"):
-        file = results / f"{name}.json"
-        made = _made(name, file) if file.is_file() else ""
-        page = _filled(page, f"<!-- made by `make benchmarks`: {name} -->", f"<!-- end: {name} -->", made)
-    return page
+    """The page of operations with its figures made anew."""
+    return _parts(page, results, ("overload", "soak"))
+
+
+def scaling(page: str, results: Path) -> str:
+    """The page of scaling with its figures made anew."""
+    return _parts(page, results, ("roofline", "ceiling", "simulation"), number=_number)
 
 
 def readme(page: str) -> str:
@@ -87,6 +89,15 @@ def _made(name: str, file: Path, **more: Any) -> str:
     return template(TEMPLATES / f"{name}.md.j2").render(figures, name=file.stem, **more)
 
 
+def _parts(page: str, results: Path, names: Collection[str], **more: Any) -> str:
+    """Parts of a page made anew; one whose measurement is missing stays empty."""
+    for name in names:
+        file = results / f"{name}.json"
+        made = _made(name, file, **more) if file.is_file() else ""
+        page = _filled(page, f"<!-- made by `make benchmarks`: {name} -->", f"<!-- end: {name} -->", made)
+    return page
+
+
 def _filled(page: str, begin: str, end: str, made: str) -> str:
     before, rest = page.split(begin)
     return f"{before}{begin}\n\n{made}{end}{rest.split(end)[1]}"
@@ -118,4 +129,5 @@ def _number(value: float) -> str:
 if __name__ == "__main__":
     PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8"), RESULTS), encoding="utf-8")
     OPERATIONS.write_text(operations(OPERATIONS.read_text(encoding="utf-8"), RESULTS / "operations"), encoding="utf-8")
+    SCALING.write_text(scaling(SCALING.read_text(encoding="utf-8"), RESULTS / "scaling"), encoding="utf-8")
     README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
