@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict
 from typing import Any
 
 from bench.scaling import ceiling, closed_loop, recorded, roofline
 from bench.scaling.autoscaler import Scaling
 from bench.scaling.ceiling import STREAMS
 from bench.scaling.fleet import ATTEMPTS, RETRY_AFTER
-from bench.scaling.scenarios import SEED, START, atlas, scenarios
+from bench.scaling.scenarios import SEED, START, WAITING, atlas, scenarios
 from guard.bench.results import write
 
 FOLDER = recorded.RESULTS / "scaling"
@@ -21,7 +22,6 @@ FOLDER = recorded.RESULTS / "scaling"
 
 def inputs() -> dict[str, Any]:
     """What the simulation is of, beside its scenarios."""
-    scaling = Scaling.deployed()
     return {
         "streams": STREAMS,
         "seed": SEED,
@@ -30,14 +30,8 @@ def inputs() -> dict[str, Any]:
         "retry_after": RETRY_AFTER,
         "recorded": recorded.summary(),
         "closed_loop": closed_loop.compared(atlas()),
-        "scaling": {
-            "least": scaling.least,
-            "most": scaling.most,
-            "target": scaling.target,
-            "window": scaling.up.window,
-            "pods": scaling.up.pods,
-            "period": scaling.up.period,
-        },
+        "scaling": asdict(Scaling.deployed()),
+        "before": asdict(WAITING),
     }
 
 

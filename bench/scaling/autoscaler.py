@@ -10,7 +10,7 @@ import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +19,7 @@ import yaml
 MANIFESTS = Path(__file__).resolve().parents[2] / "deploy/kubernetes"
 SYNC = 15.0  # seconds, kube-controller-manager's --horizontal-pod-autoscaler-sync-period
 TOLERANCE = 0.1  # its --horizontal-pod-autoscaler-tolerance
+METRICS = {"hguard_answers_in_flight": "in flight"}  # what the simulation has of those that a manifest may name
 
 
 def _seconds(text: str) -> float:
@@ -48,7 +49,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """metric: ``waiting`` in the engines, or ``in_flight`` in the API processes. average, interval: seconds over which
+    """metric: answers ``in flight``, or ``waiting`` in the engine. average, interval: seconds over which
     a replica's metric is averaged, and from one reading of it to the next."""
 
     least: int
@@ -58,14 +59,13 @@ class Scaling:
     down: Policy
     average: float
     interval: float
-    metric: str = "waiting"
+    metric: str = "in flight"
 
     @classmethod
     def deployed(cls) -> Self:
         """As the manifests have it."""
         spec = manifest("scaling")["spec"]
         (metric,) = spec["metrics"]
-        assert metric["pods"]["metric"]["name"] == "vllm_num_requests_waiting"
         query = manifest("adapter")["rules"]["custom"][0]["metricsQuery"]
         (average,) = re.findall(r"\[(\w+)\]", query)
         (endpoint,) = manifest("monitor")["spec"]["endpoints"]
@@ -77,11 +77,8 @@ class Scaling:
             Policy.of(spec["behavior"]["scaleDown"]),
             _seconds(average),
             _seconds(endpoint["interval"]),
+            METRICS[metric["pods"]["metric"]["name"]],
         )
-
-    def on_in_flight(self, target: float) -> Self:
-        """The same on ``hguard_answers_in_flight``."""
-        return replace(self, metric="in_flight", target=target)
 
 
 class Autoscaler:

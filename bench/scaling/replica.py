@@ -6,6 +6,7 @@ What is simulated is time; who is let in, who is refused and how refusals are pa
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,6 +57,16 @@ class Server:
         another's prompt comes in its place."""
         ends = self.rows / tokens
         return ends / (self.step.base + self.step.each * (self.rows - ends) + self.step.prompt * prompt * ends)
+
+    def keeps_up(self, tokens: float) -> float:
+        """Streams at once, of so many ``tokens``, that leave the API process's core no time: their frames, and the
+        requests among them, take it as long as a step takes the engine."""
+        spent = (self.api.frame + self.api.request / tokens) / self.processes
+        return self.step.base / (spent - self.step.each) if spent > self.step.each else math.inf
+
+    def target(self, tokens: float) -> float:
+        """Answers in flight of a replica that an autoscaler may aim at, as ``deploy/kubernetes/scaling.yaml`` says."""
+        return min(min(self.rows, self.capacity, self.per_caller) / 3, self.keeps_up(tokens) * 3 / 4)
 
 
 class Callers(Protocol):

@@ -1,12 +1,13 @@
 """The runs of the simulation: 100,000 streams each.
 
-Two servers. ``atlas``: on a CPU, with the step times and the API process's costs of ``bench/results``. ``short``: what
-a GPU would do to the same API process; steps of 10 ms and a prompt's tokens at the H100's peak are parameters, and not
-measured.
+Three servers. ``atlas``: on a CPU, with the step times and the API process's costs of ``bench/results``. ``short``:
+what a GPU would do to the same API process; steps of 10 ms and a prompt's tokens at the H100's peak are parameters, and
+not measured. ``paper``: an 8B model on an H100, as the roofline has it, with the rows that vLLM runs there by default.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -28,12 +29,16 @@ MANY = 8  # replicas
 
 SHORT = 0.010  # seconds of a step
 _8B = roofline.SHAPES[0]
+H100 = 1024  # rows that vLLM runs there by default: as many as there are score slots
+
+# What the manifests had before: on what waits in the engine, with a window, slower.
+WAITING = Scaling(2, 8, 4.0, Policy(60, 2, 180), Policy(600, 1, 300), average=60.0, interval=15.0, metric="waiting")
+SLOW = 180.0  # seconds for a replica to start, in one run
 
 DRAINED = f"{FULL:.0%} of what eight API processes carry of long answers, one replica drains"
-NO_QUEUE = "the same with as many score slots as rows, so that nothing can wait in the engine"
-IN_FLIGHT = "the same, autoscaled on answers in flight: a third of the rows"
-FASTER = "the same, without a window, two replicas in 60 s"
-TWO = "the same with two API processes a replica, which the guard refuses today"
+NO_QUEUE = "as the ramp, with as many score slots as rows, so that nothing can wait in the engine"
+BEFORE = "the same, autoscaled as before"
+TWO = "the same on four with two API processes each, which the guard refuses today"
 
 
 def _server(step: StepTime, clients: int, rows: int, budget: int) -> Server:
@@ -59,6 +64,15 @@ def short() -> Server:
     return _server(StepTime(SHORT, 0.0, prompt), clients=256, rows=256, budget=roofline.ROWS)
 
 
+def paper() -> Server:
+    """Its steps, of which nothing but the bytes of their rows grows, lie on a line."""
+    least, *_, most = (step for step in roofline.steps() if step["shape"] == _8B.name)
+    first, last = (1e-3 * (step["model"]["milliseconds"] + step["guard"]["milliseconds"]) for step in (least, most))
+    each = (last - first) / (most["batch"] - least["batch"])
+    server = short()
+    return replace(server, step=StepTime(first - each * least["batch"], each, server.step.prompt), rows=H100)
+
+
 ATLAS_LENGTHS = Lengths(64, 64, 1024)  # means of the runs that the step times come from
 SHORT_LENGTHS = Lengths(256, 128, 4096)
 LONG = Lengths(256, 1024, default("max_tokens"))
@@ -79,6 +93,7 @@ class Scenario:
     scaling: Scaling | None = None
     event: Callable[[Fleet], Any] | None = None
     at: float = 120.0
+    start: float = START
 
     def arrivals(self, count: int, seed: int) -> Iterator[Stream]:
         return poisson(count, self.rate, self.most, self.lengths, seed)
@@ -87,7 +102,7 @@ class Scenario:
         fleet = Fleet(
             self.server,
             self.replicas,
-            Times.deployed(START),
+            Times.deployed(self.start),
             self.arrivals(count, seed),
             balancer=self.balancer,
             scaling=self.scaling,
@@ -109,6 +124,7 @@ class Scenario:
             "says": self.says,
             "event_at": None if self.event is None else self.at,
             "replicas_at_first": self.replicas,
+            "start_seconds": self.start,
             "balancer": self.balancer,
             "scaling": scaled,
             "most_streams_per_second": round(self.most, 1),
@@ -125,6 +141,7 @@ class Scenario:
 def scenarios() -> Iterator[Scenario]:
     yield from _recorded(atlas(), ATLAS_LENGTHS)
     yield from _short(short(), SHORT_LENGTHS)
+    yield from _paper(paper(), SHORT_LENGTHS)
 
 
 def _recorded(server: Server, lengths: Lengths) -> Iterator[Scenario]:
@@ -136,31 +153,55 @@ def _recorded(server: Server, lengths: Lengths) -> Iterator[Scenario]:
     bursting = Scenario("burst", says, server, lengths, MANY, burst(half, 4, start=60, seconds=20), 4 * half)
     yield bursting
     yield replace(bursting, name="burst, least", says="the same, each to the replica with the fewest", balancer="least")
-    scaling = Scaling.deployed()
-    rate = ramp(HALF * one * scaling.least, full, 400)
-    says = f"from {HALF:.0%} of two engines to {FULL:.0%} of eight in 400 s, autoscaled"
-    rising = Scenario("ramp", says, server, lengths, scaling.least, rate, full, scaling=scaling)
-    yield rising
-    yield replace(rising, name="ramp, no queue", says=NO_QUEUE, server=replace(server, slots=server.rows))
-    yield replace(rising, name="ramp, in flight", says=IN_FLIGHT, scaling=scaling.on_in_flight(server.rows / 3))
-    faster = replace(scaling.on_in_flight(server.rows / 3), up=Policy(window=0, pods=2, period=60))
-    yield replace(rising, name="ramp, in flight, faster", says=FASTER, scaling=faster)
+    yield from _ramps(server, lengths, full)
     yield replace(steadily, name="drain", says=f"{FULL:.0%}, one replica drains", event=Fleet.drain)
     killed = replace(steadily, name="kill", says=f"{FULL:.0%}, one replica is killed", event=Fleet.kill)
     yield killed
     yield replace(killed, name="kill, least", says="the same, each to the replica with the fewest", balancer="least")
 
 
+def _ramps(server: Server, lengths: Lengths, full: float) -> Iterator[Scenario]:
+    manifest = Scaling.deployed()
+    scaling = replace(manifest, target=math.floor(server.target(lengths.tokens)))
+    low = HALF * server.streams_per_second(lengths.tokens, lengths.prompt) * scaling.least
+    says = f"from {HALF:.0%} of two engines to {FULL:.0%} of eight in 400 s, autoscaled at {scaling.target} in flight"
+    rising = Scenario("ramp", says, server, lengths, scaling.least, ramp(low, full, 400), full, scaling=scaling)
+    yield rising
+    yield replace(rising, name="ramp, before", says=BEFORE, scaling=WAITING)
+    crowded = replace(rising, name="ramp, no queue", says=NO_QUEUE, server=replace(server, slots=server.rows))
+    yield crowded
+    yield replace(crowded, name="ramp, no queue, before", says=BEFORE, scaling=WAITING)
+    says = "as the ramp, with window and policy from before"
+    yield replace(rising, name="ramp, old policy", says=says, scaling=replace(scaling, up=WAITING.up))
+    says = f"as the ramp, with the manifest's target, which is too high for so few rows: {manifest.target:g}"
+    yield replace(rising, name="ramp, target not set", says=says, scaling=manifest)
+    yield replace(rising, name="ramp, slow start", says=f"as the ramp, {SLOW:g} s to start a replica", start=SLOW)
+
+
 def _short(server: Server, lengths: Lengths) -> Iterator[Scenario]:
     replicas = MANY // 2
     full = FULL * replicas * server.streams_per_second(lengths.tokens, lengths.prompt)
-    scaling = replace(Scaling.deployed(), least=replicas)
-    says = f"{FULL:.0%} of what four engines can do, autoscaled"
-    alone = Scenario("short steps", says, server, lengths, replicas, steady(full), full, scaling=scaling)
-    yield alone
-    yield replace(alone, name="short steps, in flight", says=IN_FLIGHT, scaling=scaling.on_in_flight(server.rows / 3))
-    yield replace(alone, name="short steps, eight", says="the same on eight replicas from the start", replicas=MANY)
+    scaling = Scaling.deployed()
+    says = f"{FULL:.0%} of what four engines can do, autoscaled at {scaling.target:g} in flight"
+    alone = Scenario("short steps", says, server, lengths, replicas, steady(full), full)
+    yield replace(alone, scaling=replace(scaling, least=replicas))
+    yield replace(alone, name="short steps, before", says=BEFORE, scaling=replace(WAITING, least=replicas))
+    yield replace(alone, name="short steps, eight", says="the same on eight replicas, not autoscaled", replicas=MANY)
     yield replace(alone, name="short steps, two processes", says=TWO, server=replace(server, processes=2))
     # As many as eight API processes carry at FULL, where answers are so long.
     carried = FULL * MANY / (server.api.request + server.api.frame * LONG.tokens)
     yield Scenario("drain, long answers", DRAINED, server, LONG, MANY, steady(carried), carried, event=Fleet.drain)
+
+
+def _paper(server: Server, lengths: Lengths) -> Iterator[Scenario]:
+    scaling = Scaling.deployed()
+    one = 1 / (server.api.request + server.api.frame * lengths.tokens)  # streams a second of an API process
+    low, high = HALF * one * scaling.least, FULL * one * MANY
+    span = f"from {HALF:.0%} of two API processes to {FULL:.0%} of eight in 400 s"
+    says = f"{span}, autoscaled at {scaling.target:g} in flight"
+    rising = Scenario("H100 ramp", says, server, lengths, scaling.least, ramp(low, high, 400), high, scaling=scaling)
+    yield rising
+    yield replace(rising, name="H100 ramp, before", says=BEFORE, scaling=WAITING)
+    third = server.per_caller // 3
+    says = f"as the H100 ramp, at a third of what one key may have, as if the API process were no bound: {third}"
+    yield replace(rising, name="H100 ramp, a third", says=says, scaling=replace(scaling, target=third))

@@ -14,12 +14,12 @@ from bench import report
 from bench.scaling import ceiling, closed_loop, recorded, roofline
 from bench.scaling.__main__ import FOLDER, inputs
 from bench.scaling.arrivals import Lengths, poisson, steady
-from bench.scaling.autoscaler import SYNC, Autoscaler, Scaling, manifest
+from bench.scaling.autoscaler import MANIFESTS, SYNC, Autoscaler, Scaling, manifest
 from bench.scaling.events import Clock, in_no_task
 from bench.scaling.fleet import Fleet, Times
 from bench.scaling.recorded import ApiCost, StepTime
 from bench.scaling.replica import UNREACHABLE, Replica, Server
-from bench.scaling.scenarios import atlas, scenarios
+from bench.scaling.scenarios import H100, WAITING, atlas, paper, scenarios, short
 from bench.scaling.tally import Limit, Stream, Tally
 
 LENGTHS = Lengths(prompt=20, tokens=10, longest=200)
@@ -53,7 +53,7 @@ def oldest_in_flight(one: Fleet) -> int:
     return one.replicas[0].in_flight
 
 
-SCALED = replace(Scaling.deployed().on_in_flight(2), least=2, up=replace(Scaling.deployed().up, window=0))
+SCALED = replace(Scaling.deployed(), least=2, target=2, up=replace(Scaling.deployed().up, window=0))
 
 
 @pytest.mark.parametrize(
@@ -207,8 +207,8 @@ def test_an_api_process_that_is_too_slow_is_the_limit() -> None:
 class Metric:
     """An autoscaler whose replicas all have one value of the metric."""
 
-    def __init__(self, replicas: int) -> None:
-        self.scaler, self.replicas, self.now = Autoscaler(Scaling.deployed(), replicas), replicas, 0.0
+    def __init__(self, scaling: Scaling, replicas: int) -> None:
+        self.scaler, self.replicas, self.now = Autoscaler(scaling, replicas), replicas, 0.0
 
     def syncs(self, value: float, seconds: float) -> Iterator[int]:
         until = self.now + seconds
@@ -222,9 +222,9 @@ class Metric:
 def test_the_autoscaler_keeps_to_the_manifest() -> None:
     spec, scaling = manifest("scaling")["spec"], Scaling.deployed()
     up, down = (spec["behavior"][name] for name in ("scaleUp", "scaleDown"))
-    fleet = Metric(spec["minReplicas"])
+    assert (scaling.metric, scaling.up.window) == ("in flight", up["stabilizationWindowSeconds"])
+    fleet = Metric(scaling, spec["minReplicas"])
     high = 100 * scaling.target
-    assert set(fleet.syncs(high, up["stabilizationWindowSeconds"])) == {scaling.least}, "the window"
     (policy,) = up["policies"]
     grown = scaling.least + policy["value"]
     assert set(fleet.syncs(high, policy["periodSeconds"])) == {grown}, "the policy"
@@ -234,6 +234,61 @@ def test_the_autoscaler_keeps_to_the_manifest() -> None:
     assert set(waited) == {spec["maxReplicas"]}
     assert set(fleet.syncs(0, SYNC)) == {spec["maxReplicas"] - down["policies"][0]["value"]}
     assert list(fleet.syncs(0, 10_000))[-1] == spec["minReplicas"]
+
+
+def test_a_window_is_waited_for() -> None:
+    fleet = Metric(WAITING, WAITING.least)
+    assert set(fleet.syncs(100, WAITING.up.window)) == {WAITING.least}
+    assert set(fleet.syncs(100, SYNC)) == {WAITING.least + WAITING.up.pods}
+
+
+@pytest.mark.parametrize("metric", ["in flight", "waiting"])
+def test_replicas_come_for_what_the_metric_counts(metric: str) -> None:
+    """One key is refused at its limit before anything waits in the engine."""
+    server, scaling = replace(SERVER, per_caller=SERVER.rows), replace(SCALED, metric=metric, most=4)
+    tally, _ = run(lambda: fleet(10_000, load=3, server=server, scaling=scaling))
+    assert max(count for _, count in tally.replicas) == (4 if metric == "in flight" else 2)
+
+
+def passed(setting: str) -> int:
+    """What the manifests give a server, else its default."""
+    (generated,) = manifest("kustomization")["configMapGenerator"]
+    given = dict(literal.split("=") for literal in generated["literals"])
+    return int(given.get(f"HGUARD_{setting.upper()}", ceiling.default(setting)))
+
+
+def test_the_target_follows_from_what_the_manifests_pass() -> None:
+    (container,) = manifest("deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["serve", "--host", "0.0.0.0"], "what is set here may bear on the target"
+    assert ceiling.default("max_queue") is None
+    own = {"slots": passed("slots"), "per_caller": passed("max_concurrent_requests")}
+    servers = [replace(paper(), rows=rows, **own) for rows in (256, H100)]  # vLLM's defaults on GPUs
+    bound = min(one.target(128) for one in servers)
+    assert 0.9 * bound <= Scaling.deployed().target <= bound
+    comment = (MANIFESTS / "scaling.yaml").read_text().split("apiVersion")[0]
+    said = [f"on paper {paper().keeps_up(128):.0f}", f", {short().keeps_up(128):.0f}\n#   at steps of 10 ms"]
+    said += [f"256 / 3 = {256 // 3}", f"55 x 3/4 = {bound:.0f}, so {Scaling.deployed().target:g}"]
+    said += [f"--max-num-seqs {atlas().rows}, {atlas().target(64):.0f}"]
+    assert [one for one in said if one not in comment] == []
+
+
+WIDE = {"rows": 300, "slots": 600, "per_caller": 600}
+
+
+@pytest.mark.parametrize(
+    ("changed", "target"),
+    [
+        ({}, 8 / 3),
+        ({"slots": 6}, 6 / 3),
+        ({"per_caller": 3}, 3 / 3),
+        (WIDE | {"rows": 30}, 30 / 3),
+        (WIDE, 25 * 3 / 4),  # frames and requests take 0.4 ms of a step of 10
+        (WIDE | {"processes": 2}, 50 * 3 / 4),
+        (WIDE | {"step": StepTime(0.01, 0.0005, 0)}, 300 / 3),  # the API process is never too slow
+    ],
+)
+def test_a_target_is_the_least_of_its_bounds(changed: dict[str, Any], target: float) -> None:
+    assert replace(SERVER, **changed).target(10) == pytest.approx(target)
 
 
 def test_a_simulated_engine_is_as_fast_as_the_recorded_one() -> None:
@@ -282,6 +337,15 @@ def test_the_simulation_s_file_is_of_these_scenarios() -> None:
         given = json.loads(json.dumps(scenario.given()))
         assert {name: one[name] for name in given} == given, "run `make scaling`"
         assert one["answered"] + sum(one["rejected"].values()) + sum(one["lost"].values()) == one["arrived"]
+
+
+def test_what_is_deployed_answers_more_than_what_was() -> None:
+    runs = {one["name"]: one for one in json.loads((FOLDER / "simulation.json").read_text())["scenarios"]}
+    before = {name for name in runs if name.endswith(", before")}
+    assert len(before) == 4
+    for name in before:
+        assert runs[name.removesuffix(", before")]["answered"] > 1.15 * runs[name]["answered"], name
+    assert min(runs[name]["answered"] for name in ("ramp", "ramp, no queue", "H100 ramp")) > 0.99 * ceiling.STREAMS
 
 
 def test_the_page_of_scaling_says_what_was_computed() -> None:

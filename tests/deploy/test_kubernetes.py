@@ -9,9 +9,12 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 
+from app.ingress.admission import Admission
 from app.ingress.middleware import PUBLIC
 from app.settings import Settings
+from app.telemetry.metrics import IngressMetrics
 from tests.deploy.metrics import names_in
 from tests.deploy.prometheus import DEPLOY
 
@@ -120,13 +123,29 @@ def test_what_is_named_exists(pod: Any, container: Any) -> None:
     assert read("service.yaml")["spec"]["ports"][0]["targetPort"] == port["name"]
 
 
-def test_scaling_looks_at_a_metric_that_there_is(exposed: set[str]) -> None:
+@pytest.fixture
+def scaled_on() -> str:
+    """The server's metric behind the one that the autoscaler looks at."""
     (rule,) = read("adapter.yaml")["rules"]["custom"]
     (metric,) = read("scaling.yaml")["spec"]["metrics"]
     assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
     (name,) = names_in(rule["seriesQuery"].replace('"', " "))
-    assert name in exposed
     assert re.fullmatch(rule["name"]["matches"], name)
+    return name
+
+
+def test_scaling_looks_at_a_metric_that_there_is(scaled_on: str, exposed: set[str]) -> None:
+    assert scaled_on in exposed
+
+
+async def test_scaling_looks_at_answers_in_flight(scaled_on: str) -> None:
+    """They grow without an engine in which anything waits."""
+    registry, admission = CollectorRegistry(), Admission(requests_per_caller=2, capacity=9)
+    IngressMetrics(admission, registry)
+    assert registry.get_sample_value(scaled_on) == 0
+    admission.admit(None, answers=2)
+    admission.admit(None, answers=3)
+    assert registry.get_sample_value(scaled_on) == 5
 
 
 def test_the_monitor() -> None:
