@@ -14,6 +14,7 @@ from typing import Any
 
 from guard.ipc.score_table import entries
 from guard.probe.signals import ALWAYS
+from guard.training.distance import AXES
 
 # NVIDIA's data sheet of the H100 SXM: https://www.nvidia.com/en-us/data-center/h100/ (dense, without sparsity).
 BANDWIDTH = 3.35e12  # bytes/s
@@ -52,6 +53,7 @@ class Shape:
     neurons: int
     heads: int = 0
     top: bool = False  # whether the margin and the mass of the likeliest tokens are measured
+    distance: bool = False
     ranks: int = 1
     experts: int = 0
     active: int = 0
@@ -106,7 +108,9 @@ class Shape:
 # most.
 SHAPES = (
     Shape("8B", 32, 4096, 14336, 32, 8, 128, 128_256, tapped=30, neurons=5),
-    Shape("8B, all signals", 32, 4096, 14336, 32, 8, 128, 128_256, tapped=30, neurons=5, heads=3, top=True),
+    Shape(
+        "8B, all signals", 32, 4096, 14336, 32, 8, 128, 128_256, tapped=30, neurons=5, heads=3, top=True, distance=True
+    ),
     Shape("70B, TP 8", 80, 8192, 28672, 64, 8, 128, 128_256, tapped=75, neurons=5, ranks=8),
     Shape("mixture 30B-A3B", 48, 2048, 768, 32, 4, 128, 151_936, tapped=0, neurons=0, heads=3, experts=128, active=8),
 )
@@ -128,7 +132,7 @@ class Work:
 
 def guard_work(shape: Shape, rows: int) -> Iterator[Work]:
     """The guard's pieces of a decoding step of so many rows, where no neuron is scaled."""
-    signals = (1 if shape.tapped else 0) + (1 if shape.heads else 0)
+    signals = sum(map(bool, (shape.tapped, shape.heads, shape.distance)))
     if shape.tapped:
         # scale: a gather of K numbers of z, alpha, the row's sum out; neuron, folded and scaled once for all rows.
         gathered = rows * (shape.neurons * SECTOR + 2 * FLOAT32) + shape.neurons * (INT64 + FLOAT32 + 1)
@@ -139,6 +143,11 @@ def guard_work(shape: Shape, rows: int) -> Iterator[Work]:
     if shape.heads:
         moved = rows * (shape.hidden * BFLOAT16 + 2 * FLOAT32) + shape.hidden * FLOAT32
         yield Work("head", shape.heads * moved, shape.heads * rows * 2 * shape.hidden, shape.heads)
+    if shape.distance:
+        # The state in float32, once written and read, the weights of each axis, and the axes: made, squared and meant.
+        moved = rows * (shape.hidden * (BFLOAT16 + 2 * FLOAT32) + 4 * AXES * FLOAT32 + 3 * FLOAT32)
+        moved += AXES * (shape.hidden + 1) * FLOAT32
+        yield Work("distance", moved, rows * 2 * AXES * shape.hidden, 5)
     # Taps.begin clears the whole buffer, Taps.signals copies the rows.
     yield Work("score buffer", signals * (ROWS + 2 * rows) * FLOAT32, 0, 2 * signals)
     # The statistics of each row, and the logit of the token that was drawn: gather, cast, subtract.
