@@ -14,7 +14,7 @@ from guard.engine.prompt.turn import ReasoningSpan
 from guard.ipc.score_table import ScoreTable, Slot
 from guard.policy import PASSED, Action, Decision, Policy, decide
 from guard.probe.readout import Peak, Readout
-from guard.probe.signals import Source, TokenSignals, unmeasured_prompt
+from guard.probe.signals import DISTANCE, Source, TokenSignals, unmeasured_prompt
 
 log = logging.getLogger("hguard")
 
@@ -90,6 +90,8 @@ class Answer:
             forward = table.read(Source.FORWARD, self.slot, start + first - 1, start + last)
             before = {name: float(one[0]) for name, one in forward.items()}
             forward = {name: one[1:] for name, one in forward.items()}
+            if self.reasoning_tokens:
+                before.pop(DISTANCE, None)  # the last thought's: of no question, and of what may be withheld
         else:
             forward = table.read(Source.FORWARD, self.slot, start + first, start + last)
         return TokenSignals(before, {**forward, **values})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +21,7 @@ from guard.ipc.score_table import ScoreTable, SlotPool
 from guard.policy import Action, Fail, Hold, Mode, Policy
 from guard.probe.bundle import Bundle
 from guard.probe.readout import Peak, Readout
-from guard.probe.signals import NEURONS, Source, names
+from guard.probe.signals import ALWAYS, DISTANCE, NEURONS, Source, names
 
 PROMPT = [5, 6, 7]
 EOS = 1
@@ -38,10 +38,12 @@ class Play:
 
 
 class Stage:
-    """Writes the table as the worker would, and feeds the outputs, one token each."""
+    """Writes the table as the worker would, and feeds the outputs, one token each. ``far``: the distance of the last
+    prompt token, measured where there is one; all others' is 0."""
 
-    def __init__(self, readout: Readout) -> None:
-        self.table = ScoreTable.create(4, 64)
+    def __init__(self, readout: Readout, far: float | None = None) -> None:
+        self.far = far
+        self.table = ScoreTable.create(4, 64, ALWAYS if far is None else ALWAYS | {DISTANCE})
         self.watch = StepWatch(self.table)
         self.pool = SlotPool(4)
         self.readout = readout
@@ -95,7 +97,8 @@ class Stage:
         # A token's own score exists when it is fed back: with the output of the next one.
         score = SAFE if step == 0 else scores[step - 1]
         if score is not None:
-            self.table.write(Source.FORWARD, *key, np.array([at - 1]), {NEURONS: np.full(1, score, "f4")})
+            values = {NEURONS: np.full(1, score, "f4"), DISTANCE: np.full(1, 0 if step else self.far or 0, "f4")}
+            self.table.write(Source.FORWARD, *key, np.array([at - 1]), values)
 
 
 @pytest.fixture
@@ -319,6 +322,23 @@ def test_thoughts_are_not_scored(stage: Stage) -> None:
     assert [step for step, _ in flowing.out] == list(range(12))
     alone = stage.play(policy(), Play([SAFE] * 8)).verdicts[0]
     assert verdict.risk == pytest.approx(alone.risk), "the same tokens after the same lead have the same risk"
+
+
+@pytest.mark.parametrize(("far", "known"), [(0.5, True), (2.0, False), (None, None)])
+def test_the_domain_is_the_question_s_and_not_that_of_thoughts(
+    bundle: Bundle, far: float | None, known: bool | None
+) -> None:
+    """Which may be withheld, and would show one bit of themselves."""
+    stage = Stage(replace(bundle.readout, distance_limit=1.0), far)
+    try:
+        withheld = stage.play(policy(), Play([RISKY] * 8)).verdicts[0]
+        assert withheld.decision.action is Action.ABSTAINED
+        assert withheld.in_domain is known
+        thinking = stage.play(policy(), Play([RISKY] * 3 + [SAFE] * 9), reasoning=Reasoning()).verdicts[0]
+        assert thinking.risk is not None
+        assert thinking.in_domain is None
+    finally:
+        stage.table.unlink()
 
 
 def test_thinking_that_never_ends_has_no_answer(stage: Stage) -> None:
