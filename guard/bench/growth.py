@@ -34,6 +34,7 @@ NEURONS = (50, 500, 5_000, 50_000)  # of the whole probe
 LAYERS = (8, 16, 32, 64)
 VOCABULARIES = (8_192, 32_768, 131_072, 262_144)
 FIT_NEURONS, FIT_ANSWERS = (4_000, 16_000, 64_000), (250, 1_000, 4_000)
+CAP = 0.05  # of the neurons, that a fit may keep
 SHARE = 0.01  # of a step
 
 
@@ -208,7 +209,7 @@ def _fit(neurons: int, answers: int) -> tuple[float, float]:
     features, entities = Features(table), [str(i) for i in range(answers)]
     tracemalloc.start()
     began = time.perf_counter()
-    find_neurons(features, wrong, entities, cap=0.05)
+    find_neurons(features, wrong, entities, CAP)
     seconds = time.perf_counter() - began
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

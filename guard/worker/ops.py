@@ -92,6 +92,20 @@ def distance(x: torch.Tensor, weight: torch.Tensor, score: torch.Tensor) -> None
     x [tokens, width] in the model's dtype; weight float32 [k, width + 1]; score float32 [at least tokens]; not finite
     where a state is not. One layer of the model has it, so its few kernels need not be one.
     """
+    if x.is_cuda:
+        add_distances(x, weight, score)
+    else:
+        _add_distance(x, weight, score)
+
+
+def add_distances(x: torch.Tensor, weight: torch.Tensor, score: torch.Tensor, at_once: int = 512) -> None:
+    """``distance`` of so many rows at once: a whole prompt's states in float32 would take more memory than all else that
+    the guard has."""
+    for start in range(0, x.shape[0], at_once):
+        _add_distance(x[start : start + at_once], weight, score[start:])
+
+
+def _add_distance(x: torch.Tensor, weight: torch.Tensor, score: torch.Tensor) -> None:
     axes = torch.addmm(weight[:, -1], x.float(), weight[:, :-1].t())
     score.narrow(0, 0, x.shape[0]).add_(axes.square().mean(1))
 

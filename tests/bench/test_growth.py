@@ -24,8 +24,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             patch.setattr(growth, name, sizes)
         for name, sizes in (("LAYERS", (2, 4)), ("VOCABULARIES", (512, 1024))):
             patch.setattr(growth, name, sizes)
-        patch.setattr(growth, "FIT_NEURONS", (400, 800))
+        patch.setattr(growth, "FIT_NEURONS", (100, 200))
         patch.setattr(growth, "FIT_ANSWERS", (200, 400))
+        patch.setattr(growth, "CAP", 0.5)
         patch.setattr(growth, "SHAPES", {"llama-0.1b": growth.SHAPES["llama-0.1b"]})
         file = tmp_path_factory.mktemp("growth") / "cpu-growth.json"
         assert main(["bench", "--growth", "--out", str(file)]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -124,6 +125,19 @@ def test_a_head_adds_its_layer_s_share(path: ModuleType, width: int, dtype: torc
     assert (score[4:] == 0.5).all(), "rows beyond the batch are not touched"
     path.head(x.T.contiguous().T, weight, score)
     np.testing.assert_allclose(score[:4].cpu(), 0.5 + 2 * terms.sum(1).cpu(), rtol=0, atol=2e-6 * bound)
+
+
+@pytest.mark.parametrize("called", [ops.distance, lambda *given: ops.add_distances(*given, at_once=3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_distance_is_the_mean_square_along_its_axes(called: Callable[..., None], dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(1)
+    x = torch.from_numpy(rng.normal(size=(8, 96))).to(DEVICE, dtype)
+    weight = torch.from_numpy(rng.normal(size=(5, 97)).astype(np.float32)).to(DEVICE)
+    score = torch.full((10,), 0.5, device=DEVICE)
+    called(x, weight, score)
+    axes = x.double() @ weight[:, :-1].double().T + weight[:, -1].double()
+    np.testing.assert_allclose(score[:8].cpu(), 0.5 + axes.square().mean(1).cpu(), rtol=1e-4)
+    assert (score[8:] == 0.5).all(), "rows beyond the batch are not touched"
 
 
 def test_a_state_that_overflows_makes_no_score(path: ModuleType) -> None:
