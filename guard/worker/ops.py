@@ -99,8 +99,8 @@ def distance(x: torch.Tensor, weight: torch.Tensor, score: torch.Tensor) -> None
 
 
 def add_distances(x: torch.Tensor, weight: torch.Tensor, score: torch.Tensor, at_once: int = 512) -> None:
-    """``distance`` of so many rows at once: a whole prompt's states in float32 would take more memory than all else that
-    the guard has."""
+    """``distance`` of so many rows at once: a whole prompt's states in float32 would take more memory than all else
+    that the guard has."""
     for start in range(0, x.shape[0], at_once):
         _add_distance(x[start : start + at_once], weight, score[start:])
 
