@@ -10,12 +10,7 @@ served: of that stream at the last prompt token, along a few axes (``guard.train
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,16 +18,13 @@ from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
 
 from guard.harness.questions import split
-from guard.harness.store import write_json
 from guard.ipc.collecting import Part, Site
 from guard.probe import conformal
-from guard.probe.cett import norms_of
 from guard.training.distance import find_distance
-from models.smollm2.checkpoint import checkpoint
-from models.smollm2.recipe.answered import FURTHER, PLACES, Answered, Bools, Floats, Index, load
+from models.smollm2.recipe.answered import FURTHER, PLACES, Answered, Bools, Floats, Index
+from models.smollm2.recipe.apart import Say, run
 from models.smollm2.recipe.fits import STACKED, Fits, Stacked
 
 FILE = "domain.json"
@@ -44,7 +36,6 @@ RANDOM = 6  # trials at home
 _LEAST = 10  # right answers that are tried
 _AT_HOME = {"train": 0.7, "calibration": 0.15, "thresholds": 0.15}
 
-Say = Callable[[str], None]
 Trial = tuple[Index, Index, Index]  # answers that calibrate, that the threshold comes from, that are tried
 
 
@@ -156,23 +147,5 @@ def warned(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="answers and activations of a fit")
-    parser.add_argument("--questions", type=Path, help="where they are not in the same folder")
-    parser.add_argument("--model", type=Path, help="the checkpoint, where it is not the pinned one")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    given = parser.parse_args()
-    began = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"{time.monotonic() - began:6.0f} s  {text}", file=sys.stderr, flush=True)
-
-    with threadpool_limits(limits=given.threads):
-        norms = norms_of(given.model or checkpoint(say), 30, 1536)
-        answered = load(given.work, norms, questions=given.questions)
-        write_json(given.work / FILE, measure(answered, Fits(answered, given.work / "report", say), say))
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, FILE, measure)

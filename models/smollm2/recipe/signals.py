@@ -9,12 +9,7 @@ each two, and gradient boosting of trees with two splits on top of each other.
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,17 +17,14 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
-from threadpoolctl import threadpool_limits
 
 from guard.errors import FitError
 from guard.harness.features import Features
-from guard.harness.store import write_json
 from guard.ipc.collecting import Part, Site
-from guard.probe.cett import norms_of
 from guard.training.heads import TOGETHER, find_head
-from models.smollm2.checkpoint import checkpoint
 from models.smollm2.recipe import detection, intervals
-from models.smollm2.recipe.answered import FURTHER, GENERAL, PLACES, SIGNALS, Answered, Floats, Index, load
+from models.smollm2.recipe.answered import FURTHER, GENERAL, PLACES, SIGNALS, Answered, Floats, Index
+from models.smollm2.recipe.apart import Say, run
 from models.smollm2.recipe.fits import SCREENED, Fits, screen
 
 FILE = "signals.json"
@@ -61,8 +53,6 @@ BENT: Mapping[str, tuple[str, Callable[[], Any]]] = {
     "all of the answer, products": ("all of the answer", lambda: _logistic(PolynomialFeatures(2, include_bias=False))),
     "all of the answer, trees": ("all of the answer", lambda: _trees()),
 }
-
-Say = Callable[[str], None]
 
 
 def states(answered: Answered, site: Site, part: Part, layers: Sequence[int]) -> Floats:
@@ -206,23 +196,5 @@ def _above(answered: Answered, scores: Mapping[str, Floats], test: Index, draws:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="answers and activations of a fit")
-    parser.add_argument("--questions", type=Path, help="where they are not in the same folder")
-    parser.add_argument("--model", type=Path, help="the checkpoint, where it is not the pinned one")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    given = parser.parse_args()
-    began = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"{time.monotonic() - began:6.0f} s  {text}", file=sys.stderr, flush=True)
-
-    with threadpool_limits(limits=given.threads):
-        norms = norms_of(given.model or checkpoint(say), 30, 1536)
-        answered = load(given.work, norms, questions=given.questions)
-        write_json(given.work / FILE, measure(answered, Fits(answered, given.work / "report", say), say))
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, FILE, measure)
