@@ -41,7 +41,7 @@ def scaling(page: str, results: Path) -> str:
 def readme(page: str) -> str:
     """README with its table made anew."""
     models = [_smollm2(), _atlas()]
-    made = template(TEMPLATES / "readme.md.j2").render(models=models)
+    made = template(TEMPLATES / "readme.md.j2").render(models=models, beside=_beside())
     return _filled(page, "<!-- made by `make benchmarks` of the reports -->", "<!-- end of the figures -->", made)
 
 
@@ -70,6 +70,17 @@ def _worth(model: str, sets: Collection[str]) -> dict[str, str]:
         "caught": f"{at['caught']:.0%}",
         "alarms": f"{at['false_alarms']:.1%}",
     }
+
+
+def _beside() -> list[dict[str, str]]:
+    """The guard and what else a person could run: speed with most clients relative to plain vLLM, and AUROC."""
+    figures = _read(RESULTS / "beside-smollm2.json")
+    most = max(row["clients"] for row in figures["beside"])
+    speed = {row["contender"]: row["ratio"] for row in figures["beside"] if row["clients"] == most}
+    return [
+        {"name": name, "clients": str(most), "speed": f"{speed[name]:.2f}", "auroc": f"{one['auroc']:.2f}"}
+        for name, one in figures["worth"].items()
+    ]
 
 
 def _cost(name: str) -> dict[str, str]:

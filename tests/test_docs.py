@@ -16,10 +16,10 @@ from app.cli import main
 from app.ingress.middleware import PUBLIC
 from app.protocols.options import GuardOptions
 from app.server.routes import ALLOWED, OWN
-from app.settings import Settings, settings_from
+from app.settings import ATLAS, Settings, settings_from
 from bench import report
 from guard.launch import overrides, support
-from guard.probe.bundle import FILES, LARGEST
+from guard.probe.bundle import FILES, LARGEST, load_bundle
 from tests import settings_table
 from tests.documents import DOCUMENTS, ROOT, anchors_of, blocks_of, links_of, prose_of
 
@@ -275,3 +275,9 @@ def test_the_changelog_has_its_form() -> None:
     assert versions[0] == "## [Unreleased]"
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
     assert len(versions) == 1 or versions[1].startswith(f"## [{guard.__version__}]")
+
+
+@pytest.mark.parametrize("page", ["docs/quickstart.md", "models/atlas/README.md"])
+def test_atlas_s_revision_is_the_one_that_ships(page: str) -> None:
+    said = re.findall(r"revision\"?:? \"?([0-9a-f]{12})", (ROOT / page).read_text())
+    assert set(said) == {load_bundle(ATLAS / "probe").revision}

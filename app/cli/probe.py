@@ -98,6 +98,7 @@ def _show(options: argparse.Namespace, extra: list[str]) -> int:
 
 def _verify(options: argparse.Namespace, extra: list[str]) -> int:
     """Print a line for each thing that holds; what does not is a GuardError."""
+    from app.cli.printing.summary import described
     from app.resolver import find_model, locate
     from app.settings import settings_from
     from guard.probe.bundle import FILES, load_bundle, require_model
@@ -114,7 +115,7 @@ def _verify(options: argparse.Namespace, extra: list[str]) -> int:
     said = neurons if len(bundle.neuron) else "no neurons"
     print(f"tensors      sha256 {card.tensors_sha256[:12]} as the card says; {said}")
     for name, head in bundle.tapped_heads.items():
-        print(f"{name:<12} a head on layers {', '.join(map(str, head.layer))}; finite, ascending")
+        print(f"{name:<12} {described(name, head)}; finite, ascending")
     on = f"on {len(bundle.right_risks)} right answers" if bundle.calibrated else "none: `hguard calibrate` comes first"
     print(f"calibration  {on}")
     reference = bundle.reference

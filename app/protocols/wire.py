@@ -201,7 +201,7 @@ class Writer:
         if verdict.beyond_calibration and not withheld:
             result["beyond_calibration"] = True
         if (known := verdict.in_domain) is not None:
-            result["in_domain"] = known  # of the question: it says nothing of an answer that is withheld
+            result["in_domain"] = known  # a function of the prompt alone, so of one that is withheld, too
         if verdict.declined:
             result["declined"] = True
         if verdict.reason is not None:

@@ -14,7 +14,8 @@ from guard.ipc.capture import CaptureParams
 from guard.ipc.score_table import ScoreTable
 from guard.ipc.taps import LayerTap, TapSpec, spec_of
 from guard.probe.bundle import Bundle
-from guard.probe.signals import Source, names
+from guard.probe.signals import DISTANCE, Source, names
+from guard.training.distance import AXES
 from guard.worker import ops
 from guard.worker.batch import BatchParams, Drawn, Statistics, Step, StepCapture
 from guard.worker.buffers import Taps
@@ -43,11 +44,12 @@ class Sizes:
     dtype: torch.dtype = torch.float32
 
     def spec(self) -> TapSpec:
-        """Taps of random neurons."""
+        """Taps of random neurons, and a random distance."""
         rng = np.random.default_rng(0)
         chosen = np.sort(rng.permutation(self.intermediate)[: self.neurons])
         tap = LayerTap(0, chosen, rng.standard_normal(self.neurons).astype(np.float32), chosen[::2])
-        return TapSpec(dict.fromkeys(range(self.layers), tap), self.neurons)
+        distance = rng.standard_normal((AXES, self.hidden + 1)).astype(np.float32)
+        return TapSpec(dict.fromkeys(range(self.layers), tap), self.neurons, {DISTANCE: {0: distance}})
 
 
 def measure(bundle: Bundle, engine: Any, rows: Sequence[int]) -> list[Part]:
@@ -108,8 +110,20 @@ def pieces(sizes: Sizes, count: int, spec: TapSpec | None = None) -> dict[str, C
         measured = [(source, of, dict.fromkeys(names(source), score)) for source, of in rows.items()]
         StepCapture(plain.captured, measured).to_host().deposit(table)
 
+    heads = [
+        (ops.distance if name == DISTANCE else ops.head, torch.from_numpy(one).to(device), taps.head_scores[name])
+        for name, by_layer in spec.heads.items()
+        for one in by_layer.values()
+    ]
+    states = [torch.randn(count, one.shape[-1] - one.dim() + 1, dtype=dtype, device=device) for _, one, _ in heads]
+
+    def of_states() -> None:
+        for (read, weight, score), x in zip(heads, states, strict=True):
+            read(x, weight, score)
+
     return {
         f"taps of {len(spec.layers)} layers": taps_of_all_layers,
+        **({"heads and distance": of_states} if heads else {}),
         "entropy and log-probability": draws,
         "bookkeeping and table": bookkeeping,
         "filling alpha": lambda: taps.begin(scaled),

@@ -247,10 +247,19 @@ def unscored(index: int, policy: Policy, ids: list[int], reason: Unscored) -> Ve
     return Verdict(index, policy, decision, None, None, ids, reason)
 
 
-def refused(index: int, policy: Policy, risk: float) -> Verdict:
-    """The verdict on an answer that is not going to exist."""
+def refused(index: int, policy: Policy, risk: float, readout: Readout, signals: TokenSignals) -> Verdict:
+    """The verdict on an answer that is not going to exist. ``signals``: of no token but the prompt's last."""
     return Verdict(
-        index, policy, Decision(True, Action.ABSTAINED), risk, None, [], prompt_risk=risk, prompt_refused=True
+        index,
+        policy,
+        Decision(True, Action.ABSTAINED),
+        risk,
+        None,
+        [],
+        signals=signals,
+        readout=readout,
+        prompt_risk=risk,
+        prompt_refused=True,
     )
 
 

@@ -365,8 +365,11 @@ class GuardedEngine:
             async with asyncio.timeout(within) as limit, self.traffic.begun(bundle):
                 signals = await self.measure(prompt_ids, ids, policy.scale, request_id, draws=readout.uses_draws)
                 began = time.perf_counter()
-                whole = policy.declines_pass and self._turns.start(prompt_ids) == len(prompt_ids)
-                verdict = verdict_on(signals, readout, policy, index, ids, declined=whole and declines.declines(text))
+                whole = self._turns.start(prompt_ids) == len(prompt_ids)
+                if not whole:
+                    signals = signals.without_question()
+                declined = whole and policy.declines_pass and declines.declines(text)
+                verdict = verdict_on(signals, readout, policy, index, ids, declined=declined)
                 if (call := current_context()) is not None:
                     call.overhead_seconds += time.perf_counter() - began
                 if within is not None:

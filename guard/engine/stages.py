@@ -109,13 +109,14 @@ class PromptCheck(Stage):
                 return None
             output, slot = looked
             answer = Answer(0, slot, prompt_length=len(output.prompt_token_ids))
-            risk = engine.readout_of(call).prompt_risk(answer.signals(engine.table, 0, 0).prompt_score)
+            readout, signals = engine.readout_of(call), answer.signals(engine.table, 0, 0)
+            risk = readout.prompt_risk(signals.prompt_score)
         first, count = request.first, request.params.n
         call.usage_adjustment[first] += 1
         if risk is None or risk < policy.prompt_threshold:
             return None
         for index in range(first, first + count):
-            call.verdicts[index] = refused(index, policy, risk)
+            call.verdicts[index] = refused(index, policy, risk, readout, signals)
         call.usage_adjustment.subtract(range(first, first + count))  # each answer's stand-in counts as a token
         return _refusal(output, request.request_id, count, engine.placeholder)
 

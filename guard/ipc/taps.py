@@ -190,6 +190,6 @@ class TapConfig:
             if lacking := [layer for layer, width in shapes.items() if tapped.get(layer) != width]:
                 raise UnsupportedError(
                     f"its head on {name} is of layers {', '.join(map(str, lacking))}, which the running engine does "
-                    "not read in that width: restart the server with it"
+                    "not read in that size: restart the server with it"
                 )
         return spec.fitted(self.layers, self.width)

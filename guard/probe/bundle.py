@@ -107,7 +107,7 @@ class Bundle:
             self.fits_the_weights_of(other)
             and self.readout.used <= other.measured
             and all(np.array_equal(getattr(self, name), getattr(other, name)) for name in neurons)
-            and all(other.tapped_heads.get(name) == head for name, head in self.tapped_heads.items())
+            and all(other.heads.get(name) == self.heads[name] for name in self.readout.used & self.heads.keys())
         )
 
     @property

@@ -159,6 +159,11 @@ class TokenSignals:
         before = self.last_prompt if first == 0 else unmeasured_prompt()
         return TokenSignals(before, {name: values[first:last] for name, values in self.values.items()})
 
+    def without_question(self) -> TokenSignals:
+        """The same, of tokens that follow no question: others of the assistant's turn stand before them."""
+        before = {name: value for name, value in self.last_prompt.items() if name != DISTANCE}
+        return TokenSignals(before, self.values)
+
     def forget_last(self) -> None:
         """Leave out the forward pass over the last token, in place."""
         for name in names(Source.FORWARD, frozenset(self.values)):

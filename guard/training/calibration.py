@@ -132,11 +132,15 @@ def calibrated(
 
 
 def distance_limit(signals: Sequence[TokenSignals]) -> float | None:
-    """The distance that all but OUTSIDE of these answers' questions are within; None where it was not measured."""
+    """The distance that all but OUTSIDE of these answers' questions are within; None where it was not measured.
+
+    One that is not finite, or missing, is beyond every limit.
+    """
     known = np.array([one.last_prompt.get(DISTANCE, np.nan) for one in signals], np.float64)
-    if not len(known) or not np.isfinite(known).all():
+    if not np.isfinite(known).any():
         return None
-    return float(np.quantile(known, 1 - OUTSIDE))
+    limit = float(np.quantile(np.nan_to_num(known, nan=np.inf), 1 - OUTSIDE, method="higher"))
+    return limit if np.isfinite(limit) else None
 
 
 @dataclass(frozen=True, slots=True)

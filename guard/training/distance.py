@@ -31,6 +31,8 @@ def find_distance(states: NDArray[np.float32], layer: int, seed: int) -> Distanc
     x = states.astype(np.float64)
     mean, scale = x.mean(0), x.std(0)
     scale[scale <= 1e-6 * np.abs(mean) + 1e-12] = np.inf  # what never differs says nothing
+    if not np.isfinite(scale).any():
+        raise ValueError(f"the residual stream of layer {layer} is the same at the end of every prompt")
     turned = np.linalg.qr(np.random.default_rng(seed).standard_normal((width, axes))).Q
     projection = turned / scale[:, None]
     shape = LedoitWolf(assume_centered=True).fit((x - mean) @ projection)

@@ -70,11 +70,18 @@ async def recalibrate(
         None,
         seed=config.seed,
     )
+    readout = made.parameters
+    if bundle.readout.distance_limit is not None and elsewhere(bundle, [signals[i] for i in parts["thresholds"]]):
+        say(
+            "these questions are unlike those that the probe's distance was fit on, and one limit would hold both: the "
+            "new probe tells no domain; `hguard fit` makes one that does"
+        )
+        readout = readout.model_copy(update={"distance_limit": None})
     card = bundle.card.model_copy(
         update={
             "id": bundle_id,
             "model": bundle.card.model.model_copy(update={"engine": " ".join(engine_version())}),
-            "readout": made.parameters,
+            "readout": readout,
             "thresholds": made.thresholds,
             "at_thresholds": made.at_thresholds,
             "metrics": measured,
@@ -85,6 +92,12 @@ async def recalibrate(
     kept_tensors = {name: tensor for name, tensor in bundle.tensors.items() if name != "right_prompt_risks"}
     with translate_os_errors(out):
         return save_bundle(out, card, {**kept_tensors, **made.risks}, reference)
+
+
+def elsewhere(bundle: Bundle, signals: Sequence[TokenSignals]) -> bool:
+    """Whether more than twice as many of these questions lie outside the bundle's domain as would at home."""
+    outside = [bundle.readout.in_domain(one) is not True for one in signals]
+    return float(np.mean(outside)) > 2 * calibration.OUTSIDE
 
 
 def unseen(bundle: Bundle, questions: Sequence[Question], say: Callable[[str], None]) -> list[Question]:

@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from guard.errors import TapError
-from guard.ipc.collecting import NAMES, Collecting, Part, Site
+from guard.ipc.collecting import NAMES, Collecting, Part, Site, site_of
+from guard.probe.signals import OF_STATES
 from guard.worker.batch import Step
 
 _NEVER = np.iinfo(np.int64).max
@@ -98,9 +99,10 @@ class Collector:
         """Raise TapError where a layer of the model lacks a site that is wanted."""
         for site in self.collecting.sites:
             if missing := sorted(set(range(self.layers)) - set(self.tables.get(site, ()))):
+                read = " and ".join(name for name in OF_STATES if site_of(name) is site)
                 raise TapError(
                     f"{site} cannot be collected of this model: it builds no {NAMES[site]} in layers "
-                    f"{', '.join(map(str, missing))}; leave {site} out"
+                    f"{', '.join(map(str, missing))}; leave {read} out"
                 )
 
     def begin(self, step: Step) -> None:

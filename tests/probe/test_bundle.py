@@ -272,3 +272,11 @@ def test_a_limit_without_a_distance_is_refused(bundle: Bundle, tmp_path: Path) -
     readout = bundle.card.readout.model_copy(update={"distance_limit": 1.0})
     with pytest.raises(BundleError, match="a limit of the distance, and there is no head for that"):
         save_bundle(tmp_path / "other", bundle.card.model_copy(update={"readout": readout}), bundle.tensors)
+
+
+def test_a_distance_decides_not_what_can_be_scored_beside_a_probe(headed: Bundle, tmp_path: Path) -> None:
+    """It makes no risk: a shadow probe with one may stand beside a probe without, and the other way round."""
+    plain = {name: one for name, one in headed.tensors.items() if not name.startswith("distance")}
+    without = save_bundle(tmp_path / "without", headed.card, plain)
+    assert headed.reads_within(without)
+    assert without.reads_within(headed)

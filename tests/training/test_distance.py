@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from guard.probe.bundle import Bundle
+from guard.probe.card import ReadoutParameters
 from guard.probe.signals import TokenSignals
 from guard.training import calibration, distance
 from guard.training.distance import find_distance
+from guard.training.recalibration import elsewhere
 from tests.measured import token_signals
 
 WIDTH, ANSWERS = 12, 400
@@ -58,6 +63,9 @@ def test_a_number_that_never_differs_says_nothing() -> None:
 
 def test_axes_are_no_more_than_answers_can_tell() -> None:
     assert find_distance(states(count=20), 0, seed=0).weight.shape == (1, 5, WIDTH + 1)
+    same = np.repeat(states(count=1), 40, 0)
+    with pytest.raises(ValueError, match="layer 0 is the same"):
+        find_distance(same, 0, seed=0)
     with pytest.raises(ValueError, match="7 answers say too little of where their questions lie"):
         find_distance(states(count=7), 0, seed=0)
 
@@ -74,7 +82,20 @@ def test_the_limit_leaves_one_in_twenty_outside() -> None:
     distances = np.random.default_rng(0).permutation(1000) / 10
     limit = calibration.distance_limit(measured(distances.tolist()))
     assert limit is not None
-    assert (distances > limit).mean() == pytest.approx(calibration.OUTSIDE)
-    assert calibration.distance_limit(measured([1.0, np.nan])) is None
+    assert (distances > limit).mean() == pytest.approx(calibration.OUTSIDE, abs=2e-3)
+    assert calibration.distance_limit(measured([1.0] * 30 + [np.nan])) == 1, "it is one of those that lie outside"
+    assert calibration.distance_limit(measured([1.0, np.nan])) is None, "half of them do"
     assert calibration.distance_limit([token_signals(0.0, [1.0], [1.0], [-1.0])]) is None
     assert calibration.distance_limit([]) is None
+
+
+def test_questions_of_another_kind_leave_no_domain(bundle: Bundle) -> None:
+    """One limit around both kinds would hold what lies between, too."""
+    known = replace(bundle, card=bundle.card.model_copy(update={"readout": limited(bundle, 2.0)}))
+    assert not elsewhere(known, measured([1.0] * 18 + [3.0] * 2))
+    assert elsewhere(known, measured([1.0] * 17 + [3.0] * 3))
+    assert elsewhere(known, measured([1.0] * 17 + [np.nan] * 3)), "which is in no domain that is known"
+
+
+def limited(bundle: Bundle, limit: float) -> ReadoutParameters:
+    return bundle.card.readout.model_copy(update={"distance_limit": limit})

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from guard.probe.bundle import Bundle
 from guard.probe.card import SetMetrics
+from guard.probe.heads import Head
+from guard.probe.signals import DISTANCE
 
 _WIDTH = 13  # of the longest name
 _ALL = "all"  # the set that holds all others
@@ -19,6 +21,14 @@ def lines(bundle: Bundle) -> Iterator[str]:
         yield f"{name:<{_WIDTH}} {said}"
 
 
+def described(name: str, head: Head) -> str:
+    """What a head is, and of which layers."""
+    layers = ", ".join(map(str, head.layer))
+    if name == DISTANCE:
+        return f"how far a question lies from those of the calibration, of layer {layers}, along {len(head.table)} axes"
+    return f"a linear head on layers {layers}"
+
+
 def _rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
     card = bundle.card
     model, training, readout = card.model, card.training, card.readout
@@ -29,7 +39,7 @@ def _rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
     neurons = f"{len(bundle.neuron)} in {layers} of {model.layers} layers, of which {said}"
     yield "neurons", neurons if len(bundle.neuron) else "none: heads alone, so nothing can be scaled"
     for name, head in bundle.tapped_heads.items():
-        yield name, f"a linear head on layers {', '.join(map(str, head.layer))}, {head.weight.shape[1]} numbers each"
+        yield name, f"{described(name, head)}, {head.width} numbers each"
     answers = ", ".join(f"{count} {part}" for part, count in training.answers.items())
     yield "fit", f"{training.method}; answers: {answers}"
     signals = ", ".join(f"{name} {term.weight:+.2f}" for name, term in readout.answer.signals.items())
