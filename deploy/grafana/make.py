@@ -130,7 +130,17 @@ def quality() -> Sheet:
         [(f"hguard:risk_psi:increase1h{{{MODEL}}}", "{{model}}")],
         "none",
         "Of each hour's answers against the calibration's. Without 500 answers an hour much of it is chance.",
+        width=6,
         steps=[(None, "transparent"), (0.1, "orange"), (0.25, "red")],
+    )
+    outside = f'sum by (model) (increase(hguard_domain_answers_total{{{MODEL}, in_domain="false"}}[1h]))'
+    made.lines(
+        "Questions of another kind",
+        [(f"{outside} / sum by (model) (increase(hguard_domain_answers_total{{{MODEL}}}[1h]))", "{{model}}")],
+        "percentunit",
+        "Of an hour's questions those unlike the calibration's, of which one in twenty is. Above 20 % an alert fires.",
+        width=6,
+        steps=[(None, "transparent"), (0.1, "orange"), (0.2, "red")],
     )
     made.bars(
         "Answers by band of risk",
