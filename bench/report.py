@@ -74,7 +74,7 @@ def _worth(model: str, sets: Collection[str]) -> dict[str, str]:
 
 def _beside() -> list[dict[str, str]]:
     """The guard and what else a person could run: speed with most clients relative to plain vLLM, and AUROC."""
-    figures = _read(RESULTS / "beside-smollm2.json")
+    figures = _read(RESULTS / "beside-cpu-smollm2.json")
     most = max(row["clients"] for row in figures["beside"])
     speed = {row["contender"]: row["ratio"] for row in figures["beside"] if row["clients"] == most}
     return [

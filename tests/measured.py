@@ -25,6 +25,7 @@ from guard.probe.signals import (
     SIGNALS,
     TokenSignals,
 )
+from guard.training.distance import AXES
 
 Three = tuple[float, float, float]
 Values = Sequence[float] | NDArray[np.floating]
@@ -54,8 +55,8 @@ def with_heads(bundle: Bundle, folder: Path, width: int, seed: int = 5) -> Bundl
         name: Head(np.array(one, np.int32), rng.normal(size=(len(one), width)).astype(np.float32) / 8)
         for name, one in layers.items()
     }
-    axes = rng.normal(size=(3, width + 1)).astype(np.float32) / 8
-    heads[DISTANCE] = head_of(DISTANCE, np.array([1], np.int32), axes)
+    axes = rng.normal(size=(AXES, width + 1)).astype(np.float32) / 8
+    heads[DISTANCE] = head_of(DISTANCE, np.array([(last + 1) // 2], np.int32), axes)  # where a fit would have it
     term = Term(mean=0.0, scale=1.0, weight=1e-3)
     readout = bundle.card.readout
     further = {name: term for name in OPTIONAL if name in COUNTED}

@@ -46,7 +46,7 @@ def random_bundle(bundle: Bundle, folder: Path, seed: int) -> Bundle:
     training = Training(
         method="random", labels="1-vs-1", C=1.0, seed=seed, span="answer-tokens-and-last-prompt-token", answers={}
     )
-    readout = bundle.card.readout.model_copy(update={"prompt_platt": None})
+    readout = bundle.card.readout.model_copy(update={"prompt_platt": None, "distance_limit": None})
     card = bundle.card.model_copy(
         update={
             "id": f"random-{seed}",

@@ -192,7 +192,7 @@ def test_other_heads_are_read_and_none_where_a_probe_has_none(
         ({"residual_layer": np.array([1, 2], np.int32)}, r"head on residual is of layers 1, 2, which .* does not read"),
         (
             {"attention_weight": np.ones((2, WIDTH - 1), np.float32)},
-            r"head on attention is of layers 1, 3, .* in that width",
+            r"head on attention is of layers 1, 3, .* in that size",
         ),
     ],
 )

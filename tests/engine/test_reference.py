@@ -56,5 +56,5 @@ def test_all_layers_count_afterwards(engine: Harness, prompts: list[list[int]]) 
     np.testing.assert_allclose(engine.run(score()), before, rtol=1e-5, atol=1e-5)
     again = engine.run(scores_by_layer(engine.engine, reference.prompt))
     assert reference.differences(again, "float32") == []
-    assert {name: set(layers) for name, layers in again.items()} == {"neurons": set(range(4))}
+    assert {name: set(layers) for name, layers in again.items()} == {"neurons": set(range(4)), "distance": {2}}
     assert reference.config["rope"] == {"rope_type": "default", "rope_theta": 10000.0}

@@ -197,7 +197,7 @@ def test_heads_are_read_as_they_were_written(bundle: Bundle, tmp_path: Path) -> 
     headed = with_heads(bundle, tmp_path / "headed", 8)
     assert load_bundle(headed.path).heads == headed.heads == headed.tapped_heads
     assert headed.measured == bundle.measured | set(OPTIONAL)
-    of_heads = {"residual": [0, 3], "attention": [1, 3], "block": [0, 3], "distance": [1]}
+    of_heads = {"residual": [0, 3], "attention": [1, 3], "block": [0, 3], "distance": [2]}
     assert headed.layers_read == {"neurons": [0, 1, 3], **of_heads}
     assert not headed.reads_as(bundle)
     assert not headed.reads_as(with_heads(bundle, tmp_path / "another", 8, seed=6))

@@ -138,5 +138,6 @@ def test_what_a_model_lacks_for_a_head_is_named(headed: Bundle) -> None:
 def test_a_configuration_that_was_json_on_its_way_is_the_same(headed: Bundle) -> None:
     """Layers are keys, and JSON makes strings of those."""
     config = TapConfig.of(headed)
-    assert config.heads == {"residual": {0: 256, 3: 256}, "attention": {1: 256, 3: 256}, "block": {0: 256, 3: 256}}
+    linear = {"residual": {0: 256, 3: 256}, "attention": {1: 256, 3: 256}, "block": {0: 256, 3: 256}}
+    assert config.heads == {**linear, "distance": {2: 64 * 257}}
     assert TapConfig.find(json.loads(json.dumps(config.additional_config()))) == config

@@ -113,11 +113,11 @@ def test_heads_are_shown(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureF
     assert main(["probe", "show", headed]) == 0
     shown = capsys.readouterr().out
     assert "residual      a linear head on layers 0, 3, 8 numbers each\n" in shown
-    assert "those of the calibration, of layer 1, along 3 axes, 8 numbers each\n" in shown
+    assert "those of the calibration, of layer 2, along 64 axes, 8 numbers each\n" in shown
     assert main(["probe", "verify", headed]) == 0
     assert "attention    a linear head on layers 1, 3; finite, ascending\n" in capsys.readouterr().out
     assert main(["probe", "show", headed, "--json"]) == 0
-    heads = {"residual": [0, 3], "attention": [1, 3], "block": [0, 3], "distance": [1]}
+    heads = {"residual": [0, 3], "attention": [1, 3], "block": [0, 3], "distance": [2]}
     assert json.loads(capsys.readouterr().out)["heads"] == heads
 
 

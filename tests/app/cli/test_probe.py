@@ -176,7 +176,7 @@ def test_a_linear_head_of_others(capsys: pytest.CaptureFixture[str]) -> None:
     np.testing.assert_allclose(bundle.heads["block"].weight, head.weight.detach())
     assert bundle.readout.answer.bias == pytest.approx(head.bias.item())
     assert main(["probe", "verify", "new", "--model", "atlas"]) == 0
-    assert "block        a head on layers 2" in capsys.readouterr().out
+    assert "block        a linear head on layers 2" in capsys.readouterr().out
     assert main(["probe", "show", "new"]) == 0
     assert "none: heads alone" in capsys.readouterr().out
     for name in ("list.json", "list.csv"):
@@ -236,7 +236,15 @@ def test_a_bundle_cannot_be_called_anything(capsys: pytest.CaptureFixture[str]) 
 def test_verify(imported: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "verify", PROBE, "--model", "atlas"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["files", "card", "tensors", "calibration", "reference", "model"]
+    assert [line.split()[0] for line in lines] == [
+        "files",
+        "card",
+        "tensors",
+        "distance",
+        "calibration",
+        "reference",
+        "model",
+    ]
     assert load_bundle(PROBE).revision in lines[1]
     assert main(["probe", "verify", "imported"]) == 0
     lines = capsys.readouterr().out.splitlines()
