@@ -17,7 +17,7 @@ from guard.probe.bundle import Bundle
 from guard.probe.signals import DISTANCE, Source, names
 from guard.training.distance import AXES
 from guard.worker import ops
-from guard.worker.batch import BatchParams, Drawn, Statistics, Step, StepCapture
+from guard.worker.batch import BatchParams, Drawn, Room, Statistics, Step, StepCapture
 from guard.worker.buffers import Taps
 
 _SECONDS = 0.3
@@ -95,11 +95,13 @@ def pieces(sizes: Sizes, count: int, spec: TapSpec | None = None) -> dict[str, C
             taps.read(z.index_select(1, neuron), h)
         taps.signals(len(z))
 
+    room = Room()
+
     def draws() -> None:
         if logits.is_cuda:
             Statistics.of(logits).signals(logits, tokens)
         else:
-            Drawn(logits).signals(tokens)
+            Drawn(logits, room=room).signals(tokens)
 
     def bookkeeping() -> None:
         score = taps.score[: plain.rows]

@@ -267,6 +267,20 @@ def _statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return log_total - weight.mul_(distance).sum(-1).div_(total), log_total + peak[:, 0]
 
 
+class Room:
+    """Memory for the logits of a step, used again in the next: made anew in each, tens of megabytes cost more in page
+    faults than all that is done with them."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
+
+    def kept(self, logits: torch.Tensor) -> torch.Tensor:
+        """A copy, in float32, which the next one overwrites."""
+        if self._memory.numel() < logits.numel():
+            self._memory = torch.empty(logits.numel())
+        return self._memory[: logits.numel()].view_as(logits).copy_(logits)
+
+
 class Drawn:
     """The distributions of one step, measured before anything is drawn from them.
 
@@ -274,8 +288,9 @@ class Drawn:
     themselves where they are few: that takes fewer calls than anything else.
     """
 
-    def __init__(self, logits: torch.Tensor, wanted: Collection[str] = ALWAYS) -> None:
-        """logits [rows, vocabulary], on the CPU; ``wanted``: the signals to measure."""
+    def __init__(self, logits: torch.Tensor, wanted: Collection[str] = ALWAYS, room: Room | None = None) -> None:
+        """logits [rows, vocabulary], on the CPU; ``wanted``: the signals to measure; ``room``: where logits are kept, until
+        the next are."""
         self._statistics: Statistics | None = None
         if logits.numel() <= _CACHED:
             self._kept = logits.float().log_softmax(-1).clamp_min_(_NEGLIGIBLE)
@@ -283,7 +298,7 @@ class Drawn:
             self._likeliest = _of_likeliest(self._kept, torch.zeros(len(logits)), wanted)
         else:
             self._statistics = Statistics.of(logits, wanted)
-            self._kept = logits.clone() if logits.dtype is torch.float32 else logits
+            self._kept = (room or Room()).kept(logits) if logits.dtype is torch.float32 else logits
 
     def signals(self, tokens: torch.Tensor) -> Measured:
         """The signals of a draw of one token of each row: tokens int64 [rows]."""

@@ -19,7 +19,7 @@ from guard.ipc.score_table import PATH_VARIABLE, ScoreTable, Slot, SlotPool
 from guard.ipc.taps import spec_of
 from guard.probe.bundle import Bundle
 from guard.probe.signals import COLUMN, NEURONS, Source
-from guard.worker.batch import BatchParams, Drawn, Statistics, Step, StepCapture, measure_given
+from guard.worker.batch import BatchParams, Drawn, Room, Statistics, Step, StepCapture, measure_given
 from guard.worker.buffers import Taps
 from guard.worker.layer import GuardRowParallelLinear
 from guard.worker.worker import GuardWorkerMixin, kind_of
@@ -180,3 +180,18 @@ def test_the_likeliest_tokens_are_measured_where_they_are_wanted() -> None:
         torch.testing.assert_close(found["margin"], (best[:, 0] / best[:, 1]).log())
         torch.testing.assert_close(found["top_mass"], best[:, :10].sum(1))
     assert set(Drawn(logits).signals(tokens)) == {"entropy", "logprob"}
+
+
+def test_logits_are_kept_in_the_same_memory_from_step_to_step() -> None:
+    """What sampling does to them is not seen, and neither is what an earlier step of more rows left."""
+    rng, room = torch.Generator().manual_seed(1), Room()
+    places = set()
+    for rows in (8, 6, 8):
+        logits, tokens = torch.randn(rows, 60_000, generator=rng), torch.arange(rows)
+        wanted = logits.log_softmax(-1)[tokens, tokens]
+        drawn = Drawn(logits, room=room)
+        logits.fill_(-torch.inf)
+        found = drawn.signals(tokens)
+        torch.testing.assert_close(found["logprob"], wanted)
+        places.add(drawn._kept.data_ptr())
+    assert len(places) == 1

@@ -14,7 +14,7 @@ import torch
 from guard.ipc.capture import CaptureParams, unpack
 from guard.ipc.score_table import ScoreTable
 from guard.probe.signals import Source
-from guard.worker.batch import BatchParams, Drawn, Step, StepCapture, measure_given
+from guard.worker.batch import BatchParams, Drawn, Room, Step, StepCapture, measure_given
 from guard.worker.buffers import NeuronSums, Taps
 
 
@@ -29,6 +29,7 @@ class AdapterV1:
         self._captured = BatchParams.of((), ())
         self._step: Step | None = None
         self._drawn: Drawn | None = None
+        self._room = Room()
         self._live = False
         self._hidden: dict[int, torch.Generator] = {}
         self._model_forward, self._execute_model, self._sample = (
@@ -56,7 +57,7 @@ class AdapterV1:
         pending = self._runner.execute_model_state
         if self._table is not None and self._step is not None and self._step.drawn and pending is not None:
             # Before grammar masks and sampling options: the model's own distribution, as vLLM's raw logprobs.
-            self._drawn = Drawn(pending.logits, self._table.measured)
+            self._drawn = Drawn(pending.logits, self._table.measured, self._room)
         return output
 
     def _guarded_forward(self, *args: Any, **kwargs: Any) -> Any:
