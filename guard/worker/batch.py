@@ -289,8 +289,8 @@ class Drawn:
     """
 
     def __init__(self, logits: torch.Tensor, wanted: Collection[str] = ALWAYS, room: Room | None = None) -> None:
-        """logits [rows, vocabulary], on the CPU; ``wanted``: the signals to measure; ``room``: where logits are kept, until
-        the next are."""
+        """logits [rows, vocabulary], on the CPU; ``wanted``: the signals to measure; ``room``: where logits are kept
+        until the next are."""
         self._statistics: Statistics | None = None
         if logits.numel() <= _CACHED:
             self._kept = logits.float().log_softmax(-1).clamp_min_(_NEGLIGIBLE)
