@@ -22,8 +22,7 @@ from guard.judge.question import Question
 from guard.probe.bundle import Bundle, load_bundle, save_bundle
 from guard.probe.heads import tensors_of
 from guard.probe.signals import DISTANCE
-from guard.training.calibration import OUTSIDE
-from guard.training.distance import find_distance
+from guard.training.distance import find_distance, limit_of
 from guard.training.examples import DataSplit, chosen_in
 from models.atlas.recipe.questions import from_ledger, load_ledger
 
@@ -39,8 +38,7 @@ def with_distance(bundle: Bundle, work: StageStore, questions: Sequence[Question
         table[[chosen[row].question for row in data.parts[name]], layer] for name in ("calibration", "thresholds")
     )
     head = find_distance(axes, layer, seed)
-    far = float(np.quantile(head.score(limit[:, None]), 1 - OUTSIDE))
-    readout = bundle.card.readout.model_copy(update={"distance_limit": far})
+    readout = bundle.card.readout.model_copy(update={"distance_limit": limit_of(head.score(limit[:, None]))})
     card = bundle.card.model_copy(update={"readout": readout})
     return save_bundle(out, card, bundle.tensors | tensors_of({DISTANCE: head}))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from bench.beside.rouge import rouge_l
+from guard.evaluation.random_baseline import flat
 from guard.probe.bundle import Bundle
 from guard.probe.cett import EPSILON
 
@@ -47,7 +49,7 @@ class Contender(Protocol):
 
 
 @dataclass(slots=True)
-class _Concurrent:
+class _Concurrent(ABC):
     """Contenders that take one prompt after the other, from as many clients as there are."""
 
     engine: Any
@@ -64,8 +66,8 @@ class _Concurrent:
         await asyncio.gather(*(client() for _ in range(clients)))
         return [found[number] for number in range(len(prompts))]
 
-    async def one(self, prompt: list[int]) -> Answer:
-        raise NotImplementedError
+    @abstractmethod
+    async def one(self, prompt: list[int]) -> Answer: ...
 
     async def _generated(self, prompt: list[int], **options: Any) -> list[Any]:
         """vLLM's outputs."""
@@ -134,47 +136,63 @@ class SelfConsistent(_Concurrent):
         return Answer(output.text, len(output.token_ids), 1 - alike, time.perf_counter() - began)
 
 
-class HookedTransformers:
-    """transformers' ``generate`` on the prompts of all clients at once, with a hook at each layer."""
+class _Transformers(ABC):
+    """Contenders that have transformers' ``generate`` answer the prompts of all clients at once."""
 
-    name = "transformers, hooks"
-
-    def __init__(self, model: Any, tokenizer: Any, bundle: Bundle, max_tokens: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, max_tokens: int) -> None:
         self._model, self._tokenizer, self._max_tokens = model, tokenizer, max_tokens
-        self._neurons = by_layer(bundle)
 
     async def answer(self, prompts: Sequence[list[int]], clients: int) -> list[Answer]:
         found: list[Answer] = []
         for start in range(0, len(prompts), clients):
-            found += self._batch(prompts[start : start + clients])
+            own = prompts[start : start + clients]
+            began = time.perf_counter()
+            told = self._told(own)
+            seconds = time.perf_counter() - began
+            found += [Answer(text, tokens, risk, seconds) for text, tokens, risk in told]
         return found
 
+    @abstractmethod
+    def _told(self, prompts: Sequence[list[int]]) -> list[tuple[str, int, float]]:
+        """Of each prompt the answer, its tokens and its risk."""
+
     @torch.inference_mode()
-    def _batch(self, prompts: Sequence[list[int]]) -> list[Answer]:
-        began = time.perf_counter()
+    def _generated(self, prompts: Sequence[list[int]]) -> list[tuple[str, int]]:
+        """Of each prompt the answer, and its tokens."""
         padding, end = self._tokenizer.pad_token_id, self._tokenizer.eos_token_id
         width = max(map(len, prompts))
         ids = torch.tensor([[padding] * (width - len(one)) + one for one in prompts])
         mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts])
+        made = self._model.generate(
+            ids, attention_mask=mask, max_new_tokens=self._max_tokens, do_sample=False, pad_token_id=padding
+        )
+        rows = (row[: row.index(end)] if end in row else row for row in made[:, width:].tolist())
+        return [(self._tokenizer.decode(row, skip_special_tokens=True), len(row)) for row in rows]
+
+
+class HookedTransformers(_Transformers):
+    """A hook at each layer with neurons: their mean over the last prompt token and the answer."""
+
+    name = "transformers, hooks"
+
+    def __init__(self, model: Any, tokenizer: Any, bundle: Bundle, max_tokens: int) -> None:
+        super().__init__(model, tokenizer, max_tokens)
+        self._neurons = by_layer(bundle)
+
+    def _told(self, prompts: Sequence[list[int]]) -> list[tuple[str, int, float]]:
         steps: list[torch.Tensor] = []
         with self._hooks(steps):
-            made = self._model.generate(
-                ids, attention_mask=mask, max_new_tokens=self._max_tokens, do_sample=False, pad_token_id=padding
-            )
-        scores, answers = torch.stack(steps, 1), []
-        seconds = time.perf_counter() - began
-        for row, tokens in enumerate(made[:, width:].tolist()):
-            kept = tokens[: tokens.index(end)] if end in tokens else tokens
-            text = self._tokenizer.decode(kept, skip_special_tokens=True)
-            # The last prompt token's, and those of the tokens that were fed back.
-            answers.append(Answer(text, len(kept), float(scores[row, : len(kept) + 1].mean()), seconds))
-        return answers
+            answers = self._generated(prompts)
+        scores = torch.stack(steps, 1)
+        # The last prompt token's, and those of the tokens that were fed back.
+        return [
+            (text, count, float(own[: count + 1].mean())) for (text, count), own in zip(answers, scores, strict=True)
+        ]
 
     @contextmanager
     def _hooks(self, steps: list[torch.Tensor]) -> Iterator[None]:
         """Each forward pass appends the scores of the last token of each row."""
-        layers = self._model.model.layers
-        first, last = min(self._neurons), max(self._neurons)
+        layers, first = self._model.model.layers, min(self._neurons)
 
         def hook(number: int) -> Any:
             index, weight = self._neurons[number]
@@ -188,7 +206,6 @@ class HookedTransformers:
 
             return read
 
-        assert first <= last
         handles = [layers[number].mlp.down_proj.register_forward_hook(hook(number)) for number in self._neurons]
         try:
             yield
@@ -197,51 +214,31 @@ class HookedTransformers:
                 handle.remove()
 
 
-class HProbes(HookedTransformers):
-    """hprobes 0.11 (PyPI): transformers answers, then a pass of its own over prompt and answer reads every neuron."""
+class HProbes(_Transformers):
+    """hprobes 0.11 (PyPI): a pass of its own over prompt and answer reads every neuron."""
 
     name = "transformers, then hprobes"
 
     def __init__(self, model: Any, tokenizer: Any, bundle: Bundle, max_tokens: int) -> None:
-        super().__init__(model, tokenizer, bundle, max_tokens)
+        super().__init__(model, tokenizer, max_tokens)
         from hprobes.cett import available_layers, precompute_col_norms  # type: ignore[import-not-found]
 
         self._layers = available_layers(model)
         self._norms = precompute_col_norms(model, self._layers)
-        width = bundle.card.model.neurons_per_layer
-        self._weight = np.zeros(len(self._layers) * width)
-        self._weight[bundle.layer.astype(np.int64) * width + bundle.neuron] = bundle.coefficient
+        self._weight = np.zeros(len(self._layers) * bundle.card.model.neurons_per_layer)
+        self._weight[flat(bundle)] = bundle.coefficient
 
-    @contextmanager
-    def _hooks(self, steps: list[torch.Tensor]) -> Iterator[None]:
-        """None while it answers."""
-
-        def count(module: Any, given: Any, output: Any) -> None:
-            steps.append(torch.zeros(output.shape[0]))
-
-        handle = self._model.model.layers[0].mlp.down_proj.register_forward_hook(count)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def _batch(self, prompts: Sequence[list[int]]) -> list[Answer]:
+    def _told(self, prompts: Sequence[list[int]]) -> list[tuple[str, int, float]]:
         from hprobes.cett import forward_cett_span
 
-        began = time.perf_counter()
-        answers = super()._batch(prompts)
         found = []
-        for prompt, answer in zip(prompts, answers, strict=True):
-            tokens = self._tokenizer(answer.text, add_special_tokens=False)["input_ids"]
-            given = {"input_ids": torch.tensor([[*prompt, *tokens]])}
-            given["attention_mask"] = torch.ones_like(given["input_ids"])
-            span = forward_cett_span(
-                self._model, given, len(prompt) - 1, len(prompt) + len(tokens), self._layers, self._norms
-            )
-            risk = float(np.asarray(span, np.float64).reshape(-1) @ self._weight)
-            found.append((answer, risk))
-        seconds = time.perf_counter() - began
-        return [Answer(answer.text, answer.tokens, risk, seconds) for answer, risk in found]
+        for prompt, (text, count) in zip(prompts, self._generated(prompts), strict=True):
+            tokens = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = torch.tensor([[*prompt, *tokens]])
+            given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            span = forward_cett_span(self._model, given, len(prompt) - 1, ids.shape[1], self._layers, self._norms)
+            found.append((text, count, float(np.asarray(span, np.float64).reshape(-1) @ self._weight)))
+        return found
 
 
 def by_layer(bundle: Bundle) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:

@@ -17,9 +17,9 @@ from guard.probe.card import ReadoutParameters, ThresholdMetrics
 from guard.probe.readout import Readout, Stack, token_features, windows
 from guard.probe.signals import COLUMN, COUNTED, DISTANCE, ENTROPY, TokenSignals
 from guard.training.config import Method
+from guard.training.distance import limit_of
 
 PARTS = ("calibration", "thresholds", "test")
-OUTSIDE = 0.05  # of the answers that thresholds come from: their questions lie outside the domain, by definition
 _UNREGULARISED = 1e6  # inverse strength that leaves a logistic regression on few features unregularised
 
 
@@ -121,26 +121,13 @@ def calibrated(
     """The card's parameters, and the tensors that thresholds and bands come from: risks of right and wrong answers."""
     right = [one for one, is_wrong in zip(signals, wrong, strict=True) if not is_wrong]
     risks = np.array([readout.risk(one)[0] for one in signals], np.float32)
-    readout = replace(
-        readout, calibrated_tokens=max(map(len, signals), default=None), distance_limit=distance_limit(signals)
-    )
+    far = limit_of(np.array([one.last_prompt.get(DISTANCE, np.nan) for one in signals], np.float64))
+    readout = replace(readout, calibrated_tokens=max(map(len, signals), default=None), distance_limit=far)
     tensors = {"right_risks": np.sort(risks[~wrong]), "wrong_risks": np.sort(risks[wrong])}
     if readout.prompt_platt is not None:
         prompt_risks = [readout.prompt_risk(one.prompt_score) for one in right]
         tensors["right_prompt_risks"] = np.sort(np.array(prompt_risks, np.float32))
     return ReadoutParameters.of(readout), tensors
-
-
-def distance_limit(signals: Sequence[TokenSignals]) -> float | None:
-    """The distance that all but OUTSIDE of these answers' questions are within; None where it was not measured.
-
-    One that is not finite, or missing, is beyond every limit.
-    """
-    known = np.array([one.last_prompt.get(DISTANCE, np.nan) for one in signals], np.float64)
-    if not np.isfinite(known).any():
-        return None
-    limit = float(np.quantile(np.nan_to_num(known, nan=np.inf), 1 - OUTSIDE, method="higher"))
-    return limit if np.isfinite(limit) else None
 
 
 @dataclass(frozen=True, slots=True)

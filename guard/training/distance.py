@@ -16,6 +16,7 @@ from sklearn.covariance import LedoitWolf
 from guard.probe.heads import DistanceHead
 
 AXES = 64
+OUTSIDE = 0.05  # of the answers that thresholds come from: their questions lie outside the domain, by definition
 _EACH = 4  # answers that each axis needs
 
 
@@ -40,3 +41,14 @@ def find_distance(states: NDArray[np.float32], layer: int, seed: int) -> Distanc
     weight = (projection @ vectors / np.sqrt(values)).T
     affine = np.concatenate([weight, -(weight @ mean)[:, None]], 1)
     return DistanceHead(np.array([layer], np.int32), affine[None].astype(np.float32))
+
+
+def limit_of(distances: NDArray[np.float64]) -> float | None:
+    """The one that all but OUTSIDE of these [answers] are within; None where it was measured of too few.
+
+    One that is not finite, or missing, is beyond every limit.
+    """
+    if not np.isfinite(distances).any():
+        return None
+    limit = float(np.quantile(np.nan_to_num(distances, nan=np.inf), 1 - OUTSIDE, method="higher"))
+    return limit if np.isfinite(limit) else None

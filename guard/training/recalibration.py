@@ -25,6 +25,7 @@ from guard.probe.bundle import Bundle, save_bundle
 from guard.probe.signals import TokenSignals
 from guard.training import calibration
 from guard.training.config import CalibrationConfig
+from guard.training.distance import OUTSIDE
 from guard.versions import engine_version
 
 SHARES = ALL_SHARES["calibrate"]
@@ -97,7 +98,7 @@ async def recalibrate(
 def elsewhere(bundle: Bundle, signals: Sequence[TokenSignals]) -> bool:
     """Whether more than twice as many of these questions lie outside the bundle's domain as would at home."""
     outside = [bundle.readout.in_domain(one) is not True for one in signals]
-    return float(np.mean(outside)) > 2 * calibration.OUTSIDE
+    return float(np.mean(outside)) > 2 * OUTSIDE
 
 
 def unseen(bundle: Bundle, questions: Sequence[Question], say: Callable[[str], None]) -> list[Question]:

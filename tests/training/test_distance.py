@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from guard.probe.bundle import Bundle
 from guard.probe.card import ReadoutParameters
 from guard.probe.signals import TokenSignals
-from guard.training import calibration, distance
-from guard.training.distance import find_distance
+from guard.training import distance
+from guard.training.distance import OUTSIDE, find_distance, limit_of
 from guard.training.recalibration import elsewhere
 from tests.measured import token_signals
 
@@ -80,13 +80,13 @@ def measured(distances: list[float]) -> list[TokenSignals]:
 
 def test_the_limit_leaves_one_in_twenty_outside() -> None:
     distances = np.random.default_rng(0).permutation(1000) / 10
-    limit = calibration.distance_limit(measured(distances.tolist()))
+    limit = limit_of(distances)
     assert limit is not None
-    assert (distances > limit).mean() == pytest.approx(calibration.OUTSIDE, abs=2e-3)
-    assert calibration.distance_limit(measured([1.0] * 30 + [np.nan])) == 1, "it is one of those that lie outside"
-    assert calibration.distance_limit(measured([1.0, np.nan])) is None, "half of them do"
-    assert calibration.distance_limit([token_signals(0.0, [1.0], [1.0], [-1.0])]) is None
-    assert calibration.distance_limit([]) is None
+    assert (distances > limit).mean() == pytest.approx(OUTSIDE, abs=2e-3)
+    assert limit_of(np.array([1.0] * 30 + [np.nan])) == 1, "it is one of those that lie outside"
+    assert limit_of(np.array([1.0, np.nan])) is None, "half of them do"
+    assert limit_of(np.array([np.nan])) is None
+    assert limit_of(np.zeros(0)) is None
 
 
 def test_questions_of_another_kind_leave_no_domain(bundle: Bundle) -> None:
